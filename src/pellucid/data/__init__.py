@@ -1,0 +1,1 @@
+"""Images and labels: layouts on disk, the decoded store, augmentation and order."""

@@ -1,0 +1,382 @@
+"""The run folder: what training leaves, as typed records. The only code that knows its paths; needs no torch.
+
+    recipe.yaml        as the user wrote it            metrics.jsonl        one line an epoch and evaluation
+    resolved.yaml      every value                     predictions/         <split>.npz and .csv, a row a sample
+    environment.json   machine and versions            checkpoints/         last/, best/, final.safetensors
+    data.json          classes, n, hashes, problems    figures/             PNG, SVG, PDF
+    samples/           <split>.csv: file, label, hash  report.html          one file, offline
+    run.json           status, measurements, hashes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from pellucid import recipe as recipes
+from pellucid.errors import RunError
+
+
+RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A reported number with what a reader needs to believe it.
+
+    `value` is in `unit`: "fraction" lies in [0, 1], "nats" is a loss, "count" a number of things. `interval` is the
+    95 % interval that `interval_how` names, over the `n` samples of `split`.
+    """
+
+    name: str
+    value: float
+    unit: str
+    split: str
+    n: int
+    seed: int
+    how: str
+    interval: tuple[float, float] | None = None
+    interval_how: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.split}/{self.name}"
+
+    def __str__(self) -> str:
+        return rounded(self.value, self.unit)
+
+
+def rounded(value: float | None, unit: str = "fraction") -> str:
+    """A number as readers see it: fractions and losses with four decimals, counts whole. The one place that rounds."""
+    if value is None or math.isnan(value):
+        return "n/a"
+    if unit == "count":
+        return f"{value:,.0f}"
+    if unit == "seconds":
+        return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+    if unit == "rate":
+        return f"{value:.3g}"
+    return f"{value:.4f}"
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """One split of the data as the run saw it. `hash` covers names, labels and content of all samples."""
+
+    name: str
+    n: int
+    hash: str
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class DataProblem:
+    """A fault of one file or of a split: `kind` is one of those that `data check` lists."""
+
+    split: str
+    file: str
+    kind: str
+    detail: str
+    fatal: bool
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What data.json holds."""
+
+    source: str
+    classes: list[str]
+    splits: dict[str, SplitRecord]
+    problems: list[DataProblem]
+    skipped: list[str]
+    mean: list[float]
+    std: list[float]
+    normalize: str
+
+
+@dataclass
+class RunRecord:
+    """What run.json holds; rewritten as a whole."""
+
+    pellucid: str
+    status: str
+    task: str
+    command: list[str]
+    started: str
+    finished: str | None = None
+    seconds: float = 0.0
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
+    num_params: int = 0
+    selected: str = "last epoch"
+    measurements: list[Measurement] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    error: str | None = None
+
+    def note(self, line: str) -> None:
+        """Keep a line about something that was decided for the user; each line once."""
+        if line not in self.notes:
+            self.notes.append(line)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One row for each sample of a split, in the order of samples/<split>.csv.
+
+    files: n relative names; labels: (n,) int64; logits: (n, C) float32, before the softmax.
+    """
+
+    files: list[str]
+    labels: np.ndarray
+    logits: np.ndarray
+
+    def probabilities(self) -> np.ndarray:
+        """(n, C) float64, each row sums to 1."""
+        shifted = self.logits.astype(np.float64)
+        shifted -= shifted.max(axis=1, keepdims=True)
+        exp = np.exp(shifted)
+        return exp / exp.sum(axis=1, keepdims=True)
+
+
+class Run:
+    """A run folder, opened for reading; the writing methods belong to training."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "run.json").is_file():
+            raise RunError(f"{self.path}: expected a run folder (one with run.json in it). `pellucid train RECIPE` makes one.")
+
+    @classmethod
+    def create(cls, path: Path, *, record: RunRecord, recipe: recipes.Recipe, recipe_text: str) -> Self:
+        """Make the folder; refuses one that has something in it."""
+        if path.exists() and any(path.iterdir()):
+            raise RunError(f"{path}: the folder is not empty. Choose another with --out, or `pellucid resume {path}` when it is an unfinished run.")
+        for folder in ("samples", "predictions", "checkpoints", "figures"):
+            (path / folder).mkdir(parents=True, exist_ok=True)
+        (path / "recipe.yaml").write_text(recipe_text)
+        recipes.save(recipe, path / "resolved.yaml")
+        write_json(path / "run.json", record)
+        return cls(path)
+
+    # ── paths ──
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def final_weights(self) -> Path:
+        """The weights that the measurements belong to."""
+        return self.path / "checkpoints" / "final.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    def predictions_file(self, split: str) -> Path:
+        return self.path / "predictions" / f"{split}.npz"
+
+    # ── reading ──
+    @property
+    def record(self) -> RunRecord:
+        raw = self._json("run.json")
+        raw["measurements"] = [Measurement(**{**m, "interval": tuple(m["interval"]) if m["interval"] else None}) for m in raw["measurements"]]
+        return RunRecord(**raw)
+
+    @property
+    def measurements(self) -> dict[str, Measurement]:
+        """{split/name: Measurement}, the headline first."""
+        return {m.key: m for m in self.record.measurements}
+
+    @property
+    def recipe(self) -> recipes.Recipe:
+        return recipes.load(self.path / "resolved.yaml")
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        return self._json("environment.json")
+
+    @property
+    def data(self) -> DataRecord:
+        raw = self._json("data.json")
+        raw["splits"] = {name: SplitRecord(**split) for name, split in raw["splits"].items()}
+        raw["problems"] = [DataProblem(**problem) for problem in raw["problems"]]
+        return DataRecord(**raw)
+
+    def samples(self, split: str) -> list[tuple[str, int, str]]:
+        """(file, label, content hash) of each sample of a split."""
+        with self._open(f"samples/{split}.csv").open(newline="", encoding="utf-8") as file:
+            return [(row["file"], int(row["label"]), row["hash"]) for row in csv.DictReader(file)]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a torn last line is left out."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        found = []
+        for i, line in enumerate(lines):
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                if i != len(lines) - 1:
+                    raise RunError(f"{file}:{i + 1}: expected a JSON object; the file was changed") from None
+        return found
+
+    def predictions(self, split: str) -> Predictions:
+        path = self._open(f"predictions/{split}.npz")
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return Predictions([str(name) for name in arrays["file"]], arrays["label"], arrays["logits"])
+        except Exception as error:  # a damaged zip raises half a dozen types
+            raise RunError(f"{path}: cannot be read as predictions: {error}") from None
+
+    @property
+    def prediction_splits(self) -> list[str]:
+        """Splits with saved predictions, val before test."""
+        names = [file.stem for file in (self.path / "predictions").glob("*.npz")]
+        return sorted(names, key=lambda name: (name != "val", name))
+
+    # ── writing (training only) ──
+    def write_record(self, record: RunRecord) -> None:
+        write_json(self.path / "run.json", record)
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        write_json(self.path / "environment.json", dict(environment))
+
+    def write_data(self, data: DataRecord, samples: Mapping[str, Iterable[tuple[str, int, str]]]) -> None:
+        write_json(self.path / "data.json", data)
+        for split, rows in samples.items():
+            with _replacing(self.path / "samples" / f"{split}.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(["file", "label", "hash"])
+                writer.writerows(rows)
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop the lines after `step`: a resumed run writes them again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        with _replacing(self.path / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def write_predictions(self, split: str, predictions: Predictions, classes: list[str]) -> list[Path]:
+        """The arrays as .npz and a table for readers as .csv; returns both files."""
+        arrays = self.predictions_file(split)
+        with _replacing(arrays) as temporary, temporary.open("wb") as file:
+            names = np.array(predictions.files, dtype=np.str_)
+            np.savez(file, file=names, label=predictions.labels, logits=predictions.logits)
+        table = arrays.with_suffix(".csv")
+        probabilities = predictions.probabilities()
+        with _replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
+            writer = csv.writer(text)
+            writer.writerow(["file", "label", "prediction", "confidence"])
+            for name, label, row in zip(predictions.files, predictions.labels, probabilities, strict=True):
+                writer.writerow([name, classes[label], classes[int(row.argmax())], f"{row.max():.6f}"])
+        return [arrays, table]
+
+    # ── use ──
+    def predict(self, images: Any) -> list[Any]:
+        """`Prediction(file, label, confidence, probabilities)` for each image: paths, folders or PIL images."""
+        from pellucid.tasks import predict  # needs torch
+
+        return predict(self, images)
+
+    def report(self) -> Path:
+        """Write report.html and return its path."""
+        from pellucid.report import write_report
+
+        return write_report(self)
+
+    def show(self) -> Any:
+        """The report in a notebook, or in the browser from a script."""
+        import html
+
+        page = self.report()
+        try:
+            from IPython.core.getipython import get_ipython  # type: ignore[import-not-found]
+            from IPython.display import HTML, display  # type: ignore[import-not-found]
+        except ImportError:
+            inside_notebook = False
+        else:
+            inside_notebook = get_ipython() is not None
+        if inside_notebook:
+            source = html.escape(page.read_text(encoding="utf-8"), quote=True)
+            display(HTML(f'<iframe srcdoc="{source}" style="width:100%;height:720px;border:0"></iframe>'))
+        else:
+            import webbrowser
+
+            webbrowser.open(page.resolve().as_uri())
+        return page
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def _open(self, name: str) -> Path:
+        path = self.path / name
+        if not path.is_file():
+            raise RunError(f"{path}: the file is missing; the run is not whole or was changed")
+        return path
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self._open(name)
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise RunError(f"{path}: not readable as JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise RunError(f"{path}: expected a JSON object")
+        return value
+
+
+def file_hash(path: Path) -> str:
+    """BLAKE2b-128 of a file, as hex."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a dataclass or a mapping as JSON through a temporary file and a rename, so that a reader sees all of it or none."""
+    plain = asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    with _replacing(path) as temporary:
+        temporary.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -145,16 +145,31 @@ class AugmentSection(Section):
     mixup: NonNegative = Field(0.0, description="Alpha of the Beta distribution of mixup (Zhang et al. 2018); 0 is off.")
     cutmix: NonNegative = Field(0.0, description="Alpha of the Beta distribution of CutMix (Yun et al. 2019); 0 is off. With mixup, each batch takes one of the two.")
 
+    @field_validator("random_resized_crop")
+    @classmethod
+    def _area_range(cls, area: list[float] | None) -> list[float] | None:
+        if area is not None and not area[0] <= area[1] <= 1.0:
+            raise ValueError(f"expected [least, most] with least <= most <= 1, got {area}")
+        return area
+
+    @field_validator("crop_ratio")
+    @classmethod
+    def _ratio_range(cls, ratio: list[float]) -> list[float]:
+        if ratio[0] > ratio[1]:
+            raise ValueError(f"expected [least, most], got {ratio}")
+        return ratio
+
+    @field_validator("color_jitter")
+    @classmethod
+    def _hue_range(cls, strengths: list[float] | None) -> list[float] | None:
+        if strengths is not None and strengths[3] > 0.5:
+            raise ValueError(f"expected a hue (the fourth number) of at most 0.5, got {strengths[3]:g}")
+        return strengths
+
     @model_validator(mode="after")
-    def _ranges(self) -> Self:
+    def _one_crop(self) -> Self:
         if self.random_resized_crop is not None and self.random_crop is not None:
             raise ValueError("give random_resized_crop or random_crop, not both")
-        if self.random_resized_crop is not None and not self.random_resized_crop[0] <= self.random_resized_crop[1] <= 1.0:
-            raise ValueError(f"random_resized_crop is [least, most] with least <= most <= 1, got {self.random_resized_crop}")
-        if self.crop_ratio[0] > self.crop_ratio[1]:
-            raise ValueError(f"crop_ratio is [least, most], got {self.crop_ratio}")
-        if self.color_jitter is not None and self.color_jitter[3] > 0.5:
-            raise ValueError(f"hue of color_jitter is at most 0.5, got {self.color_jitter[3]:g}")
         return self
 
 
@@ -469,8 +484,10 @@ def _apply(values: dict[str, Any], places: Places, problems: list[Problem], over
         return
     path: Path_ = tuple(int(part) if part.isdigit() else part for part in key.split("."))
     holder: Any = values
-    for part in path[:-1]:
+    for depth, part in enumerate(path[:-1], 1):
         if isinstance(holder, dict) and isinstance(part, str):
+            if part not in holder:
+                places[path[:depth]] = (name, None, None)
             holder = holder.setdefault(part, {})
         elif isinstance(holder, list) and isinstance(part, int) and part < len(holder):
             holder = holder[part]
@@ -497,11 +514,24 @@ def _check(values: dict[str, Any], places: Places, problems: list[Problem], file
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         found = [_problem(dict(item), values, places, file) for item in error.errors(include_url=False)]
-        unique = {(p.file, p.line, p.column, p.message): p for p in [*problems, *found]}
-        raise RecipeError(sorted(unique.values(), key=lambda p: (p.file, p.line or 0, p.column or 0))) from None
+        raise RecipeError(sorted(_joined([*problems, *found]), key=lambda p: (p.file, p.line or 0, p.column or 0))) from None
     if problems:
         raise RecipeError(problems)
     return recipe
+
+
+def _joined(problems: list[Problem]) -> list[Problem]:
+    """The problems, those about one value of a union (`expected a, got x`; `expected b, got x`) as one."""
+    joined: dict[tuple[Any, ...], Problem] = {}
+    for p in problems:
+        head, expected, rest = p.message.partition(": expected ")
+        what, _, got = rest.rpartition("; got ")
+        key = (p.file, p.line, p.column, head, got) if expected and got else (p.file, p.line, p.column, p.message)
+        if key in joined and expected and what not in joined[key].message:
+            before = joined[key].message.rpartition("; got ")[0]
+            joined[key] = Problem(p.file, p.line, p.column, f"{before} or {what}; got {got}")
+        joined.setdefault(key, p)
+    return list(joined.values())
 
 
 def _problem(error: dict[str, Any], values: dict[str, Any], places: Places, file: str) -> Problem:
@@ -512,9 +542,8 @@ def _problem(error: dict[str, Any], values: dict[str, Any], places: Places, file
     context, kind, got = error.get("ctx", {}), error["type"], error["input"]
     match kind:
         case "extra_forbidden":
-            message = f"unknown key {key!r} in {_section_name(path[:-1])}.{did_you_mean(key, section)} Known: {', '.join(section)}."
-            if isinstance(got, dict) and not section:
-                message = f"unknown key {key!r}"
+            hint = did_you_mean(key, section) or f" Known: {', '.join(section)}."
+            message = f"unknown key {key!r} in {_section_name(path[:-1])}.{hint}"
         case "missing":
             message = f"{dotted} is missing"
         case "literal_error" | "union_tag_invalid":
@@ -532,6 +561,7 @@ def _problem(error: dict[str, Any], values: dict[str, Any], places: Places, file
             message = f"{dotted}: expected a mapping, got {_kind(got)}"
         case _:
             what = error["msg"].removeprefix("Input should be ").removeprefix("Value should be ")
+            what = what.replace("a valid integer", "a whole number").replace("a valid ", "a ").replace("a string", "text").replace("a boolean", "true or false")
             message = f"{dotted}: expected {what[:1].lower()}{what[1:]}; got {_kind(got)}"
     while path not in places and path:
         path = path[:-1]

@@ -182,6 +182,16 @@ class Run:
         return self.path / "checkpoints" / "final.safetensors"
 
     @property
+    def best_weights(self) -> Path:
+        """The weights of the best evaluation so far (train.keep: best)."""
+        return self.path / "checkpoints" / "best.safetensors"
+
+    @property
+    def thumbnails(self) -> Path:
+        """Pictures of mistakes for the report: <split>/<row>.webp."""
+        return self.path / "thumbnails"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -192,6 +202,11 @@ class Run:
     @property
     def report_file(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def verify_file(self) -> Path:
+        """The result of the last `pellucid verify`."""
+        return self.path / "verify.json"
 
     @property
     def recipe_file(self) -> Path:

@@ -1,0 +1,43 @@
+# The same at home and in CI. Needs python3 (3.11 to 3.13), pip, make and git.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: help demo install test check bench proof reference clean
+help:            ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
+
+demo: $(VENV)/core.stamp          ## install, train a small ViT on drawn scenes, verify it, write the report
+	$(BIN)/pellucid demo
+
+install: $(VENV)/dev.stamp        ## everything for development into .venv
+
+test: $(VENV)/dev.stamp           ## all tests but the long proofs
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/dev.stamp          ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/dev.stamp          ## Pellucid beside a plain torchvision loop
+	$(BIN)/python bench/photographs.py
+
+proof: $(VENV)/dev.stamp          ## the long demonstrations
+	$(BIN)/python -m pytest -q -m proof
+
+reference: $(VENV)/dev.stamp      ## docs/reference.md from the schema and the command line
+	$(BIN)/python docs/make_reference.py
+
+$(VENV)/core.stamp: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/core.stamp requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

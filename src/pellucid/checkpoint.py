@@ -1,0 +1,98 @@
+"""Checkpoints: written beside the old one and put in its place whole, found again newest first.
+
+A checkpoint is a folder `checkpoints/step-<n>` with `model.safetensors`, `average.safetensors` (with EMA), `state.pt`
+(optimiser, progress; loads with weights_only) and `manifest.json`, the hashes of the others. A folder whose files do
+not agree with its manifest is passed over, so a torn write costs the steps since the checkpoint before it and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.errors import RunError
+from pellucid.models.weights import read_weights, save_weights
+from pellucid.run import file_hash
+
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What training needs to go on: weights on the CPU and the loop's own state."""
+
+    path: Path
+    step: int
+    model: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, *, step: int, model: Mapping[str, Tensor], average: Mapping[str, Tensor] | None, state: Mapping[str, Any]) -> Path:
+    """Write `folder/step-<step>` and drop all but the newest two."""
+    target = folder / f"step-{step:09d}"
+    temporary = folder / f".step-{step:09d}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_weights(model, temporary / "model.safetensors", {"step": str(step)})
+        if average is not None:
+            save_weights(average, temporary / "average.safetensors", {"step": str(step)})
+        torch.save(dict(state), temporary / "state.pt")
+        names = sorted(path.name for path in temporary.iterdir())
+        for name in names:
+            _sync(temporary / name)
+        (temporary / "manifest.json").write_text(json.dumps({"step": step, "files": {name: file_hash(temporary / name) for name in names}}))
+        _sync(temporary / "manifest.json")
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        _sync(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in _folders(folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint, and a line for each newer one that was passed over because it is damaged."""
+    passed = []
+    for path in _folders(folder):
+        try:
+            return _load(path), passed
+        except RunError as error:
+            passed.append(str(error))
+    return None, passed
+
+
+def _load(path: Path) -> Checkpoint:
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name, digest in manifest["files"].items():
+            if file_hash(path / name) != digest:
+                raise RunError(f"{path / name}: the file is damaged (its hash is not the one in the manifest)")
+        average = read_weights(path / "average.safetensors") if (path / "average.safetensors").exists() else None
+        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        return Checkpoint(path, int(manifest["step"]), read_weights(path / "model.safetensors"), average, state)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path}: not a whole checkpoint ({error})") from None
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,501 @@
+"""The command line: reads arguments, calls one function, prints what came back.
+
+Results go to stdout, progress and errors to stderr. Everything heavy is imported inside the command that needs it, so
+that `pellucid --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pellucid import __version__
+from pellucid.errors import MismatchError, MissingError, PellucidError, UsageError
+
+app = typer.Typer(
+    name="pellucid", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Train a vision model from one recipe, see what is inside it, and prove every number it reports.",
+)  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
+recipes_app = typer.Typer(no_args_is_help=True, help="Recipes that come with Pellucid.")
+app.add_typer(data_app, name="data")
+app.add_typer(recipes_app, name="recipes")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a value of the recipe, e.g. -s train.batch_size=64. Repeatable.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="PATH", help="Where to write.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Tolerance = Annotated[float, typer.Option("--tolerance", min=0.0, help="Largest absolute difference of a recomputed number.")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; the entry point exits with it."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        code = app(arguments, standalone_mode=False, prog_name="pellucid")
+    except (PellucidError, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        return _told(error)
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # typer's own usage errors
+            error.show()
+            code = 2
+        elif debug:
+            raise
+        elif isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
+        else:
+            print(f"pellucid: internal error: {type(error).__name__}: {error}\nThe same command with --debug shows where. Please report it.", file=sys.stderr)
+            code = 1
+    return int(code or 0)
+
+
+def entry() -> None:
+    sys.exit(main())
+
+
+def _told(error: BaseException) -> int:
+    if isinstance(error, PellucidError):
+        print(str(error) if str(error) else type(error).__name__, file=sys.stderr)
+        return error.exit_code
+    print("interrupted", file=sys.stderr)
+    return 130
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+# ── train ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command()
+def demo(out: Out = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Train a small ViT on drawn scenes, verify it and write the report: about 4 minutes on 2 cores."""
+    from pellucid.train import train as train_
+    from pellucid.verify import verify as verify_
+
+    run = train_(_shipped("demo"), out=out, quiet=quiet, command=["pellucid", "demo"])
+    verification = verify_(run)
+    verification.save(run)
+    page = run.report()
+    if not as_json:
+        _print_measurements(run)
+        print(f"\nverify: {verification.result}, {verification.promise}")
+        print(f"report: {page}")
+    _print_run(run, as_json)
+    if not verification.ok:
+        raise MismatchError("\n".join(c.line for c in verification.checks if not c.ok))
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    set_: Set = None,
+    out: Out = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Train under this many consecutive seeds and report mean, spread and interval.")] = 1,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a recipe; prints the numbers and, as last line, the run folder."""
+    from pellucid.train import train as train_
+    from pellucid.train import train_seeds
+
+    command = ["pellucid", "train", str(recipe), *[part for s in set_ or [] for part in ("-s", s)], *(["--seeds", str(seeds)] if seeds > 1 else [])]
+    if seeds == 1:
+        run = train_(recipe, overrides=set_ or [], out=out, quiet=quiet, command=command)
+        if not as_json:
+            _print_measurements(run)
+            print(f"report: {run.report_file}")
+        _print_run(run, as_json)
+        return
+    from pellucid.compare import summarize_seeds
+
+    runs = train_seeds(recipe, seeds, overrides=set_ or [], out=out, quiet=quiet, command=command)
+    summaries = summarize_seeds(runs)
+    folder = runs[0].path.parent
+    if as_json:
+        _print_json({"run": str(folder), "runs": [str(r.path) for r in runs], "measurements": {s.key: asdict(s) for s in summaries}})
+        return
+    for summary in summaries:
+        print(summary)
+    print(folder)
+
+
+@app.command()
+def resume(run: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Continue an interrupted run at its last checkpoint."""
+    from pellucid.train import resume as resume_
+
+    finished = resume_(run, quiet=quiet)
+    if not as_json:
+        _print_measurements(finished)
+    _print_run(finished, as_json)
+
+
+@app.command()
+def plan(
+    recipe: RecipeFile,
+    set_: Set = None,
+    timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Measure a few steps to estimate the time.")] = True,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Steps, parameters, sizes, memory, time and every resolved value, without training."""
+    from pellucid import recipe as recipes
+    from pellucid.plan import plan as plan_
+    from pellucid.progress import Progress
+
+    checked = recipes.load(recipe, set_ or [])
+    with Progress(quiet=quiet) as progress:
+        found = plan_(checked, timing=timing, progress=progress)
+    if as_json:
+        _print_json({**asdict(found), "resolved": checked.model_dump(mode="json")})
+    else:
+        _print_plan(found, checked.train.batch_size)
+
+
+@app.command()
+def validate(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False) -> None:
+    """Check a recipe: every fault with file:line:column. Model names are checked too; data is what `plan` reads."""
+    from pellucid import recipe as recipes
+    from pellucid.models import normalization
+
+    checked = recipes.load(recipe, set_ or [])
+    normalization(checked.model.name)  # raises with the nearest name when there is no such model
+    if as_json:
+        _print_json({"recipe": str(recipe), "valid": True})
+    else:
+        print(f"{recipe}: valid")
+
+
+# ── numbers ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command()
+def verify(
+    run: RunFolder,
+    tolerance: Tolerance = 0.005,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train again from the recipe and compare.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Recompute every reported number twice: from the predictions, and from checkpoint and data. Exit 3 on a mismatch."""
+    from pellucid.progress import Progress
+    from pellucid.run import Run
+    from pellucid.verify import verify as verify_
+
+    opened = Run(run)
+    if retrain:
+        verification = _retrained(opened, tolerance, quiet)
+    else:
+        with Progress(quiet=quiet) as progress:
+            verification = verify_(opened, tolerance=tolerance, progress=progress)
+        verification.save(opened)
+        opened.report()
+    if as_json:
+        _print_json({**asdict(verification), "result": verification.result})
+    else:
+        print("\n".join(verification.lines()))
+        print(f"{verification.result}: {run} ({len(verification.checks)} checks, {sum(not c.ok for c in verification.checks)} failed)")
+    if not verification.ok:
+        raise MismatchError(f"{run}: " + "; ".join(c.line for c in verification.checks if not c.ok))
+
+
+def _retrained(run: Any, tolerance: float, quiet: bool) -> Any:
+    import tempfile
+
+    from pellucid.train import train as train_
+    from pellucid.verify import compare_retrained
+
+    with tempfile.TemporaryDirectory() as folder:
+        return compare_retrained(run, train_(run.recipe, out=Path(folder) / "again", quiet=quiet), tolerance)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Annotated[str, typer.Option("--data", metavar="PATH", help="Images with labels, in the layout of the run's source: a folder, or a CSV for table.")],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """The run's numbers on other labelled images of the same classes."""
+    from pellucid.evaluate import evaluate as evaluate_
+    from pellucid.progress import Progress
+    from pellucid.run import Run
+
+    with Progress(quiet=quiet) as progress:
+        measurements = evaluate_(Run(run), data, progress=progress)
+    if as_json:
+        _print_json({"run": str(run), "data": data, "measurements": [asdict(m) for m in measurements]})
+    else:
+        print(_measurement_table(measurements))
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Images and folders of images.")],
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Label images: CSV with filename, label and confidence."""
+    import csv
+
+    from pellucid.run import Run
+
+    predictions = Run(run).predict([str(path) for path in paths])
+    if as_json:
+        _print_json({"predictions": [asdict(p) for p in predictions]})
+        return
+    stream = out.open("w", newline="", encoding="utf-8") if out else sys.stdout
+    writer = csv.writer(stream)
+    writer.writerow(["filename", "label", "confidence"])
+    writer.writerows([p.file, p.label, f"{p.confidence:.6f}"] for p in predictions)
+    if out:
+        stream.close()
+        print(out)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: model.onnx or model.safetensors in the run folder.")] = None,
+    format_: Annotated[str, typer.Option("--format", help="onnx or safetensors.")] = "onnx",
+    as_json: AsJson = False,
+) -> None:
+    """Write the model as ONNX or safetensors after checking that it gives the same logits."""
+    from pellucid.evaluate import export_run
+    from pellucid.run import Run
+
+    if format_ not in ("onnx", "safetensors"):
+        raise UsageError(f"--format: expected onnx or safetensors, got {format_!r}")
+    result = export_run(Run(run), out, format_)
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        print("\n".join(result.lines()))
+
+
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command()
+def report(run: RunFolder, out: Out = None, as_json: AsJson = False) -> None:
+    """Write the report of a run: one HTML file, offline."""
+    from pellucid.report import write_report
+    from pellucid.run import Run
+
+    page = write_report(Run(run), out=out)
+    if as_json:
+        _print_json({"report": str(page), "bytes": page.stat().st_size})
+    else:
+        print(page)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders, or folders made by train --seeds.")],
+    baseline: Annotated[str | None, typer.Option("--baseline", metavar="RUN", help="The row that differences refer to; default: the last row.")] = None,
+    final: Annotated[str | None, typer.Option("--final", metavar="RUN", help="Mark this run as the final one.")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="The number to sort by, e.g. val/accuracy; default: the headline.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the comparison as HTML.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One table of differing settings and numbers, with differences and their intervals."""
+    from pellucid import compare as compare_
+    from pellucid.compare import expand, to_html, to_json, to_text
+
+    comparison = compare_(expand(runs), baseline=baseline, final=final, metric=metric)
+    if out is not None:
+        out.write_text(to_html(comparison), encoding="utf-8")
+    if as_json:
+        _print_json(to_json(comparison))
+    else:
+        print(to_text(comparison))
+        if out is not None:
+            print(out)
+
+
+# ── data, recipes, machine ────────────────────────────────────────────────────────────────────────────────────
+
+
+@data_app.command("check")
+def data_check(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Every image and label that would cause trouble, by name. Exit 2 when training would refuse to start."""
+    from pellucid import recipe as recipes
+    from pellucid.data.check import check
+    from pellucid.errors import DataError
+    from pellucid.progress import Progress
+
+    checked = recipes.load(recipe, set_ or [])
+    with Progress(quiet=quiet) as progress:
+        found = check(checked.data, seed=checked.seed, progress=progress)
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        _print_data_report(found)
+    fatal = [problem for problem in found.problems if problem.fatal]
+    if fatal and checked.data.on_bad == "refuse":
+        raise DataError(f"training would refuse to start: {len(fatal)} bad images. Repair or remove them, or set data.on_bad: skip to leave them out by name.")
+
+
+@recipes_app.command("ls")
+def recipes_ls(as_json: AsJson = False) -> None:
+    """The recipes that come with Pellucid, with their first line."""
+    from pellucid.tables import table
+
+    rows = [(name, path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")) for name, path in _recipes().items()]
+    if as_json:
+        _print_json({"recipes": dict(rows)})
+    else:
+        print(table(["recipe", "command, hardware, time, expected number"], rows))
+
+
+@recipes_app.command("cp")
+def recipes_cp(
+    name: Annotated[str, typer.Argument(help="A name of `recipes ls`.")],
+    to: Annotated[Path, typer.Argument(help="File or folder to copy to.")] = Path("."),
+) -> None:
+    """Copy a recipe (and the one that it extends) to change it."""
+    source = _shipped(name)
+    target = to / source.name if to.is_dir() else to
+    parent = _extended(source)
+    for origin, copy in [(source, target), *([(parent, target.parent / parent.name)] if parent else [])]:
+        if copy.exists():
+            raise UsageError(f"{copy}: the file exists; choose another name")
+        copy.write_text(origin.read_text(encoding="utf-8"), encoding="utf-8")
+    print(target)
+
+
+@recipes_app.command("schema")
+def recipes_schema() -> None:
+    """The JSON schema of a recipe, for editors."""
+    from pellucid.recipe import json_schema
+
+    _print_json(json_schema())
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What this machine has: versions, devices, extras, caches."""
+    from pellucid.doctor import examine
+
+    findings = examine()
+    if as_json:
+        _print_json({f.name: f.value for f in findings})
+        return
+    for finding in findings:
+        print(f"{'ok  ' if finding.ok else 'lack'} {finding.name}: {finding.value}{'' if finding.ok or not finding.remedy else '  → ' + finding.remedy}")
+
+
+def _recipes() -> dict[str, Path]:
+    """{name: file} of the shipped recipes: beside the package when installed, at the top of a checkout otherwise."""
+    here = Path(__file__).parent
+    for folder in (here / "recipes", here.parent.parent / "recipes"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    raise MissingError("the recipes that come with Pellucid are not installed. Install it again with pip.")
+
+
+def _shipped(name: str) -> Path:
+    from pellucid.errors import did_you_mean
+
+    found = _recipes()
+    if name not in found:
+        raise UsageError(f"there is no recipe {name!r}.{did_you_mean(name, found)} `pellucid recipes ls` shows all.")
+    return found[name]
+
+
+def _extended(recipe: Path) -> Path | None:
+    for line in recipe.read_text(encoding="utf-8").splitlines():
+        if line.startswith("extends:"):
+            return recipe.parent / line.partition(":")[2].strip()
+    return None
+
+
+# ── printing ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _print_json(value: Any) -> None:
+    plain: Callable[[Any], Any] = lambda v: asdict(v) if is_dataclass(v) and not isinstance(v, type) else str(v)  # noqa: E731
+    print(json.dumps(value, default=plain, ensure_ascii=False))
+
+
+def _print_run(run: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json({"run": str(run.path), "measurements": {key: m.value for key, m in run.measurements.items()}})
+    else:
+        print(run.path)
+
+
+def _print_measurements(run: Any) -> None:
+    record = run.record
+    for line in record.notes:
+        print(f"note: {line}", file=sys.stderr)
+    print(_measurement_table(record.measurements))
+
+
+def _measurement_table(measurements: Any) -> str:
+    from pellucid.run import rounded
+    from pellucid.tables import table
+
+    def interval(m: Any) -> str:
+        return f"{rounded(m.interval[0], m.unit)} to {rounded(m.interval[1], m.unit)}" if m.interval else ""
+
+    return table(["number", "value", "95 % interval", "unit", "n"], [(m.key, str(m), interval(m), m.unit, f"{m.n:,}") for m in measurements])
+
+
+def _print_plan(p: Any, batch_size: int) -> None:
+    from pellucid.run import rounded
+    from pellucid.tables import duration, size, table
+
+    rows = [
+        ("data", f"{p.classes} classes; " + ", ".join(f"{name} {n:,}" for name, n in p.images.items())),
+        ("steps", f"{p.total_steps:,} ({p.steps_per_epoch:,} an epoch, batch {batch_size})"),
+        *[(f"phase {i + 1}", f"{q.epochs} epochs, {q.steps:,} steps, {q.optimizer}, {q.schedule}; lr {rounded(q.first_lr, 'rate')} first, {rounded(q.peak_lr, 'rate')} highest, {rounded(q.last_lr, 'rate')} last") for i, q in enumerate(p.phases)],
+        ("parameters", f"{p.num_params:,}, {p.num_trainable:,} trained"),
+        ("weights", size(p.weights_bytes)),
+        ("checkpoint", size(p.checkpoint_bytes)),
+        ("activations", f"{size(p.activation_bytes_per_image)} an image"),
+        ("memory", f"about {size(p.memory_bytes)} at micro-batch {p.micro_batch_size}; {size(p.free_bytes)} free on {p.device}"),
+        ("forward pass", f"{p.forward_flops_per_image / 1e9:.2f} GFLOP an image"),
+        ("time", "not measured" if p.seconds is None else f"about {duration(p.seconds)} ({p.seconds_per_image * 1e3:.1f} ms an image, measured here)"),
+    ]  # fmt: skip
+    print(table(["what", "figure"], rows))
+    for note in p.notes:
+        print(f"note: {note}")
+    print(f"\nresolved values:\n{p.resolved}", end="")
+
+
+def _print_data_report(found: Any) -> None:
+    from pellucid.tables import table
+
+    names = list(found.counts)
+    print(table(["class", *names], [(c, *[str(found.counts[s][i]) for s in names]) for i, c in enumerate(found.classes)]))
+    print(table(["split", "images", "content hash"], [(name, f"{found.n[name]:,}", found.hashes[name]) for name in names]))
+    for p in found.problems:
+        print(f"{'BAD ' if p.fatal else 'note'} {p.kind} {p.split}/{p.file}: {p.detail}")
+    print(f"{len(found.problems)} findings, {sum(p.fatal for p in found.problems)} bad images")
+
+
+if __name__ == "__main__":
+    entry()

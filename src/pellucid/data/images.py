@@ -1,0 +1,307 @@
+"""Bytes of an image file -> an upright RGB picture, the faults found on the way, and the stored form of one size.
+
+How each kind of file becomes 8-bit RGB (every one but plain 8-bit grey and RGB is told as a finding):
+
+  16_bit       grey: round(value / 257), the whole range and not a clipped part; colour: the high byte, as Pillow reads it
+  palette      each index by its palette colour
+  transparent  composed over black, which is also what `fit: pad` and rotation fill with
+  cmyk         Pillow's plain conversion; an embedded colour profile is not applied
+  exif_rotated turned upright by the EXIF orientation
+  wrong_extension, corrupt_metadata   the picture is read by its content; its name or side information is wrong
+
+Fatal, because no picture or no single picture is meant: zero_size, unreadable, truncated, too_large (more pixels than
+Pillow's limit against decompression bombs) and animated (which frame would be meant is not ours to guess).
+Formats are a closed list: none of them runs a program to decode, as EPS would.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from pellucid.errors import DataError
+
+# Pillow's name of each format that is read -> endings of its files.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),  # a JPEG with further pictures behind it, as phones write; the first is the photograph
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k"),
+    "AVIF": (".avif",),
+}
+ENDINGS = frozenset(ending for endings in FORMATS.values() for ending in endings)
+
+FATAL = frozenset({"zero_size", "unreadable", "truncated", "too_large", "animated"})
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's decoders raise on bad bytes. MemoryError is not among them: that is the machine's fault, not the file's.
+_BROKEN = (
+    OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError, struct.error, zlib.error,
+)  # fmt: skip
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about one file that its owner should know; `fatal` when there is no picture to use."""
+
+    kind: str
+    detail: str
+    fatal: bool
+
+
+class _FaultError(Exception):
+    """A fatal finding on its way out of the decoder."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        self.finding = Finding(kind, detail, fatal=True)
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """The picture of a file's bytes: mode RGB, upright, original size. DataError names the file and its fault."""
+    try:
+        picture, _ = _decode(data, name)
+    except _FaultError as fault:
+        raise DataError(f"{name}: {fault.finding.kind}: {fault.finding.detail}") from None
+    return picture
+
+
+def findings(data: bytes, name: str) -> list[Finding]:
+    """What is to be said about a file, after decoding it once fully; empty for a plain image. At most one is fatal, the last."""
+    try:
+        _, notes = _decode(data, name)
+    except _FaultError as fault:
+        return [fault.finding]
+    return notes
+
+
+def resize(image: Image.Image, size: tuple[int, int], fit: str, resize_size: int | None, interpolation: str) -> np.ndarray:
+    """The stored form of an RGB picture for a model input of `size` (H, W): uint8 (H', W', 3), resampled once with antialiasing.
+
+    fit, as in the recipe. crop: aspect kept, the smallest size that covers `size`, whose short side is first scaled to
+    `resize_size` when given; the long side is rounded down as torchvision does. The crop itself comes later (centre or random).
+    stretch: exactly `size`. pad: the largest picture inside `size`, centred on black, exactly `size`.
+    interpolation: bilinear or bicubic. A picture of the right size is not resampled.
+    """
+    height, width = {"crop": _covering(image.size, size, resize_size), "stretch": size, "pad": _inside(image.size, size)}[fit]
+    if image.size != (width, height):
+        image = image.resize((width, height), _FILTERS[interpolation])
+    pixels = np.asarray(image)
+    if fit != "pad" or (height, width) == size:
+        return pixels
+    canvas = np.zeros((*size, 3), np.uint8)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    canvas[top : top + height, left : left + width] = pixels
+    return canvas
+
+
+def _covering(width_height: tuple[int, int], size: tuple[int, int], resize_size: int | None) -> tuple[int, int]:
+    """(height, width) with the picture's aspect that covers `size` scaled so that its short side is `resize_size`."""
+    width, height = width_height
+    short = min(size)
+    side = short if resize_size is None else resize_size
+    need_h, need_w = (-(-side * length // short) for length in size)  # rounded up: the crop must find its pixels
+    if need_h * width >= need_w * height:  # the height asks for the larger scale
+        return need_h, max(need_w, need_h * width // height)
+    return max(need_h, need_w * height // width), need_w
+
+
+def _inside(width_height: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) with the picture's aspect, as large as fits into `size`."""
+    width, height = width_height
+    if size[0] * width <= size[1] * height:  # the height is the tighter side
+        return size[0], min(size[1], max(1, round(width * size[0] / height)))
+    return min(size[0], max(1, round(height * size[1] / width))), size[1]
+
+
+def _decode(data: bytes, name: str) -> tuple[Image.Image, list[Finding]]:
+    """The RGB picture and the findings that are not fatal; _FaultError for those that are."""
+    if not data:
+        raise _FaultError("zero_size", "the file is empty (0 bytes)")
+    with _pillow_warnings() as told:
+        image = _opened(data)
+        notes = _format_notes(image, data, name)
+        _refuse_frames(image)
+        before = _orientation(image, told)
+        try:
+            image.load()
+        except _BROKEN as error:
+            raise _load_fault(error, len(data)) from None
+        after = _orientation(image, told)  # TIFF turns itself upright while loading; PNG may hold its EXIF behind the pixels
+        if before in _UPRIGHT or after in _UPRIGHT:
+            notes.append(_note("exif_rotated", f"EXIF orientation {before if before in _UPRIGHT else after}: turned upright"))
+        picture = _rgb(image, notes)
+    if after in _UPRIGHT:
+        picture = picture.transpose(_UPRIGHT[after])
+    notes += [_note("corrupt_metadata", message) for message in dict.fromkeys(told)]
+    return picture, notes
+
+
+def _note(kind: str, detail: str) -> Finding:
+    return Finding(kind, detail, fatal=False)
+
+
+def _opened(data: bytes) -> Any:
+    """The file with its header read. (Any: Pillow's types leave out what the plugins add.)"""
+    try:
+        image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _FaultError("too_large", f"{str(error).split(',')[0].rstrip('.')}; scale the image down") from None
+    except UnidentifiedImageError:
+        raise _FaultError("unreadable", f"not an image of a known format ({', '.join(FORMATS)})") from None
+    except _BROKEN as error:
+        raise _FaultError("unreadable", f"the header cannot be read: {_said(error)}") from None
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise _FaultError("too_large", f"{image.width} x {image.height} pixels, the limit is {limit:,} pixels; scale the image down")
+    return image
+
+
+def _format_notes(image: Any, data: bytes, name: str) -> list[Finding]:
+    """What the header says: a wrong ending, 16 bits, CMYK, a palette."""
+    notes = []
+    ending = PurePosixPath(name).suffix.lower()
+    if ending and ending not in FORMATS[image.format]:
+        notes.append(_note("wrong_extension", f"the content is {image.format}, the name ends in {ending}"))
+    if _sixteen_bit(image, data):
+        notes.append(_note("16_bit", "16 bits a channel: scaled to 8"))
+    if image.mode == "CMYK":
+        notes.append(_note("cmyk", "CMYK: converted to RGB without its colour profile"))
+    if image.mode in ("P", "PA") and image.format != "GIF":  # a GIF always has a palette
+        notes.append(_note("palette", "palette: converted to RGB"))
+    return notes
+
+
+def _sixteen_bit(image: Any, data: bytes) -> bool:
+    if image.format == "PNG":
+        return data[24] == 16  # bit depth in the IHDR chunk, which the format puts first
+    if image.format == "TIFF":
+        return 16 in image.tag_v2.get(258, ())  # BitsPerSample
+    return image.mode.startswith("I")  # PPM with a maximum above 255 and JPEG 2000
+
+
+def _refuse_frames(image: Any) -> None:
+    try:
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    except _BROKEN as error:  # GIF and TIFF walk through the file to count
+        raise _FaultError("unreadable", f"its frames cannot be counted: {_said(error)}") from None
+    if frames > 1:
+        raise _FaultError("animated", f"{frames} frames or pages; keep the one that is meant")
+
+
+def _orientation(image: Any, told: list[str]) -> int:
+    """The EXIF orientation, 1 where there is none; broken EXIF is told and taken as 1."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _BROKEN as error:
+        told.append(f"EXIF cannot be read: {_said(error)}")
+        return 1
+
+
+def _load_fault(error: Exception, num_bytes: int) -> _FaultError:
+    message = _said(error)
+    cut = isinstance(error, EOFError) or any(word in message.lower() for word in ("truncated", "eof", "not enough data", "buffer overrun", "unexpected end"))
+    if cut:
+        return _FaultError("truncated", f"the file ends too early ({num_bytes} bytes): {message}")
+    return _FaultError("unreadable", f"decoding fails: {message}")
+
+
+def _said(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _rgb(image: Any, notes: list[Finding]) -> Image.Image:
+    """The loaded picture as 8-bit RGB."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
+        return _from_16_bit(image)
+    if image.mode in ("I", "F"):
+        numbers = "32-bit integers" if image.mode == "I" else "floats"
+        raise _FaultError("unreadable", f"pixels are {numbers}, whose range is not fixed; save the image with 8 or 16 bits")
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        if layers.getchannel("A").getextrema()[0] == 255:
+            return layers.convert("RGB")
+        notes.append(_note("transparent", "transparent pixels: composed over black"))
+        return Image.alpha_composite(Image.new("RGBA", layers.size, (0, 0, 0, 255)), layers).convert("RGB")
+    try:
+        return image if type(image) is Image.Image and image.mode == "RGB" else image.convert("RGB")
+    except ValueError as error:  # LAB and others without a conversion
+        raise _FaultError("unreadable", f"colour mode {image.mode}: {_said(error)}; save the image as RGB") from None
+
+
+def _from_16_bit(image: Any) -> Image.Image:
+    values = np.asarray(image).astype(np.uint32)
+    grey = ((values + 128) // 257).astype(np.uint8)  # round(value / 257): 0..65535 to 0..255
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 0
+    return Image.fromarray(grey).convert("RGB")
+
+
+# ── Pillow's warnings ─────────────────────────────────────────────────────────────────────────────────────────
+
+_lock = threading.Lock()
+_inside_count = 0
+_filters: Any = None
+_told = threading.local()
+
+
+@contextmanager
+def _pillow_warnings() -> Iterator[list[str]]:
+    """The messages that Pillow warns with in this thread while the block runs; none of them reaches the user's screen.
+
+    `warnings.catch_warnings` alone swaps global state and is not safe with several decoding threads before Python 3.14, so
+    the first thread in installs it and the last one out removes it. Warnings of other modules and threads pass through.
+    """
+    global _inside_count, _filters
+    with _lock:
+        _inside_count += 1
+        if _inside_count == 1:
+            _filters = warnings.catch_warnings()
+            _filters.__enter__()
+            shown = warnings.showwarning
+            warnings.filterwarnings("always", module=r"PIL(\.|$)")
+
+            def keep(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
+                messages = getattr(_told, "messages", None)
+                if messages is None:
+                    shown(message, category, filename, lineno, file, line)
+                elif not issubclass(category, Image.DecompressionBombWarning):  # measured in _opened, and fatal
+                    messages.append(" ".join(str(message).split()))
+
+            warnings.showwarning = keep
+    messages: list[str] = []
+    _told.messages = messages
+    try:
+        yield messages
+    finally:
+        _told.messages = None
+        with _lock:
+            _inside_count -= 1
+            if _inside_count == 0:
+                _filters.__exit__(None, None, None)

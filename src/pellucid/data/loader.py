@@ -1,0 +1,161 @@
+"""Order, windows and reading ahead.
+
+An epoch is a sequence of windows (one optimiser step each); a window is cut into packs (micro-batches). Which sample
+stands where is a function of seed and epoch alone, so any position can be returned to, and neither the number of
+threads nor the size of the packs changes it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pellucid.data.augment import Images
+from pellucid.data.draws import permutation, uniforms
+from pellucid.data.store import Pixels
+
+
+@dataclass(frozen=True)
+class Window:
+    """The samples of one step. rows: (n,) indices into the split; draws: (n,) the sample numbers that key random draws."""
+
+    epoch: int
+    index: int
+    rows: np.ndarray
+    draws: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Decoded images of positions `start` to `stop` of a window.
+
+    With partners (mixup, CutMix) there is one image more, in front: that of position start - 1 (the last of the window
+    for start 0), because the partner of a position is the one before it.
+    """
+
+    window: Window
+    start: int
+    stop: int
+    images: Images
+    rows: np.ndarray
+    draws: np.ndarray
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def epoch_windows(labels: np.ndarray, *, batch_size: int, seed: int, epoch: int, balanced: bool) -> list[Window]:
+    """All windows of an epoch; the last one may be short.
+
+    balanced: n draws with replacement, each class with the same probability. A sample drawn for the k-th time in an
+    epoch keys its random draws with sample + k n, so that repeats are augmented differently.
+    """
+    n = len(labels)
+    if balanced:
+        rows = _balanced_rows(labels, seed, epoch)
+        order = np.argsort(rows, kind="stable")
+        first = np.searchsorted(rows[order], rows[order], side="left")
+        repeat = np.empty(n, np.int64)
+        repeat[order] = np.arange(n) - first
+        draws = rows + repeat * n
+    else:
+        rows = permutation(seed, epoch, n)
+        draws = rows
+    return [
+        Window(epoch, index, rows[start : start + batch_size], draws[start : start + batch_size])
+        for index, start in enumerate(range(0, n, batch_size))
+    ]
+
+
+def ordered_windows(n: int, batch_size: int) -> list[Window]:
+    """Windows over a split in its own order, for evaluation."""
+    rows = np.arange(n)
+    return [Window(0, i, rows[s : s + batch_size], rows[s : s + batch_size]) for i, s in enumerate(range(0, n, batch_size))]
+
+
+def _balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    n = len(labels)
+    by_class = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    u = uniforms(seed, epoch, np.arange(n), "balanced_sampling", 2)
+    chosen = (u[:, 0] * len(by_class)).astype(np.int64)
+    return np.array([by_class[c][int(v * len(by_class[c]))] for c, v in zip(chosen, u[:, 1], strict=True)], dtype=np.int64)
+
+
+class Reader:
+    """Packs of windows, read ahead by threads in the order in which they will be asked for.
+
+    Use as a context manager: leaving it ends the threads.
+    """
+
+    def __init__(self, pixels: Pixels, *, workers: int, partners: bool = False, pin: bool = False, ahead: int = 4) -> None:
+        self._pixels, self._partners, self._pin = pixels, partners, pin
+        self._pool = ThreadPoolExecutor(workers) if workers else None
+        self._depth = max(ahead, 2 * workers)
+        self._queue: deque[tuple[tuple[int, int, int, int], Future[Pack]]] = deque()
+        self._plan: Iterator[tuple[Window, int, int]] = iter(())
+        self._micro = 0
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._drop()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def plan(self, windows: list[Window], micro_batch_size: int) -> None:
+        """Announce what will be asked for, in order; reading starts at once."""
+        self._drop()
+        self._micro = micro_batch_size
+        self._plan = ((w, s, min(s + micro_batch_size, len(w))) for w in windows for s in range(0, len(w), micro_batch_size))
+        self._fill()
+
+    def packs(self, window: Window, micro_batch_size: int) -> Iterator[Pack]:
+        """The packs of one window. What was announced is ready; anything else is read now."""
+        for start in range(0, len(window), micro_batch_size):
+            yield self._get(window, start, min(start + micro_batch_size, len(window)))
+
+    def _get(self, window: Window, start: int, stop: int) -> Pack:
+        key = (window.epoch, window.index, start, stop)
+        if self._queue and self._queue[0][0] == key:
+            future = self._queue.popleft()[1]
+            self._fill()
+            return future.result()
+        return self._read(window, start, stop)
+
+    def _fill(self) -> None:
+        while self._pool is not None and len(self._queue) < self._depth:
+            following = next(self._plan, None)
+            if following is None:
+                return
+            window, start, stop = following
+            self._queue.append(((window.epoch, window.index, start, stop), self._pool.submit(self._read, window, start, stop)))
+
+    def _drop(self) -> None:
+        self._plan = iter(())
+        while self._queue:
+            self._queue.popleft()[1].cancel()
+
+    def _read(self, window: Window, start: int, stop: int) -> Pack:
+        positions = np.arange(start - 1 if self._partners else start, stop)
+        rows, draws = window.rows[positions], window.draws[positions]
+        return Pack(window, start, stop, pack_images([self._pixels.image(int(row)) for row in rows], pin=self._pin), rows, draws)
+
+
+def pack_images(arrays: list[np.ndarray], *, pin: bool = False) -> Images:
+    """Decoded (H, W, 3) uint8 images behind each other in one flat tensor, so that one copy brings them to the device."""
+    shapes = [(int(a.shape[0]), int(a.shape[1])) for a in arrays]
+    flat = torch.empty(sum(a.size for a in arrays), dtype=torch.uint8, pin_memory=pin)
+    view, start = flat.numpy(), 0
+    for array in arrays:
+        view[start : start + array.size] = array.reshape(-1)
+        start += array.size
+    return Images(flat, shapes)

@@ -1,0 +1,171 @@
+"""Decoded pixels: each image is decoded and resized once and kept as uint8 in a memory-mapped file.
+
+A store is keyed by the content of its images, their order, the resizing and the versions that decide the pixels, so a
+changed image or setting never meets an old store. A split larger than the limit streams: decoded when it is
+needed, by the same function, hence the same pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import PIL
+
+from pellucid.data.dataset import Split
+from pellucid.data.images import resize
+
+FORMAT = 1
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """How a decoded image becomes what is stored; `size` is (height, width) of what the model will see."""
+
+    size: tuple[int, int]
+    fit: str
+    resize_size: int | None
+    interpolation: str
+
+
+class Pixels(Protocol):
+    """Random access to the decoded images of a split."""
+
+    note: str | None
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8, RGB."""
+        ...
+
+
+class Stream:
+    """Decodes when asked; nothing is kept."""
+
+    def __init__(self, split: Split, resizing: Resizing, note: str | None) -> None:
+        self._split, self._resizing, self.note = split, resizing, note
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def image(self, index: int) -> np.ndarray:
+        r = self._resizing
+        return resize(self._split.open(index), r.size, r.fit, r.resize_size, r.interpolation)
+
+
+class Store:
+    """Decoded images behind each other in one memory-mapped file."""
+
+    note: str | None = None
+
+    def __init__(self, folder: Path) -> None:
+        self._shapes = np.load(folder / "shapes.npy")
+        sizes = self._shapes.astype(np.int64).prod(axis=1) * 3
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self._pixels = np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="r")
+        if len(self._pixels) != self._starts[-1]:
+            raise ValueError(f"{folder}: pixels and shapes do not belong together")
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def image(self, index: int) -> np.ndarray:
+        height, width = self._shapes[index]
+        return self._pixels[self._starts[index] : self._starts[index + 1]].reshape(height, width, 3)
+
+
+def open_pixels(
+    split: Split, resizing: Resizing, *, limit_bytes: float, directory: str | None, workers: int, progress: Progress | None = None
+) -> Pixels:
+    """The split's pixels: an existing store, a new one, or a stream when they would exceed `limit_bytes`.
+
+    `note` of the result says why it streams.
+    """
+    stream = Stream(split, resizing, None)
+    needed = _estimated_bytes(stream)
+    if needed > limit_bytes:
+        return Stream(split, resizing, f"{split.name}: {needed / 1e9:.2f} GB decoded exceed data.store.limit_gb {limit_bytes / 1e9:g}; images are decoded in every epoch")
+    folder = Path(directory) if directory else cache_folder() / "store"
+    target = folder / _key(split, resizing)
+    try:
+        if not (target / "pixels.bin").exists():
+            _build(stream, target, workers, split.name, progress)
+        return Store(target)
+    except OSError as error:  # a full disk or a read-only folder: the same pixels can be had without the store
+        return Stream(split, resizing, f"{split.name}: no store could be kept in {folder} ({error.strerror or error}); images are decoded in every epoch")
+
+
+def channel_statistics(pixels: Pixels) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of R, G, B over all pixels, scaled to [0, 1]; sums are exact integers."""
+    total, squares, count = np.zeros(3, np.int64), np.zeros(3, np.int64), 0
+    for index in range(len(pixels)):
+        histogram = [np.bincount(pixels.image(index)[..., c].ravel(), minlength=256) for c in range(3)]
+        values = np.arange(256, dtype=np.int64)
+        total += [int(h @ values) for h in histogram]
+        squares += [int(h @ values**2) for h in histogram]
+        count += int(histogram[0].sum())
+    mean = total / count
+    std = np.sqrt(squares / count - mean**2)
+    return (mean / 255).tolist(), (np.maximum(std, 1e-3) / 255).tolist()
+
+
+def cache_folder() -> Path:
+    """Where Pellucid keeps what can be made again: XDG_CACHE_HOME/pellucid."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pellucid"
+
+
+def _key(split: Split, resizing: Resizing) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps([FORMAT, PIL.__version__, asdict(resizing)]).encode())
+    for content in split.hashes:
+        digest.update(content.encode())
+    return digest.hexdigest()
+
+
+def _estimated_bytes(stream: Stream) -> float:
+    """Bytes of the decoded split, from up to 32 of its images."""
+    chosen = np.unique(np.linspace(0, len(stream) - 1, 32).astype(int))
+    return float(np.mean([stream.image(int(i)).nbytes for i in chosen]) * len(stream))
+
+
+def _build(stream: Stream, target: Path, workers: int, name: str, progress: Progress | None) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
+    try:
+        shapes = np.empty((len(stream), 2), np.int32)
+        with (temporary / "pixels.bin").open("wb") as file:
+            for index, image in enumerate(_in_order(stream, max(1, workers))):
+                shapes[index] = image.shape[:2]
+                file.write(image.tobytes())
+                if progress is not None:
+                    progress(f"decoding {name}", index + 1, len(stream))
+            file.flush()
+            os.fsync(file.fileno())
+        np.save(temporary / "shapes.npy", shapes)
+        if not target.exists():
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _in_order(stream: Stream, workers: int) -> Iterator[np.ndarray]:
+    """All images, decoded by threads, never more than a few ahead."""
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = [pool.submit(stream.image, i) for i in range(min(4 * workers, len(stream)))]
+        for index in range(len(stream)):
+            following = index + len(ahead)
+            future = ahead[index % len(ahead)]
+            yield future.result()
+            if following < len(stream):
+                ahead[index % len(ahead)] = pool.submit(stream.image, following)

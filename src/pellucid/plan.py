@@ -1,0 +1,181 @@
+"""What a recipe would do, before it does it: steps, parameters, sizes, memory and time.
+
+Counts are exact. Activations are counted on the meta device (every tensor that autograd would save, no arithmetic
+done); the time is measured with a few real steps of the real model on this machine and scaled to the whole.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid import recipe as recipes
+from pellucid.data.dataset import Dataset
+from pellucid.data.sources import load_dataset
+from pellucid.errors import PellucidError
+from pellucid.models.backbones import set_trainable, train_mode
+from pellucid.optim import learning_rate
+from pellucid.recipe import Recipe
+from pellucid.runtime import Runtime, free_memory, start
+from pellucid.tasks import MODELS
+
+_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
+TIMED_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """One phase: its steps and its learning rate at the first, highest and last step."""
+
+    optimizer: str
+    schedule: str
+    epochs: int
+    steps: int
+    first_lr: float
+    peak_lr: float
+    last_lr: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The figures of a recipe. Sizes in bytes; seconds for training alone, None when nothing was timed."""
+
+    classes: int
+    images: dict[str, int]
+    steps_per_epoch: int
+    total_steps: int
+    phases: tuple[PhasePlan, ...]
+    num_params: int
+    num_trainable: int
+    weights_bytes: int
+    checkpoint_bytes: int
+    fixed_bytes: int
+    activation_bytes_per_image: int
+    micro_batch_size: int
+    memory_bytes: int
+    free_bytes: int
+    forward_flops_per_image: int
+    seconds_per_image: float | None
+    seconds: float | None
+    device: str
+    notes: tuple[str, ...]
+    resolved: str
+
+
+def plan(recipe: Recipe, *, timing: bool = True, progress: Callable[[str, int, int], None] | None = None) -> Plan:
+    """The plan of a recipe on this machine. Reads the data, downloads nothing, writes nothing but caches."""
+    t = recipe.train
+    runtime = start(device=t.device, precision=t.precision, threads=t.threads, channels_last=t.channels_last)
+    dataset = load_dataset(recipe.data, seed=recipe.seed, progress=progress)
+    built, _ = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=False)
+    frozen = set_trainable(built.module, recipe.model.freeze, built.classifier)
+    params = list(built.module.parameters())
+    trainable = sum(p.numel() for p in params if p.requires_grad)
+    weights_bytes = sum(v.numel() * v.element_size() for v in built.module.state_dict().values())
+    moments = max(_MOMENTS[phase.optimizer.name] for phase in t.phases)
+    sam = any(phase.optimizer.sam for phase in t.phases)
+    average = weights_bytes if t.ema else 0
+    activations, flops = _forward_cost(built.module, recipe, frozen)
+    fixed = weights_bytes + average + trainable * 4 * (1 + moments + sam)
+    free = free_memory(runtime.device)
+    micro = _fitting_micro(recipe, free - fixed, activations)
+    steps_per_epoch = math.ceil(len(dataset.splits["train"]) / t.batch_size)
+    per_image = _seconds_per_image(built.module, recipe, runtime, frozen) if timing else None
+    passes = sum(phase.epochs * (2 if phase.optimizer.sam else 1) for phase in t.phases)
+    validation = len(dataset.splits["val"]) / 3 * recipe.epochs / t.evaluate_every if "val" in dataset.splits else 0.0
+    seconds = None if per_image is None else per_image * (passes * len(dataset.splits["train"]) + validation)
+    return Plan(
+        len(dataset.classes), {name: len(split) for name, split in dataset.splits.items()}, steps_per_epoch, recipe.epochs * steps_per_epoch,
+        tuple(_phase_plan(phase, steps_per_epoch) for phase in t.phases), sum(p.numel() for p in params), trainable, weights_bytes,
+        weights_bytes + average + trainable * 4 * moments, fixed, activations, micro, fixed + micro * activations, free, flops, per_image, seconds,
+        str(runtime.device), tuple(_notes(recipe, dataset, built.notes)), recipes.to_yaml(recipe),
+    )  # fmt: skip
+
+
+def _phase_plan(phase: recipes.PhaseSection, steps_per_epoch: int) -> PhasePlan:
+    total = phase.epochs * steps_per_epoch
+    rates = [learning_rate(phase.schedule, peak=phase.optimizer.lr, step=s, total_steps=total, steps_per_epoch=steps_per_epoch) for s in range(total)]
+    name = phase.optimizer.name + (f" with SAM (rho {phase.optimizer.sam.rho:g})" if phase.optimizer.sam else "")
+    return PhasePlan(name, phase.schedule.name, phase.epochs, total, rates[0], max(rates), rates[-1])
+
+
+def _notes(recipe: Recipe, dataset: Dataset, built: Any) -> list[str]:
+    notes = list(built)
+    if recipe.model.pretrained:
+        notes.append(f"training starts from the published weights of {recipe.model.name}: from the local cache, or downloaded when they are not there")
+    if recipe.model.weights:
+        notes.append(f"training starts from {recipe.model.weights}")
+    notes += [f"{p.split}: {p.kind}: {p.file} {p.detail}".strip() for p in dataset.problems[:10]]
+    if len(dataset.problems) > 10:
+        notes.append(f"and {len(dataset.problems) - 10} more findings: `pellucid data check RECIPE` lists them")
+    return notes
+
+
+def _fitting_micro(recipe: Recipe, room: int, activations: int) -> int:
+    """The recipe's micro-batch, or for auto the largest halving of the batch that fits into nine tenths of the room."""
+    wanted = recipe.train.micro_batch_size
+    if wanted != "auto":
+        return min(wanted, recipe.train.batch_size)
+    micro = recipe.train.batch_size
+    while micro > 1 and micro * activations > 0.9 * room:
+        micro = math.ceil(micro / 2)
+    return micro
+
+
+def _forward_cost(module: nn.Module, recipe: Recipe, frozen: list[str]) -> tuple[int, int]:
+    """(bytes that autograd keeps for one image, multiply-adds times two of one forward pass), counted on the meta device.
+
+    Two images are run and halved: BatchNorm after global pooling refuses a batch of one.
+    """
+    from copy import deepcopy
+
+    from torch.utils.flop_counter import FlopCounterMode
+
+    meta = deepcopy(module).to("meta")
+    train_mode(meta, frozen)
+    storages: dict[int, int] = {}
+    own = {id(p.untyped_storage()) for p in meta.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, nn.Parameter) and id(storage) not in own:
+            storages[storage._cdata] = storage.nbytes()
+        return tensor
+
+    images = torch.zeros((2, 3, *recipe.data.size), device="meta")
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), FlopCounterMode(display=False) as counter:
+            output = meta(images)
+    except (NotImplementedError, RuntimeError) as error:
+        raise PellucidError(f"{recipe.model.name} does not run on images of {recipe.data.size[0]}x{recipe.data.size[1]} pixels: {str(error).splitlines()[0]}") from None
+    del output
+    halved = sum(storages.values()) // 2
+    if recipe.train.precision != "fp32":
+        halved //= 2
+    return halved, counter.get_total_flops() // 2
+
+
+def _seconds_per_image(module: nn.Module, recipe: Recipe, runtime: Runtime, frozen: list[str]) -> float:
+    """Measured seconds of forward and backward pass for one image: the faster of two passes after a warm-up."""
+    device = runtime.device
+    module.to(device, memory_format=runtime.memory_format)
+    train_mode(module, frozen)
+    count = min(recipe.train.batch_size, 32 if device.type == "cuda" else TIMED_IMAGES)
+    images = torch.zeros((max(2, count), 3, *recipe.data.size), device=device).to(memory_format=runtime.memory_format)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        with runtime.autocast():
+            output = module(images)
+        output.float().sum().backward()
+        module.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times[1:]) / len(images)

@@ -1,0 +1,185 @@
+"""Arrays -> inline SVG that follows the page's light and dark colours; every text is escaped.
+
+Colours are classes (`s0`, `s1`, …) that style.css maps to the Okabe-Ito palette; dash patterns are the second channel,
+so that curves stay apart in black and white. Text is drawn at about the size of the page's own on a phone and on a wide screen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from pellucid.report.content import Calibration
+from pellucid.report.curves import Curve
+from pellucid.run import rounded
+
+NUM_COLOURS = 7
+DASHES = ("", "7 4", "2 3", "9 3 2 3")
+MARKED = 12  # a curve of at most so many points shows each of them
+
+WIDTH, HEIGHT = 420, 270
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 46
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """The plot's rectangle: data -> SVG units (x to the right, y down)."""
+
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+    width: int = WIDTH
+    height: int = HEIGHT
+
+    def x(self, value: float) -> float:
+        share = (value - self.x_low) / (self.x_high - self.x_low)
+        return LEFT + share * (self.width - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        share = (value - self.y_low) / (self.y_high - self.y_low)
+        return self.height - BOTTOM - share * (self.height - TOP - BOTTOM)
+
+
+def ticks(low: float, high: float, *, most: int = 6) -> list[float]:
+    """Round numbers from at or below `low` to at or above `high`, steps of 1, 2 or 5 times a power of ten (Heckbert 1990)."""
+    if not (math.isfinite(low) and math.isfinite(high)) or low > high:
+        raise ValueError(f"expected finite low <= high, got {low} and {high}")
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value, or a spread that a float can hardly hold
+        room = abs(low) / 2 or 1.0
+        low, high = low - room, high + room
+    step = _nice_step((high - low) / (most - 1))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    # Built from whole multiples and cleaned of binary dust, so that 0.30000000000000004 is 0.3.
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
+
+
+def _nice_step(rough: float) -> float:
+    power = 10.0 ** math.floor(math.log10(rough))
+    for factor in (1, 2, 5):
+        if rough <= factor * power * (1 + 1e-9):
+            return factor * power
+    return 10 * power
+
+
+def line_chart(curves: Sequence[Curve], *, title: str, x_label: str, y_label: str, unit: str, whole_x: bool = True) -> Markup:
+    """Curves with axes, ticks and names as SVG; the legend is separate (`legend`). `unit` is that of y, for the spoken summary."""
+    points = [point for curve in curves for point in curve.points]
+    if not points:
+        raise ValueError(f"{title}: no curve has a point")
+    xs = ticks(min(x for x, _ in points), max(x for x, _ in points))
+    ys = ticks(min(y for _, y in points), max(y for _, y in points))
+    if whole_x:  # there is no half epoch
+        xs = [x for x in xs if x == int(x)]
+    lowest, highest = min(x for x, _ in points), max(x for x, _ in points)
+    if lowest == highest:
+        xs, lowest, highest = [lowest], lowest - 1, highest + 1
+    axes = _Axes(lowest, highest, ys[0], ys[-1])
+    drawn = [_frame(axes, [x for x in xs if lowest <= x <= highest], ys, x_label, y_label)]
+    drawn += [_polyline(curve, axes) for curve in curves]
+    return _svg(Markup("").join(drawn), label=f"{title}. {_summary(curves, unit)}")
+
+
+def legend(curves: Sequence[Curve]) -> Markup:
+    """The names of curves beside a sample of each line, as an HTML list that wraps."""
+    items = []
+    for curve in curves:
+        sample = Markup('<svg class="chart key" viewBox="0 0 28 8" aria-hidden="true"><path d="M1 4H27" {}/></svg>').format(_stroke(curve.style))
+        items.append(Markup("<li>{}{}</li>").format(sample, curve.name))
+    return Markup('<ul class="legend">{}</ul>').format(Markup("").join(items))
+
+
+def reliability_chart(calibration: Calibration) -> Markup:
+    """Accuracy of each confidence bin as bars, with the diagonal of perfect calibration; the bars' width is their bin."""
+    axes = _Axes(0.0, 1.0, 0.0, 1.0, height=330)
+    grid = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    drawn = [_frame(axes, grid, grid, "confidence", "accuracy")]
+    most = max(max(calibration.counts), 1)
+    for low, high, count, accuracy in zip(calibration.edges, calibration.edges[1:], calibration.counts, calibration.accuracies, strict=False):
+        if not count:
+            continue
+        left, right, top, floor = axes.x(low), axes.x(high), axes.y(accuracy), axes.y(0.0)
+        drawn.append(
+            Markup('<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill-opacity="{:.2f}"><title>{}</title></rect>').format(
+                left + 1, top, right - left - 2, floor - top, 0.25 + 0.75 * count / most,
+                f"confidence {low:.2f} to {high:.2f}: {count:,} samples, accuracy {rounded(accuracy)}",
+            )
+        )  # fmt: skip
+    start, end = (axes.x(0.0), axes.y(0.0)), (axes.x(1.0), axes.y(1.0))
+    drawn.append(Markup('<path class="ideal" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(*start, *end))
+    n = sum(calibration.counts)
+    return _svg(Markup("").join(drawn), label=f"Reliability diagram. Accuracy against confidence in {len(calibration.counts)} bins, {n:,} samples.", height=330)
+
+
+def bar_strip(counts: Sequence[int], names: Sequence[str], *, label: str) -> Markup:
+    """One small bar for each class, in class order, with no axes: the shape of a distribution."""
+    most, width, height = max(max(counts, default=0), 1), 420, 64
+    step = width / max(len(counts), 1)
+    gap = 0.15 * step if step > 3 else 0.0
+    bars = [
+        Markup('<rect class="bar" x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}"><title>{}</title></rect>').format(
+            i * step + gap, height - height * count / most, step - 2 * gap, height * count / most, f"{name}: {count:,}"
+        )
+        for i, (name, count) in enumerate(zip(names, counts, strict=True))
+    ]
+    return Markup('<svg class="chart strip" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>').format(
+        width, height, label, Markup("").join(bars)
+    )
+
+
+def _svg(body: Markup, *, label: str, height: int = HEIGHT) -> Markup:
+    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(WIDTH, height, label, body)
+
+
+def _frame(axes: _Axes, xs: Sequence[float], ys: Sequence[float], x_label: str, y_label: str) -> Markup:
+    """Grid, ticks with their numbers, and the names of both axes."""
+    left, right, floor = axes.x(axes.x_low), axes.x(axes.x_high), axes.y(axes.y_low)
+    parts: list[Markup] = []
+    for y in ys:
+        at = axes.y(y)
+        kind = "axis" if y == ys[0] else "grid"
+        parts.append(Markup('<path class="{}" d="M{:.1f} {:.1f}H{:.1f}"/>').format(kind, left, at, right))
+        parts.append(Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>').format(left - 7, at + 4, _tick_text(y)))
+    for x in xs:
+        at = axes.x(x)
+        parts.append(Markup('<path class="axis" d="M{:.1f} {:.1f}v4"/>').format(at, floor))
+        parts.append(Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(at, floor + 18, _tick_text(x)))
+    middle_x, middle_y = (left + right) / 2, (axes.y(axes.y_high) + floor) / 2
+    parts.append(Markup('<text class="name" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(middle_x, axes.height - 7, x_label))
+    turned = Markup('<text class="name" transform="translate(13 {:.1f}) rotate(-90)" text-anchor="middle">{}</text>')
+    parts.append(turned.format(middle_y, y_label))
+    return Markup("").join(parts)
+
+
+def _polyline(curve: Curve, axes: _Axes) -> Markup:
+    pieces = [" ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in piece) for piece in curve.pieces]
+    path = "".join(f"M{piece.replace(' ', 'L')}" for piece in pieces)
+    drawn = Markup('<path d="{}" {}><title>{}</title></path>').format(path, _stroke(curve.style), curve.name)
+    if len(curve.points) <= MARKED:
+        colour = f"s{curve.style % NUM_COLOURS}"
+        drawn += Markup("").join(
+            Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(colour, axes.x(x), axes.y(y)) for x, y in curve.points
+        )
+    return drawn
+
+
+def _stroke(style: int) -> Markup:
+    """Class and dash pattern: neighbours differ in both colour and dashes."""
+    dash = DASHES[(style + style // NUM_COLOURS) % len(DASHES)]
+    return Markup('class="line s{}" stroke-dasharray="{}"').format(style % NUM_COLOURS, dash or "none")
+
+
+def _tick_text(value: float) -> str:
+    """A tick's own number, which is round already: 0.2, 1,500, 2e-4."""
+    if value != 0 and abs(value) < 1e-3:
+        mantissa, exponent = f"{value:e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:,.10g}" if abs(value) < 1e7 else f"{value:.3g}"
+
+
+def _summary(curves: Sequence[Curve], unit: str) -> str:
+    spoken = [f"{c.name}: from {rounded(c.points[0][1], unit)} to {rounded(c.points[-1][1], unit)}" for c in curves if c.points]
+    return "; ".join(spoken) + "."

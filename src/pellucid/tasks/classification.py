@@ -1,0 +1,255 @@
+"""Classification: one label for each image.
+
+The part of training that knows what a label is (targets, loss, evaluation, measurements), and what a finished run can
+be asked for (its model, predictions for new images).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_f1_score,
+    multiclass_recall,
+)
+
+from pellucid.data.augment import Augment, Images, evaluate_view, mix_pair, window_mix
+from pellucid.data.dataset import Dataset, Split
+from pellucid.data.images import IMAGE_ENDINGS, decode, resize
+from pellucid.data.loader import Pack, Reader, Window, ordered_windows, pack_images
+from pellucid.data.store import Pixels
+from pellucid.errors import DataError, MissingError, OutOfMemoryError
+from pellucid.intervals import bootstrap, wilson
+from pellucid.losses import balanced_class_weights, cross_entropy, soft_targets
+from pellucid.models.backbones import Built, build_classifier
+from pellucid.models.weights import WeightsReport, load_weights, read_weights
+from pellucid.recipe import Recipe
+from pellucid.run import Measurement, Predictions, Run
+from pellucid.runtime import Runtime
+
+EVALUATION_BATCH = 64
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image. confidence and probabilities lie in [0, 1]; probabilities in class order."""
+
+    file: str
+    label: str
+    confidence: float
+    probabilities: tuple[float, ...]
+
+
+class Classification:
+    """Targets, loss and measurements of a classification run; built once, before the model."""
+
+    name = "classification"
+    headline = "accuracy"
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, runtime: Runtime, mean: Sequence[float], std: Sequence[float]) -> None:
+        self._runtime = runtime
+        self._classes = dataset.classes
+        self._seed = recipe.seed
+        self._labels = torch.from_numpy(dataset.splits["train"].labels)
+        self._augment = Augment.from_section(recipe.augment, size=recipe.data.size, mean=mean, std=std, seed=recipe.seed)
+        self._mixup, self._cutmix = recipe.augment.mixup, recipe.augment.cutmix
+        self._view = (recipe.data.size, tuple(mean), tuple(std))
+        self._smoothing = recipe.loss.label_smoothing
+        self._class_weights = _class_weights(recipe, dataset)
+        self._evaluation_batch = min(recipe.train.batch_size, EVALUATION_BATCH)
+        if self._class_weights is not None:
+            self._class_weights = self._class_weights.to(runtime.device)
+
+    @property
+    def needs_partners(self) -> bool:
+        """Whether the loss of a sample involves the image before it."""
+        return self._mixup > 0 or self._cutmix > 0
+
+    def window_weight(self, window: Window) -> float:
+        """What the summed loss of the window is divided by: its images, or their class weights.
+
+        Mixing gives each image lam times its own target and its neighbour the rest, so the sum stays the same.
+        """
+        if self._class_weights is None:
+            return float(len(window))
+        weights = self._class_weights.cpu().double()
+        return float(weights[self._labels[torch.from_numpy(window.rows)]].sum())
+
+    def loss(self, module: nn.Module, pack: Pack) -> tuple[Tensor, Tensor | None]:
+        """(summed loss, number of correct images) of a pack, on the device; no count when targets are mixed."""
+        device = self._runtime.device
+        images = self._augment(pack.images.to(device), samples=pack.draws, epoch=pack.window.epoch)
+        labels = self._labels[torch.from_numpy(pack.rows)].to(device)
+        targets = soft_targets(labels, len(self._classes))
+        mix = window_mix(self._seed, pack.window.epoch, pack.window.index, mixup=self._mixup, cutmix=self._cutmix, size=self._view[0])
+        if self.needs_partners:
+            images, targets, labels = self._mixed(images, targets, labels, mix)
+        images = images.to(memory_format=self._runtime.memory_format)
+        with self._runtime.autocast():
+            logits = module(images)
+        loss = cross_entropy(logits, targets, class_weights=self._class_weights, label_smoothing=self._smoothing)
+        return loss, None if mix is not None else (logits.detach().argmax(1) == labels).sum()
+
+    def _mixed(self, images: Tensor, targets: Tensor, labels: Tensor, mix: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Images and targets without the one in front, mixed with their neighbours."""
+        partners, images = images[:-1], images[1:]
+        partner_targets, targets = targets[:-1], targets[1:]
+        if mix is not None:
+            images = mix_pair(images, partners, mix)
+            targets = mix.lam * targets + (1.0 - mix.lam) * partner_targets
+        return images, targets, labels[1:]
+
+    @torch.inference_mode()
+    def predictions(self, module: nn.Module, split: Split, pixels: Pixels, *, workers: int, progress: Callable[[str, int, int], None] | None = None) -> Predictions:
+        """Logits of every sample of a split, once each, in its order. The module is put into eval mode and stays there."""
+        module.eval()
+        rows: list[Tensor] = []
+        windows = ordered_windows(len(split), self._evaluation_batch)
+        with Reader(pixels, workers=workers) as reader:
+            reader.plan(windows, self._evaluation_batch)
+            for window in windows:
+                for pack in reader.packs(window, self._evaluation_batch):
+                    rows.append(logits_of(module, pack.images, self._runtime, *self._view))
+                if progress is not None:
+                    progress(f"evaluating {split.name}", window.index + 1, len(windows))
+        return Predictions(list(split.names), split.labels, torch.cat(rows).numpy())
+
+    def quick(self, predictions: Predictions) -> dict[str, float]:
+        """{loss, accuracy} for the curves."""
+        logits, labels = torch.from_numpy(predictions.logits), torch.from_numpy(predictions.labels)
+        return {"loss": float(nn.functional.cross_entropy(logits.double(), labels)), "accuracy": float((logits.argmax(1) == labels).double().mean())}
+
+    def measure(self, predictions: Predictions, split: str, note: str) -> list[Measurement]:
+        """All reported numbers of a split; `note` says which weights they belong to."""
+        return measure(predictions, classes=self._classes, split=split, seed=self._seed, note=note)
+
+
+@torch.inference_mode()
+def logits_of(module: nn.Module, images: Images, runtime: Runtime, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(B, C) float32 logits on the CPU of decoded images, without augmentation."""
+    inputs = evaluate_view(images.to(runtime.device), size=size, mean=mean, std=std)
+    with runtime.autocast():
+        logits = module(inputs.to(memory_format=runtime.memory_format))
+    return logits.float().cpu()
+
+
+def measure(predictions: Predictions, *, classes: Sequence[str], split: str, seed: int, note: str) -> list[Measurement]:
+    """Measurements of (n, C) logits by torchmetrics; the headline first. Sources and definitions stand in `how`."""
+    logits = torch.from_numpy(predictions.logits).double()
+    labels = torch.from_numpy(predictions.labels)
+    n, C = logits.shape
+    probabilities = logits.softmax(1)
+    predicted = logits.argmax(1)
+    correct = (predicted == labels).numpy()
+
+    def number(name: str, value: float, unit: str, how: str, count: int = n, interval: Any = None) -> Measurement:
+        bounds = (interval.low, interval.high) if interval else None
+        return Measurement(name, value, unit, split, count, seed, f"{how}; {note}", bounds, interval.how if interval else "")
+
+    top1 = float(multiclass_accuracy(probabilities, labels, C, average="micro"))
+    found = [number("accuracy", float(correct.mean()), "fraction", "share of images whose largest logit is their label", interval=wilson(int(correct.sum()), n))]
+    if abs(top1 - found[0].value) > 1e-6:
+        raise AssertionError("torchmetrics and the definition disagree on accuracy")
+    if C > 5:
+        top5 = float(multiclass_accuracy(probabilities, labels, C, average="micro", top_k=5))
+        found.append(number("top5_accuracy", round(top5 * n) / n, "fraction", "share of images whose label is among the five largest logits", interval=wilson(round(top5 * n), n)))
+    macro = float(multiclass_f1_score(predicted, labels, C, average="macro"))
+    interval = bootstrap(lambda rows: _macro_f1(predicted.numpy()[rows], predictions.labels[rows], C), n)
+    found.append(number("macro_f1", macro, "fraction", "mean over classes of F1; classes in neither labels nor predictions left out", interval=interval))
+    found.append(number("loss", float(nn.functional.cross_entropy(logits, labels)), "nats", "mean cross-entropy with hard labels, without class weights or smoothing"))
+    ece = float(multiclass_calibration_error(probabilities, labels, C, n_bins=CALIBRATION_BINS, norm="l1"))
+    found.append(number("calibration_error", ece, "fraction", f"expected calibration error of the top class, {CALIBRATION_BINS} equal bins (Guo et al. 2017)"))
+    recalls = multiclass_recall(predicted, labels, C, average="none")
+    counts = np.bincount(predictions.labels, minlength=C)
+    for c, name in enumerate(classes):
+        if counts[c]:
+            hits = round(float(recalls[c]) * int(counts[c]))
+            found.append(number(f"recall[{name}]", hits / int(counts[c]), "fraction", "share of the class's images that were found", int(counts[c]), wilson(hits, int(counts[c]))))
+    return found
+
+
+def _macro_f1(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> float:
+    """F1 = 2 tp / (predicted + labelled), mean over the classes that occur in either."""
+    hits = np.bincount(labels[predicted == labels], minlength=num_classes)
+    sizes = np.bincount(predicted, minlength=num_classes) + np.bincount(labels, minlength=num_classes)
+    return float((2 * hits[sizes > 0] / sizes[sizes > 0]).mean())
+
+
+def _class_weights(recipe: Recipe, dataset: Dataset) -> Tensor | None:
+    given = recipe.loss.class_weights
+    if given == "none":
+        return None
+    if given == "balanced":
+        counts = np.bincount(dataset.splits["train"].labels, minlength=len(dataset.classes))
+        return balanced_class_weights(torch.from_numpy(counts))
+    if len(given) != len(dataset.classes):
+        raise DataError(f"loss.class_weights has {len(given)} numbers, the data has {len(dataset.classes)} classes: {', '.join(dataset.classes[:20])}")
+    return torch.tensor([float(w) for w in given])
+
+
+# ── models ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def build(recipe: Recipe, num_classes: int, *, start_weights: bool = True) -> tuple[Built, WeightsReport | None]:
+    """The recipe's model, and what its weights file gave; `start_weights=False` leaves it at its initialisation."""
+    m = recipe.model
+    built = build_classifier(
+        m.name, num_classes=num_classes, pretrained=m.pretrained and start_weights, options=m.options,
+        drop_rate=m.drop_rate, drop_path_rate=m.drop_path_rate, image_size=recipe.data.size,
+    )  # fmt: skip
+    report = load_weights(built.module, Path(m.weights), classifier=built.classifier) if m.weights and start_weights else None
+    return built, report
+
+
+def load_model(run: Run) -> nn.Module:
+    """The run's final model in eval mode on the CPU. Loading executes nothing from the file."""
+    if not run.final_weights.is_file():
+        raise MissingError(f"{run.final_weights}: the run has no final weights. Is it finished? `pellucid resume {run.path}`")
+    module = build(run.recipe, len(run.data.classes), start_weights=False)[0].module
+    module.load_state_dict(read_weights(run.final_weights), strict=True)
+    return module.eval()
+
+
+# ── new images ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def predict(run: Run, images: Any, *, runtime: Runtime) -> list[Prediction]:
+    """Predictions for paths, folders (searched for images) and PIL images, in the given order."""
+    named = [item for entry in (images if isinstance(images, (list, tuple)) else [images]) for item in _opened(entry)]
+    recipe, data = run.recipe, run.data
+    module = load_model(run).to(runtime.device)
+    predictions = []
+    for start in range(0, len(named), EVALUATION_BATCH):
+        chunk = named[start : start + EVALUATION_BATCH]
+        arrays = [resize(load(), recipe.data.size, recipe.data.fit, recipe.data.resize_size, recipe.data.interpolation) for _, load in chunk]
+        logits = logits_of(module, pack_images(arrays), runtime, recipe.data.size, data.mean, data.std)
+        for (name, _), row in zip(chunk, logits.double().softmax(1), strict=True):
+            best = int(row.argmax())
+            predictions.append(Prediction(name, data.classes[best], float(row[best]), tuple(row.tolist())))
+    return predictions
+
+
+def _opened(entry: Any) -> list[tuple[str, Callable[[], PIL.Image.Image]]]:
+    """(name, how to open) of each image that an argument of `predict` stands for."""
+    if isinstance(entry, PIL.Image.Image):
+        return [("<image>", lambda: entry.convert("RGB"))]
+    path = Path(entry)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith("."))
+        if not files:
+            raise DataError(f"{path}: there is no image in this folder (endings: {', '.join(sorted(IMAGE_ENDINGS))})")
+    elif path.is_file():
+        files = [path]
+    else:
+        raise MissingError(f"{path}: no such image or folder")
+    return [(str(file), lambda file=file: decode(file.read_bytes(), str(file))) for file in files]  # type: ignore[misc]

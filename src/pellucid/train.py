@@ -1,0 +1,610 @@
+"""The one training loop: phases, epochs, windows, micro-batches, and what a run folder gets from them.
+
+A step is: sum the gradient of the window over its packs, each divided by the weight of the *whole* window; unscale;
+with SAM once more at the perturbed weights; clip; update; average. Everything random is keyed by (seed, epoch, window,
+sample), so a step can be repeated (after running out of memory) or continued from (after an interruption) with the same bits.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import pellucid
+from pellucid import recipe as recipes
+from pellucid.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from pellucid.data.dataset import Dataset
+from pellucid.data.draws import derived_seed
+from pellucid.data.loader import Reader, Window, epoch_windows
+from pellucid.data.sources import load_dataset
+from pellucid.data.store import Pixels, Resizing, channel_statistics, open_pixels
+from pellucid.errors import DataError, DivergedError, InterruptedError, OutOfMemoryError, PellucidError, RunError
+from pellucid.models.backbones import Built, layer_ids, set_trainable, train_mode
+from pellucid.models.weights import read_weights, save_weights
+from pellucid.optim import (
+    LossScale,
+    build_optimizer,
+    clip_gradients,
+    learning_rate,
+    parameter_groups,
+    parameters_of,
+    sam_perturb,
+    sam_restore,
+    set_learning_rate,
+    update_average,
+)
+from pellucid.progress import Progress
+from pellucid.recipe import PhaseSection, Recipe
+from pellucid.run import DONE, FAILED, INTERRUPTED, RUNNING, DataRecord, Predictions, Run, RunRecord, file_hash
+from pellucid.runtime import Runtime, describe, named_nondeterminism, seed_torch, start
+from pellucid.tasks import MODELS, Task, build_task, confident_mistakes
+
+CHECKPOINT_SECONDS = 120.0
+LEARNING_RATE_POINTS = 300
+THUMBNAILS = 16
+
+
+@dataclass
+class Tally:
+    """Sums over an epoch so far, on the device until somebody reads them."""
+
+    loss: float = 0.0
+    weight: float = 0.0
+    correct: int = 0
+    counted: int = 0
+    seconds: float = 0.0
+    pending: list[tuple[Window, Tensor, Tensor | None, float]] = field(default_factory=list)
+
+    def state(self) -> dict[str, float]:
+        return {"loss": self.loss, "weight": self.weight, "correct": self.correct, "counted": self.counted, "seconds": self.seconds}
+
+
+@dataclass
+class Position:
+    """Where training stands; all of it is in every checkpoint."""
+
+    step: int = 0
+    phase: int = 0
+    epoch: int = 0  # of the whole run, from 0
+    window: int = 0
+    best: float | None = None
+    best_epoch: int = 0
+    stale: int = 0
+    stopped: bool = False
+    tally: Tally = field(default_factory=Tally)
+
+
+@dataclass
+class Training:
+    """Everything that the loop works with."""
+
+    run: Run
+    record: RunRecord
+    recipe: Recipe
+    runtime: Runtime
+    dataset: Dataset
+    pixels: dict[str, Pixels]
+    task: Task
+    built: Built
+    frozen: list[str]
+    average: nn.Module | None
+    progress: Progress
+    micro: int
+    at: Position = field(default_factory=Position)
+    forward: Callable[..., Any] = field(init=False)
+    last_checkpoint: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.forward = torch.compile(self.built.module) if self.recipe.train.compile else self.built.module
+
+    @property
+    def module(self) -> nn.Module:
+        return self.built.module
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.dataset.splits["train"]) / self.recipe.train.batch_size)
+
+
+# ── entry points ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def train(
+    recipe: str | Path | Recipe,
+    *,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    quiet: bool = False,
+    command: Sequence[str] = (),
+) -> Run:
+    """Train a recipe and return its finished run.
+
+    `out` is the new run folder; default: runs/<recipe name>, numbered when it exists. Raises PellucidError and its
+    kinds; what was trained until then stays in the folder.
+    """
+    checked, text, name = _opened(recipe, overrides)
+    folder = Path(out) if out is not None else _free_folder(Path("runs"), name)
+    record = RunRecord(pellucid.__version__, RUNNING, checked.task, list(command) or ["pellucid", "train", str(recipe)], _now())
+    with Progress(quiet=quiet) as progress:
+        prepared = _prepare(checked, record, progress)
+        run = Run.create(folder, record=record, recipe=checked, recipe_text=text)
+        training = _assemble(run, record, checked, *prepared, progress, start_weights=True)
+        _describe_run(training)
+        return _finish_or_fail(training, None)
+
+
+def train_seeds(recipe: str | Path | Recipe, seeds: int, *, overrides: Sequence[str] = (), out: str | Path | None = None, quiet: bool = False, command: Sequence[str] = ()) -> list[Run]:
+    """Train one recipe under `seeds` consecutive seeds, from the recipe's own; one run folder each under `out`."""
+    checked, _, name = _opened(recipe, overrides)
+    folder = Path(out) if out is not None else _free_folder(Path("runs"), name)
+    names = [f"seed-{checked.seed + i}" for i in range(seeds)]
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder}: the folder is not empty. Choose another with --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    pellucid.run.write_json(folder / "seeds.json", {"runs": names})
+    return [
+        train(recipe, overrides=[*overrides, f"seed={checked.seed + i}"], out=folder / seed_name, quiet=quiet, command=command)
+        for i, seed_name in enumerate(names)
+    ]
+
+
+def resume(path: str | Path, *, quiet: bool = False) -> Run:
+    """Continue an unfinished run at the step of its last whole checkpoint, with the same bits as if unbroken.
+
+    Raises RunError when the run is finished or its data changed since; nothing is overwritten then.
+    """
+    run = Run(path)
+    record, checked = run.record, run.recipe
+    if record.status == DONE:
+        raise RunError(f"{run.path}: the run is finished; there is nothing to resume.")
+    with Progress(quiet=quiet) as progress:
+        prepared = _prepare(checked, record, progress)
+        if (run.path / "data.json").exists():
+            for name, split in prepared[0].splits.items():
+                if run.data.splits[name].hash != split.hash:
+                    raise RunError(f"{run.path}: the {name} images or labels changed since the run began; train anew. `pellucid verify` names what changed.")
+        checkpoint, damaged = latest_checkpoint(run.checkpoints)
+        for line in damaged:
+            record.note(f"resume passed over a checkpoint: {line}")
+        record.status, record.error = RUNNING, None
+        training = _assemble(run, record, checked, *prepared, progress, start_weights=checkpoint is None)
+        if checkpoint is None:
+            run.truncate_metrics(-1)
+            _describe_run(training)
+        return _finish_or_fail(training, checkpoint)
+
+
+def _opened(recipe: str | Path | Recipe, overrides: Sequence[str]) -> tuple[Recipe, str, str]:
+    if isinstance(recipe, Recipe):
+        return recipe, recipes.to_yaml(recipe), "run"
+    checked = recipes.load(recipe, overrides)
+    return checked, Path(recipe).read_text(encoding="utf-8"), Path(recipe).stem
+
+
+def _free_folder(parent: Path, name: str) -> Path:
+    folder, number = parent / name, 1
+    while folder.exists():
+        number += 1
+        folder = parent / f"{name}-{number}"
+    return folder
+
+
+# ── setting up ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _prepare(recipe: Recipe, record: RunRecord, progress: Progress) -> tuple[Dataset, Runtime, dict[str, Pixels]]:
+    """Runtime, data and decoded pixels: all that can refuse before a folder is made."""
+    t = recipe.train
+    runtime = start(device=t.device, precision=t.precision, threads=t.threads, channels_last=t.channels_last)
+    dataset = load_dataset(recipe.data, seed=recipe.seed, progress=progress)
+    d = recipe.data
+    resizing = Resizing(d.size, d.fit, d.resize_size, d.interpolation)
+    pixels = {
+        name: open_pixels(split, resizing, limit_bytes=d.store.limit_gb * 1e9, directory=d.store.directory, workers=d.workers, progress=progress)
+        for name, split in dataset.splits.items()
+    }
+    for opened in pixels.values():
+        if opened.note:
+            record.note(opened.note)
+    return dataset, runtime, pixels
+
+
+def _assemble(
+    run: Run, record: RunRecord, recipe: Recipe, dataset: Dataset, runtime: Runtime, pixels: dict[str, Pixels], progress: Progress, *, start_weights: bool
+) -> Training:
+    """Model, task and loop state of a run. The initial weights are a function of the seed alone."""
+    seed_torch(derived_seed(recipe.seed, "initialisation"))
+    built, weights = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=start_weights)
+    for line in [*built.notes, *(weights.lines() if weights else [])]:
+        record.note(line)
+    frozen = set_trainable(built.module, recipe.model.freeze, built.classifier)
+    built.module.to(runtime.device, memory_format=runtime.memory_format)
+    mean, std, source = _normalization(recipe, built, pixels["train"])
+    task = build_task(recipe, dataset, runtime, mean, std)
+    average = None
+    if recipe.train.ema is not None:
+        average = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=False)[0].module
+        average.load_state_dict(built.module.state_dict())
+        average.to(runtime.device, memory_format=runtime.memory_format).eval()
+    wanted = recipe.train.micro_batch_size
+    micro = recipe.train.batch_size if wanted == "auto" else min(wanted, recipe.train.batch_size)
+    training = Training(run, record, recipe, runtime, dataset, pixels, task, built, frozen, average, progress, micro)
+    if micro < recipe.train.batch_size and _has_batch_norm(built.module):
+        record.note(f"BatchNorm sees micro-batches of {micro} images, not the batch of {recipe.train.batch_size}")
+    record.total_steps = recipe.epochs * training.steps_per_epoch
+    record.num_params = sum(p.numel() for p in built.module.parameters())
+    run.write_environment(describe(runtime))
+    run.write_data(
+        DataRecord(
+            recipe.data.source, list(dataset.classes), {name: split.record(len(dataset.classes)) for name, split in dataset.splits.items()},
+            dataset.problems, dataset.skipped, mean, std, source,
+        ),
+        {name: split.rows() for name, split in dataset.splits.items()},
+    )  # fmt: skip
+    return training
+
+
+def _describe_run(t: Training) -> None:
+    for file in t.dataset.skipped:
+        t.record.note(f"left out: {file} (bad image, data.on_bad: skip)")
+    t.run.write_record(t.record)
+
+
+def _normalization(recipe: Recipe, built: Built, train_pixels: Pixels) -> tuple[list[float], list[float], str]:
+    """Mean, std and where they come from."""
+    match recipe.data.normalize:
+        case "model":
+            return list(built.mean), list(built.std), "the model's own"
+        case "dataset":
+            return *channel_statistics(train_pixels), "measured from the training set"
+        case "imagenet":
+            return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], "ImageNet's"
+        case "none":
+            return [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], "none"
+        case given:
+            return list(given.mean), list(given.std), "given in the recipe"
+
+
+def _has_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+
+
+# ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _finish_or_fail(t: Training, checkpoint: Checkpoint | None) -> Run:
+    """Run the loop and write results; on any error the run says how far it came."""
+    began, before = time.monotonic(), t.record.seconds
+
+    def close(status: str, error: str | None) -> None:
+        t.record.status, t.record.error = status, error
+        t.record.seconds, t.record.finished = before + time.monotonic() - began, _now()
+        t.record.epoch, t.record.step = t.at.epoch, t.at.step
+        t.run.write_record(t.record)
+
+    try:
+        with named_nondeterminism(t.record.note), _stop_signals() as stop:
+            _fit(t, checkpoint, stop)
+            _report_numbers(t)
+    except InterruptedError as error:
+        close(INTERRUPTED, str(error))
+        raise
+    except KeyboardInterrupt:
+        close(INTERRUPTED, "interrupted twice; the last checkpoint is older")
+        raise
+    except Exception as error:
+        close(FAILED, f"{type(error).__name__}: {error}")
+        raise
+    close(DONE, None)
+    _draw(t)
+    return t.run
+
+
+def _fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> None:
+    """Phases, epochs and steps."""
+    recipe, at = t.recipe, t.at
+    labels = t.dataset.splits["train"].labels
+    scale = LossScale(enabled=recipe.train.precision == "fp16")
+    first_epoch = 0
+    with Reader(t.pixels["train"], workers=recipe.data.workers, partners=t.task.needs_partners, pin=t.runtime.device.type == "cuda") as reader:
+        for phase_index, phase in enumerate(recipe.train.phases):
+            last_epoch = first_epoch + phase.epochs
+            optimizer = _optimizer(t, phase)
+            if checkpoint is not None:
+                if int(checkpoint.state["phase"]) != phase_index:
+                    first_epoch = last_epoch
+                    continue
+                _restore(t, checkpoint, optimizer, scale)
+                checkpoint = None
+            at.phase = phase_index
+            while at.epoch < last_epoch and not at.stopped:
+                windows = epoch_windows(labels, batch_size=recipe.train.batch_size, seed=recipe.seed, epoch=at.epoch, balanced=recipe.train.balanced_sampling)
+                train_mode(t.module, t.frozen)
+                reader.plan(windows[at.window :], t.micro)
+                for window in windows[at.window :]:
+                    began = time.perf_counter()
+                    phase_step = (at.epoch - first_epoch) * len(windows) + window.index
+                    lr = learning_rate(phase.schedule, peak=phase.optimizer.lr, step=phase_step, total_steps=phase.epochs * len(windows), steps_per_epoch=len(windows))
+                    set_learning_rate(optimizer, lr)
+                    _step(t, reader, window, windows, optimizer, scale, phase)
+                    at.step, at.window = at.step + 1, window.index + 1
+                    at.tally.seconds += time.perf_counter() - began
+                    _after_step(t, lr, len(windows))
+                    if stop.is_set():
+                        _save(t, optimizer, scale)
+                        raise InterruptedError(f"interrupted at step {at.step:,} of {t.record.total_steps:,}, checkpoint written. Continue with `pellucid resume {t.run.path}`")
+                    if time.monotonic() - t.last_checkpoint > CHECKPOINT_SECONDS:
+                        _save(t, optimizer, scale)
+                _end_epoch(t, lr)
+            first_epoch = last_epoch
+
+
+def _optimizer(t: Training, phase: PhaseSection) -> torch.optim.Optimizer:
+    groups = parameter_groups(t.module, phase.optimizer, layer_ids(t.module, t.built.classifier)[0])
+    if not groups:
+        raise DataError("model.freeze leaves nothing to train")
+    return build_optimizer(groups, phase.optimizer)
+
+
+def _step(t: Training, reader: Reader, window: Window, windows: list[Window], optimizer: torch.optim.Optimizer, scale: LossScale, phase: PhaseSection) -> None:
+    """One optimiser step on a window."""
+    parameters = parameters_of(optimizer)
+    loss, correct = _gradient(t, reader, window, windows, optimizer, scale)
+    finite = scale.unscale(parameters)
+    t.at.tally.pending.append((window, loss, correct, t.task.window_weight(window)))
+    sam = phase.optimizer.sam
+    if sam is not None and finite:
+        buffers = [b.clone() for b in t.module.buffers()]
+        saved = sam_perturb(parameters, rho=sam.rho, adaptive=sam.adaptive)
+        _gradient(t, reader, window, windows, optimizer, scale)
+        finite = scale.unscale(parameters)
+        sam_restore(saved)
+        _restore_buffers(t.module, buffers)  # running statistics belong to the weights that are kept
+    if finite:
+        if t.recipe.train.clip_grad_norm is not None:
+            clip_gradients(parameters, t.recipe.train.clip_grad_norm)
+        optimizer.step()
+        if t.average is not None and t.recipe.train.ema is not None:
+            update_average(list(t.average.state_dict().values()), list(t.module.state_dict().values()), t.recipe.train.ema.decay)
+    scale.update(finite)
+
+
+def _gradient(t: Training, reader: Reader, window: Window, windows: list[Window], optimizer: torch.optim.Optimizer, scale: LossScale) -> tuple[Tensor, Tensor | None]:
+    """Set the gradients to those of the window's loss; (summed loss, correct images). Halves the micro-batch when memory runs out."""
+    weight = t.task.window_weight(window)
+    buffers = [b.clone() for b in t.module.buffers()]
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        losses, hits = [], []
+        try:
+            for pack in reader.packs(window, t.micro):
+                # Dropout and drop-path are keyed like all else, so that a repeated pass draws the same.
+                seed_torch(derived_seed(t.recipe.seed, "model", window.epoch, window.index, pack.start))
+                loss, correct = t.task.loss(t.forward, pack)  # type: ignore[arg-type]
+                (loss * (scale.scale / weight)).backward()  # type: ignore[no-untyped-call]
+                losses.append(loss.detach())
+                hits.append(correct)
+            total = torch.stack([hit for hit in hits if hit is not None]).sum() if hits[0] is not None else None
+            return torch.stack(losses).sum(), total
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+        if t.micro == 1:
+            raise OutOfMemoryError(
+                f"no memory for one image of {t.recipe.data.size[0]}x{t.recipe.data.size[1]} pixels on {t.runtime.device}. "
+                "A smaller data.image_size, train.precision: bf16 or a smaller model would fit."
+            )
+        _restore_buffers(t.module, buffers)
+        t.micro = math.ceil(t.micro / 2)
+        t.record.note(f"memory ran out: the micro-batch is {t.micro} since step {t.at.step + 1}; the batch stays {t.recipe.train.batch_size}")
+        if t.runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+        reader.plan(windows[window.index + 1 :], t.micro)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def _restore_buffers(module: nn.Module, saved: list[Tensor]) -> None:
+    for buffer, old in zip(module.buffers(), saved, strict=True):
+        buffer.copy_(old)
+
+
+def _after_step(t: Training, lr: float, num_windows: int) -> None:
+    """Progress, and a look at the losses: every step on the CPU, every 20 on a GPU, where looking means waiting."""
+    at = t.at
+    every = max(1, t.record.total_steps // LEARNING_RATE_POINTS)
+    if at.step % every == 0 or at.step == 1:
+        t.run.append_metrics({"kind": "lr", "step": at.step, "lr": lr})
+    if t.runtime.device.type == "cpu" or at.window % 20 == 0 or at.window == num_windows:
+        _settle(t)
+        mean = at.tally.loss / max(at.tally.weight, 1e-12)
+        accuracy = f" accuracy {at.tally.correct / at.tally.counted:.3f}" if at.tally.counted else ""
+        t.progress(f"epoch {at.epoch + 1}/{t.recipe.epochs}", at.window, num_windows, f"loss {mean:.4f}{accuracy} lr {lr:.2e}")
+
+
+def _settle(t: Training) -> None:
+    """Add the pending losses to the sums; stop at the first that is not finite."""
+    tally = t.at.tally
+    first = t.at.step - len(tally.pending) + 1
+    for offset, (window, loss, correct, weight) in enumerate(tally.pending):
+        value = float(loss)
+        if not math.isfinite(value):
+            raise DivergedError(_divergence(t, window, first + offset, value))
+        tally.loss += value
+        tally.weight += weight
+        if correct is not None:
+            tally.correct += int(correct)
+            tally.counted += len(window)
+    tally.pending.clear()
+
+
+def _divergence(t: Training, window: Window, step: int, value: float) -> str:
+    names = [t.dataset.splits["train"].names[int(row)] for row in window.rows]
+    shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
+    return (
+        f"the loss became {value} at step {step:,} (epoch {window.epoch + 1}). Images of that batch: {shown}. "
+        "Remedies: a lower train.phases.*.optimizer.lr, a schedule with warmup_steps, train.clip_grad_norm: 1.0"
+        + (", train.precision: bf16 or fp32 instead of fp16." if t.recipe.train.precision == "fp16" else ".")
+    )
+
+
+def _end_epoch(t: Training, lr: float) -> None:
+    """Write the epoch's line, evaluate when it is due, remember the best, decide whether to stop."""
+    at, tally = t.at, t.at.tally
+    images = len(t.dataset.splits["train"])
+    t.run.append_metrics({
+        "kind": "train", "epoch": at.epoch + 1, "step": at.step, "phase": at.phase, "loss": tally.loss / max(tally.weight, 1e-12),
+        "accuracy": tally.correct / tally.counted if tally.counted else None, "lr": lr, "seconds": round(tally.seconds, 3),
+        "images_per_second": round(images / max(tally.seconds, 1e-9), 1), "micro_batch_size": t.micro,
+    })  # fmt: skip
+    line = f"epoch {at.epoch + 1}/{t.recipe.epochs}  train loss {tally.loss / max(tally.weight, 1e-12):.4f}"
+    last = at.epoch + 1 == t.recipe.epochs
+    if "val" in t.dataset.splits and (last or (at.epoch + 1) % t.recipe.train.evaluate_every == 0):
+        numbers = _validate(t)
+        line += f"  val loss {numbers['loss']:.4f}  val accuracy {numbers['accuracy']:.4f}"
+    t.progress.line(f"{line}  {tally.seconds:.1f} s")
+    at.epoch, at.window, at.tally = at.epoch + 1, 0, Tally()
+    t.record.epoch, t.record.step = at.epoch, at.step
+    t.run.write_record(t.record)
+
+
+def _evaluated(t: Training) -> nn.Module:
+    return t.average if t.average is not None else t.module
+
+
+def _validate(t: Training) -> dict[str, float]:
+    at, began = t.at, time.perf_counter()
+    predictions = t.task.predictions(_evaluated(t), t.dataset.splits["val"], t.pixels["val"], workers=t.recipe.data.workers)
+    numbers = t.task.quick(predictions)
+    t.run.append_metrics({"kind": "val", "epoch": at.epoch + 1, "step": at.step, **numbers, "seconds": round(time.perf_counter() - began, 3)})
+    stopping = t.recipe.train.early_stop
+    metric = stopping.metric if stopping is not None else t.task.headline
+    value = -numbers["loss"] if metric == "loss" else numbers[metric]
+    if at.best is None or value > at.best:
+        at.best, at.best_epoch, at.stale = value, at.epoch + 1, 0
+        if t.recipe.train.keep == "best":
+            save_weights(_evaluated(t), t.run.best_weights, {"epoch": str(at.epoch + 1)})
+    else:
+        at.stale += 1
+    if stopping is not None and at.stale >= stopping.patience:
+        at.stopped = True
+        t.record.note(f"stopped early after epoch {at.epoch + 1}: {metric} on val did not improve for {at.stale} evaluations (best in epoch {at.best_epoch})")
+    return numbers
+
+
+# ── checkpoints and signals ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _save(t: Training, optimizer: torch.optim.Optimizer, scale: LossScale) -> None:
+    at = t.at
+    _settle(t)
+    state = {
+        "optimizer": optimizer.state_dict(), "scale": scale.state_dict(), "phase": at.phase, "epoch": at.epoch, "window": at.window,
+        "best": at.best, "best_epoch": at.best_epoch, "stale": at.stale, "stopped": at.stopped, "tally": at.tally.state(), "micro": t.micro,
+    }  # fmt: skip
+    average = t.average.state_dict() if t.average is not None else None
+    save_checkpoint(t.run.checkpoints, step=at.step, model=t.module.state_dict(), average=average, state=state)
+    t.last_checkpoint = time.monotonic()
+
+
+def _restore(t: Training, checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, scale: LossScale) -> None:
+    state = checkpoint.state
+    t.module.load_state_dict(checkpoint.model, strict=True)
+    if t.average is not None and checkpoint.average is not None:
+        t.average.load_state_dict(checkpoint.average, strict=True)
+    optimizer.load_state_dict(state["optimizer"])
+    scale.load_state_dict(state["scale"])
+    t.at = Position(checkpoint.step, state["phase"], state["epoch"], state["window"], state["best"], state["best_epoch"], state["stale"], state["stopped"], Tally(**state["tally"]))
+    t.micro = state["micro"]
+    t.run.truncate_metrics(checkpoint.step)
+    t.progress.line(f"resuming at step {checkpoint.step:,} of {t.record.total_steps:,}")
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+# ── results ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _report_numbers(t: Training) -> None:
+    """Write the final weights, then predict and measure with them."""
+    module, selected = _evaluated(t), "last epoch"
+    if t.recipe.train.keep == "best" and t.run.best_weights.exists():
+        module.load_state_dict(read_weights(t.run.best_weights), strict=True)
+        selected = f"epoch {t.at.best_epoch}, the best on val"
+    if t.average is not None:
+        selected += ", moving average of the weights"
+    t.record.selected = selected
+    save_weights(module, t.run.final_weights, {"pellucid": pellucid.__version__, "task": t.recipe.task, "model": t.recipe.model.name})
+    files = [t.run.final_weights]
+    t.record.measurements = []
+    for name in [s for s in ("val", "test") if s in t.dataset.splits]:
+        predictions = t.task.predictions(module, t.dataset.splits[name], t.pixels[name], workers=t.recipe.data.workers, progress=t.progress)
+        files += t.run.write_predictions(name, predictions, list(t.dataset.classes))
+        note = selected + ("; selected on this split, hence optimistic" if name == "val" and t.recipe.train.keep == "best" else "")
+        t.record.measurements += t.task.measure(predictions, name, note)
+        _write_thumbnails(t, name, predictions)
+    if not t.record.measurements:
+        t.record.note("no val and no test split: nothing was measured")
+    files += [t.run.path / "resolved.yaml", t.run.path / "data.json", *(t.run.path / "samples").glob("*.csv")]
+    t.record.files = {str(path.relative_to(t.run.path)): file_hash(path) for path in files}
+    for checkpoint in t.run.checkpoints.glob("step-*"):
+        shutil.rmtree(checkpoint)
+
+
+def _write_thumbnails(t: Training, split: str, predictions: Predictions) -> None:
+    """Pictures of the most confident mistakes for the report, long side at most 160 pixels."""
+    folder = t.run.thumbnails / split
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in confident_mistakes(predictions, THUMBNAILS):
+        image = t.dataset.splits[split].open(int(row))
+        image.thumbnail((160, 160))
+        image.save(folder / f"{int(row):06d}.webp", quality=80)
+
+
+def _draw(t: Training) -> None:
+    """Figures and report; a run whose drawing fails is still a run, and says so."""
+    from pellucid.figures import write_run_figures
+
+    try:
+        write_run_figures(t.run)
+        t.run.report()
+    except (PellucidError, OSError, ValueError) as error:
+        t.record.note(f"figures or report could not be written: {error}")
+        t.run.write_record(t.record)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

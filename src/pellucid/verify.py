@@ -1,0 +1,301 @@
+"""Verification: every reported number of a run, recomputed twice by paths that training did not take.
+
+1. *Files.* Weights, predictions, samples and settings are compared with the hashes in run.json.
+2. *Data.* Every image and label is compared with samples/<split>.csv; what changed is named.
+3. *From the predictions*: scikit-learn and SciPy instead of torchmetrics; must agree to 1e-6.
+4. *From checkpoint and data*: the images are decoded anew (no store) and prepared by torchvision's own transforms;
+   the numbers must agree within the tolerance.
+
+The class of the promise that held: "bit-equal" (all logits the same bits), "same device class" (same versions and kind
+of device, other bits) or "statistical" (another environment). Never imports the training loop.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import sklearn.metrics
+import torch
+from scipy.special import log_softmax
+from torch import nn
+from torchvision.transforms import v2
+
+from pellucid.data.dataset import Dataset, Split
+from pellucid.data.images import resize
+from pellucid.data.sources import load_dataset
+from pellucid.errors import PellucidError, RunError
+from pellucid.recipe import Recipe
+from pellucid.run import DONE, Measurement, Predictions, Run, file_hash, rounded, write_json
+from pellucid.runtime import Runtime, describe, start
+from pellucid.tasks import load_model
+from pellucid.tasks.classification import CALIBRATION_BINS, EVALUATION_BATCH
+
+TOLERANCE = 0.005
+EXACT = 1e-6  # two correct float64 computations of one number from the same logits
+BIT_EQUAL, SAME_DEVICE, STATISTICAL = "bit-equal", "same device class", "statistical"
+VERIFIED, MISMATCH = "verified", "mismatch"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: what was looked at, whether it held, and a line for people."""
+
+    what: str
+    ok: bool
+    line: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks of a run. `promise` is the class that held; None when the model could not be run again."""
+
+    run: str
+    checks: tuple[Check, ...]
+    promise: str | None
+    tolerance: float
+    when: str
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+    @property
+    def result(self) -> str:
+        return VERIFIED if self.ok else MISMATCH
+
+    def lines(self) -> list[str]:
+        return [check.line for check in self.checks]
+
+    def save(self, run: Run) -> None:
+        """Keep the result beside the run, for its report."""
+        write_json(run.verify_file, {"result": self.result, "class": self.promise, "when": self.when, "tolerance": self.tolerance, "lines": self.lines()})
+
+
+def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[str, int, int], None] | None = None) -> Verification:
+    """The checks of a finished run. Mismatches are results, not errors; raises RunError for a run that is not finished."""
+    run = run if isinstance(run, Run) else Run(run)
+    record, recipe = run.record, run.recipe
+    if record.status != DONE:
+        raise RunError(f"{run.path}: the run is {record.status}; only a finished run has numbers to verify. `pellucid resume {run.path}` finishes it.")
+    checks = _file_checks(run)
+    whole = all(check.ok for check in checks)
+    runtime = start(device=recipe.train.device, precision=recipe.train.precision, threads=run.environment["threads"], channels_last=recipe.train.channels_last)
+    checks += _prediction_checks(run, record.measurements)
+    dataset, data_checks = _data_checks(run, recipe, progress)
+    checks += data_checks
+    promise = None
+    if dataset is not None and _weights_are_readable(run, checks):
+        module = load_model(run).to(runtime.device, memory_format=runtime.memory_format)
+        found = []
+        for split in run.prediction_splits:
+            if any(not check.ok for check in data_checks if check.what == f"data {split}"):
+                continue
+            recomputed = _recompute(run, module, dataset.splits[split], runtime, progress)
+            found.append(_same_bits(run, split, recomputed))
+            checks += _number_checks(recomputed, [m for m in record.measurements if m.split == split], "from checkpoint and data", tolerance)
+        if found:
+            promise = _promise(run, runtime, [d for d in found if d is not None], whole)
+            checks.append(_promise_check(promise, found))
+    return Verification(str(run.path), tuple(checks), promise, tolerance, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+
+
+def compare_retrained(run: Run, again: Run, tolerance: float = TOLERANCE) -> Verification:
+    """The checks of a run against the same recipe trained again."""
+    checks, equal = [], file_hash(run.final_weights) == file_hash(again.final_weights)
+    checks.append(Check("weights", True, f"retrained weights: {'the same bits' if equal else 'other bits'}"))
+    new = again.measurements
+    for old in run.record.measurements:
+        value = new[old.key].value if old.key in new else float("nan")
+        ok = abs(value - old.value) <= tolerance
+        checks.append(Check(f"number {old.key}", ok, _line(ok, "retrained", old, value)))
+    same = {k: v for k, v in run.environment.items() if k in _ENVIRONMENT} == {k: v for k, v in again.environment.items() if k in _ENVIRONMENT}
+    promise = BIT_EQUAL if equal else SAME_DEVICE if same else STATISTICAL
+    return Verification(str(run.path), tuple(checks), promise, tolerance, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+
+
+# ── files and data ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _file_checks(run: Run) -> list[Check]:
+    checks = []
+    for name, expected in run.record.files.items():
+        path = run.path / name
+        if not path.is_file():
+            checks.append(Check(f"file {name}", False, f"MISMATCH {name}: the file is missing"))
+        elif file_hash(path) != expected:
+            checks.append(Check(f"file {name}", False, f"MISMATCH {name}: the file changed since the run (its hash differs)"))
+        else:
+            checks.append(Check(f"file {name}", True, f"ok {name}: unchanged"))
+    return checks
+
+
+def _weights_are_readable(run: Run, checks: list[Check]) -> bool:
+    """Changed weights are still run when they load, to say what they change; unreadable ones are not."""
+    try:
+        load_model(run)
+    except PellucidError as error:
+        checks.append(Check("weights", False, f"MISMATCH {run.final_weights.name}: cannot be loaded: {error}"))
+        return False
+    except RuntimeError as error:  # torch: names or shapes that do not fit the model
+        checks.append(Check("weights", False, f"MISMATCH {run.final_weights.name}: does not fit the model: {str(error).splitlines()[0]}"))
+        return False
+    return True
+
+
+def _data_checks(run: Run, recipe: Recipe, progress: Callable[[str, int, int], None] | None) -> tuple[Dataset | None, list[Check]]:
+    try:
+        dataset = load_dataset(recipe.data, seed=recipe.seed, progress=progress)
+    except PellucidError as error:
+        return None, [Check("data", False, f"MISMATCH data: {error}")]
+    if list(dataset.classes) != run.data.classes:
+        return None, [Check("data", False, f"MISMATCH data: the classes changed from {run.data.classes} to {list(dataset.classes)}")]
+    checks = []
+    for name in run.data.splits:
+        changes = _changes(run.samples(name), dataset.splits[name], dataset.classes) if name in dataset.splits else [f"the {name} split is gone"]
+        if changes:
+            shown = "; ".join(changes[:20]) + (f"; and {len(changes) - 20} more" if len(changes) > 20 else "")
+            checks.append(Check(f"data {name}", False, f"MISMATCH {name} data: {shown}"))
+        else:
+            checks.append(Check(f"data {name}", True, f"ok {name} data: {len(dataset.splits[name]):,} images and labels unchanged"))
+    return dataset, checks
+
+
+def _changes(recorded: list[tuple[str, int, str]], split: Split, classes: tuple[str, ...]) -> list[str]:
+    """What differs between the samples of the run and those of today, in words."""
+    old = {file: (label, content) for file, label, content in recorded}
+    new = {file: (label, content) for file, label, content in split.rows()}
+    changes = [f"{file} is missing" for file in old if file not in new] + [f"{file} is new" for file in new if file not in old]
+    for file in old.keys() & new.keys():
+        if old[file][0] != new[file][0]:
+            changes.append(f"the label of {file} changed from {classes[old[file][0]]} to {classes[new[file][0]]}")
+        if old[file][1] != new[file][1]:
+            changes.append(f"the content of {file} changed")
+    return sorted(changes)
+
+
+# ── numbers ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _prediction_checks(run: Run, measurements: list[Measurement]) -> list[Check]:
+    checks = []
+    for split in sorted({m.split for m in measurements}):
+        wanted = [m for m in measurements if m.split == split]
+        try:
+            predictions = run.predictions(split)
+        except RunError as error:
+            checks.append(Check(f"predictions {split}", False, f"MISMATCH {error}"))
+            continue
+        checks += _row_checks(run, split, predictions)
+        checks += _number_checks(predictions, wanted, "from the predictions", EXACT)
+    return checks
+
+
+def _row_checks(run: Run, split: str, predictions: Predictions) -> list[Check]:
+    """Each sample of the split has exactly one row, with its label."""
+    recorded = [(file, label) for file, label, _ in run.samples(split)]
+    found = list(zip(predictions.files, predictions.labels.tolist(), strict=True))
+    if recorded == found:
+        return [Check(f"rows {split}", True, f"ok {split} predictions: one row for each of {len(found):,} samples")]
+    wrong = [new for old, new in zip(recorded, found, strict=False) if old != new]
+    detail = f"first difference at {wrong[0][0]}" if wrong else f"{len(found)} rows for {len(recorded)} samples"
+    return [Check(f"rows {split}", False, f"MISMATCH {split} predictions: rows are not those of samples/{split}.csv ({detail})")]
+
+
+def _number_checks(predictions: Predictions, measurements: list[Measurement], path: str, tolerance: float) -> list[Check]:
+    numbers = recompute(predictions)
+    checks = []
+    for m in measurements:
+        name, _, argument = m.name.partition("[")
+        value = numbers[name] if not argument else numbers[name][_class_index(measurements, m, predictions)]
+        ok = bool(abs(value - m.value) <= tolerance)
+        checks.append(Check(f"number {m.key} {path}", ok, _line(ok, path, m, value)))
+    return checks
+
+
+def _class_index(measurements: list[Measurement], wanted: Measurement, predictions: Predictions) -> int:
+    """Index of the class of a per-class number: they stand in class order, classes without samples left out."""
+    per_class = [m.name for m in measurements if m.name.startswith("recall[")]
+    present = np.unique(predictions.labels)
+    return int(present[per_class.index(wanted.name)])
+
+
+def _line(ok: bool, path: str, m: Measurement, value: float) -> str:
+    verdict = "ok" if ok else "MISMATCH"
+    return f"{verdict} {m.key} {path}: reported {rounded(m.value, m.unit)}, recomputed {rounded(value, m.unit)}"
+
+
+def recompute(predictions: Predictions) -> dict[str, float | np.ndarray]:
+    """Every number of a classification run from its logits, by scikit-learn and SciPy in float64."""
+    labels, logits = predictions.labels, predictions.logits.astype(np.float64)
+    C = logits.shape[1]
+    log_p = log_softmax(logits, axis=1)
+    predicted = logits.argmax(axis=1)
+    numbers: dict[str, float | np.ndarray] = {
+        "accuracy": float(sklearn.metrics.accuracy_score(labels, predicted)),
+        "macro_f1": float(sklearn.metrics.f1_score(labels, predicted, average="macro", zero_division=0.0)),
+        "loss": float(-log_p[np.arange(len(labels)), labels].mean()),
+        "calibration_error": _calibration_error(np.exp(log_p).max(axis=1), predicted == labels),
+        "recall": sklearn.metrics.recall_score(labels, predicted, labels=np.arange(C), average=None, zero_division=0.0),
+    }
+    if C > 5:
+        numbers["top5_accuracy"] = float(sklearn.metrics.top_k_accuracy_score(labels, logits, k=5, labels=np.arange(C)))
+    return numbers
+
+
+def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """sum over bins of |B| / n |acc(B) - conf(B)| with bins (k/15, (k+1)/15] (Guo et al. 2017, eq. 3)."""
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    gaps = [abs(correct[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).sum() for b in np.unique(bins)]
+    return float(sum(gaps) / len(confidence))
+
+
+@torch.inference_mode()
+def _recompute(run: Run, module: nn.Module, split: Split, runtime: Runtime, progress: Callable[[str, int, int], None] | None) -> Predictions:
+    """Logits from the images themselves: decoded now, cropped and normalised by torchvision."""
+    recipe, data = run.recipe, run.data
+    d = recipe.data
+    prepare = v2.Compose([v2.CenterCrop(list(d.size)), v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)])
+    batch_size = min(recipe.train.batch_size, EVALUATION_BATCH)
+    rows = []
+    for begin in range(0, len(split), batch_size):
+        chosen = range(begin, min(begin + batch_size, len(split)))
+        arrays = [resize(split.open(i), d.size, d.fit, d.resize_size, d.interpolation) for i in chosen]
+        batch = torch.stack([prepare(torch.from_numpy(np.ascontiguousarray(a)).permute(2, 0, 1)) for a in arrays])
+        with runtime.autocast():
+            logits = module(batch.to(runtime.device).contiguous(memory_format=runtime.memory_format))
+        rows.append(logits.float().cpu())
+        if progress is not None:
+            progress(f"verifying {split.name}", chosen[-1] + 1, len(split))
+    return Predictions(list(split.names), split.labels, torch.cat(rows).numpy())
+
+
+# ── the promise ───────────────────────────────────────────────────────────────────────────────────────────────
+
+_ENVIRONMENT = ("device_class", "precision", "threads", "channels_last", "libraries")
+
+
+def _same_bits(run: Run, split: str, recomputed: Predictions) -> float | None:
+    """Largest absolute difference of the logits to the saved ones; None when the saved ones cannot be compared."""
+    try:
+        saved = run.predictions(split).logits
+    except RunError:
+        return None
+    if saved.shape != recomputed.logits.shape:
+        return None
+    return float(np.abs(saved.astype(np.float64) - recomputed.logits).max(initial=0.0))
+
+
+def _promise(run: Run, runtime: Runtime, differences: list[float], whole: bool) -> str:
+    if whole and differences and max(differences) == 0.0:
+        return BIT_EQUAL
+    now, then = describe(runtime), run.environment
+    return SAME_DEVICE if all(now[key] == then.get(key) for key in _ENVIRONMENT) else STATISTICAL
+
+
+def _promise_check(promise: str, found: list[float | None]) -> Check:
+    largest = max((d for d in found if d is not None), default=float("nan"))
+    detail = "all logits are the same bits" if promise == BIT_EQUAL else f"largest difference of a logit {largest:.2g}"
+    return Check("promise", True, f"promise: {promise} ({detail})")

@@ -88,7 +88,9 @@ def test_draws_are_the_same_in_another_process() -> None:
 
 def test_uniforms_are_uniform_and_stay_below_one() -> None:
     u = uniforms(0, 0, np.arange(50_000), "rotation", 2)
-    assert u.dtype == np.float64 and u.min() >= 0.0 and u.max() < 1.0
+    assert u.dtype == np.float64
+    assert u.min() >= 0.0
+    assert u.max() < 1.0
     for column in u.T:
         assert stats.kstest(column, "uniform").pvalue > 1e-3
 
@@ -123,10 +125,12 @@ def test_integers_cover_their_range_evenly() -> None:
 def test_a_permutation_holds_every_sample_once_and_differs_between_epochs_and_seeds() -> None:
     orders = [permutation(seed, epoch, 1000) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
     for order in orders:
-        assert order.dtype == np.int64 and sorted(order) == list(range(1000))
+        assert order.dtype == np.int64
+        assert sorted(order) == list(range(1000))
     for one, other in itertools.combinations(orders, 2):
         assert (one == other).sum() < 10
-    assert permutation(1, 0, 0).shape == (0,) and permutation(1, 0, 1).tolist() == [0]
+    assert permutation(1, 0, 0).shape == (0,)
+    assert permutation(1, 0, 1).tolist() == [0]
 
 
 def test_every_order_of_four_comes_equally_often() -> None:
@@ -138,7 +142,8 @@ def test_every_order_of_four_comes_equally_often() -> None:
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 1.0, 8.0])
 def test_beta_draws_follow_the_beta_distribution(alpha: float) -> None:
     drawn = beta(0, 3, np.arange(4000), "mixup", alpha)
-    assert drawn.min() >= 0.0 and drawn.max() <= 1.0
+    assert drawn.min() >= 0.0
+    assert drawn.max() <= 1.0
     assert stats.kstest(drawn, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
     assert beta(0, 3, np.array([17]), "mixup", alpha).item() == drawn[17]
 
@@ -146,7 +151,9 @@ def test_beta_draws_follow_the_beta_distribution(alpha: float) -> None:
 def test_beta_stays_finite_for_extreme_alphas() -> None:
     for alpha in (1e-3, 1e3):
         drawn = beta(0, 0, np.arange(500), "mixup", alpha)
-        assert np.isfinite(drawn).all() and drawn.min() >= 0.0 and drawn.max() <= 1.0
+        assert np.isfinite(drawn).all()
+        assert drawn.min() >= 0.0
+        assert drawn.max() <= 1.0
 
 
 def test_derived_seeds_fit_63_bits_and_tell_their_parts_apart() -> None:

@@ -53,12 +53,12 @@ def changed(old: str, new: str) -> str:
         (changed("timm/test_vit", "tim/test_vit"), "r.yaml:7:1: model: name: expected timm/<name> or torchvision/<name>, got 'tim/test_vit'. Did you mean 'timm'?"),
         (changed("test_vit}", "test_vit, pretrained: no}"), "r.yaml:7:30: model.pretrained: expected true or false; got 'no' (text)"),
         (changed("test_vit}", "test_vit, pretrained: true, weights: w.pth}"), "r.yaml:7:1: model: give pretrained: true or weights: FILE, not both"),
-        (changed("name: adam", "name: adamm"), "r.yaml:11:30: train.phases.0.optimizer.name: expected adam, adamw, sgd; got 'adamm'. Did you mean 'adam'?"),
-        (changed("lr: 1e-3", "lr: 0"), "r.yaml:11:42: train.phases.0.optimizer.lr: expected greater than 0; got 0"),
-        (changed("lr: 1e-3", "lr: 1e-3, wieght_decay: 0.1"), "r.yaml:11:52: unknown key 'wieght_decay' in train.phases.0.optimizer. Did you mean 'weight_decay'?"),
+        (changed("name: adam", "name: adamm"), "r.yaml:11:31: train.phases.0.optimizer.name: expected adam, adamw, sgd; got 'adamm'. Did you mean 'adam'?"),
+        (changed("lr: 1e-3", "lr: 0"), "r.yaml:11:43: train.phases.0.optimizer.lr: expected greater than 0; got 0"),
+        (changed("lr: 1e-3", "lr: 1e-3, wieght_decay: 0.1"), "r.yaml:11:53: unknown key 'wieght_decay' in train.phases.0.optimizer. Did you mean 'weight_decay'?"),
         (changed("name: noam", "name: noom"), "r.yaml:11:65: train.phases.0.schedule.name: expected constant, cosine, linear, noam, step; got 'noom'. Did you mean 'noam'?"),
-        (changed(", warmup_steps: 3", ""), "r.yaml:11:53: train.phases.0.schedule: schedule noam needs warmup_steps or warmup_epochs"),
-        (changed("warmup_steps: 3", "warmup_steps: 3, warmup_epochs: 1"), "r.yaml:11:53: train.phases.0.schedule: give warmup_steps or warmup_epochs, not both"),
+        (changed(", warmup_steps: 3", ""), "r.yaml:11:54: train.phases.0.schedule: schedule noam needs warmup_steps or warmup_epochs"),
+        (changed("warmup_steps: 3", "warmup_steps: 3, warmup_epochs: 1"), "r.yaml:11:54: train.phases.0.schedule: give warmup_steps or warmup_epochs, not both"),
         (changed("epochs: 2, ", ""), "r.yaml:11:7: train.phases.0.epochs is missing"),
         (changed("batch_size: 16", "batch_size: 16.5"), "r.yaml:9:3: train.batch_size: expected a whole number; got 16.5"),
         (GOOD + "augment: {random_resized_crop: [0.7, 1.5]}\n", "r.yaml:12:11: augment.random_resized_crop: expected [least, most] with least <= most <= 1, got [0.7, 1.5]"),
@@ -73,7 +73,7 @@ def changed(old: str, new: str) -> str:
         ("", "r.yaml:1:1: expected a mapping with task, data, model and train, got nothing"),
         ("task: [\n", "r.yaml:2:1: not valid YAML: "),
         (changed("phases:\n", "phases: 3\n  phasez:\n"), "r.yaml:10:3: train.phases: expected a list; got 3"),
-        (changed("val: 20\n", "") .replace("batch_size: 16", "keep: best"), "r.yaml:1:1: train.keep: best needs data.val"),
+        (changed("  val: 20\n", "").replace("batch_size: 16", "keep: best"), "r.yaml:1:1: train.keep: best needs data.val"),
     ],
 )  # fmt: skip
 def test_each_fault_is_named_with_its_place_and_remedy(text: str, expected: str, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_each_fault_is_named_with_its_place_and_remedy(text: str, expected: str,
 def test_all_faults_of_a_file_come_at_once_in_order(tmp_path: Path) -> None:
     text = GOOD.replace("train: 100", "trian: 100").replace("batch_size: 16", "batch_size: many").replace("lr: 1e-3", "lr: fast")
     found = faults(text, tmp_path)
-    assert [line.split(": ")[0] for line in found] == ["r.yaml:4:3", "r.yaml:9:3", "r.yaml:11:42"]
+    assert [line.split(": ")[0] for line in found] == ["r.yaml:4:3", "r.yaml:9:3", "r.yaml:11:43"]
 
 
 def test_yaml_is_read_as_version_1_2(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_paths_start_at_the_file_that_holds_them(tmp_path: Path, monkeypatch: py
     (tmp_path / "below").mkdir()
     folder = GOOD.replace("source: scenes", "source: folder").replace("train: 100", "train: photos/train").replace("val: 20", "val: 0.2")
     (tmp_path / "below" / "base.yaml").write_text(folder)
-    (tmp_path / "top.yaml").write_text("extends: below/base.yaml\ndata: {val: ${PHOTOS:-here}/val}\ntrain: {batch_size: 8}\n")
+    (tmp_path / "top.yaml").write_text("extends: below/base.yaml\ndata:\n  val: ${PHOTOS:-here}/val\ntrain: {batch_size: 8}\n")
     recipe = recipes.load(tmp_path / "top.yaml")
     assert recipe.data.train == str(tmp_path / "below" / "photos" / "train")
     assert recipe.data.val == str(tmp_path / "here" / "val")

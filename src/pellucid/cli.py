@@ -489,9 +489,8 @@ def _print_plan(p: Any, batch_size: int) -> None:
 def _print_data_report(found: Any) -> None:
     from pellucid.tables import table
 
-    names = list(found.counts)
-    print(table(["class", *names], [(c, *[str(found.counts[s][i]) for s in names]) for i, c in enumerate(found.classes)]))
-    print(table(["split", "images", "content hash"], [(name, f"{found.n[name]:,}", found.hashes[name]) for name in names]))
+    print(table(["class", *found.splits], [(c, *[str(s.counts[i]) for s in found.splits.values()]) for i, c in enumerate(found.classes)]))
+    print(table(["split", "images", "content hash"], [(name, f"{s.n:,}", s.hash) for name, s in found.splits.items()]))
     for p in found.problems:
         print(f"{'BAD ' if p.fatal else 'note'} {p.kind} {p.split}/{p.file}: {p.detail}")
     print(f"{len(found.problems)} findings, {sum(p.fatal for p in found.problems)} bad images")

@@ -109,7 +109,8 @@ def export_safetensors(module: nn.Module, out: str | Path, metadata: Mapping[str
         written = read_weights(temporary)
         unequal = [name for name, tensor in own.items() if name not in written or not _same_bits(tensor, written[name])]
         if unequal or len(written) != len(own):
-            raise PellucidError(f"{out}: expected {len(own)} tensors to read back as they were, {len(unequal)} differ: {', '.join(unequal[:5])}. No file was written.")
+            names = ", ".join(unequal[:5])
+            raise PellucidError(f"{out}: expected {len(own)} tensors to read back as they were, {len(unequal)} differ: {names}. No file was written.")
     scale = max((float(tensor.abs().max()) for tensor in own.values() if tensor.numel()), default=0.0)
     return ExportResult(out, "safetensors", out.stat().st_size, len(own), 0.0, scale, len(own))
 

@@ -90,9 +90,7 @@ def paired(first: ArrayLike, second: ArrayLike, *, level: float = LEVEL) -> Inte
     return Interval(low, high, f"{_percent(level)} paired interval over the same {len(a):,} samples")
 
 
-def bootstrap(
-    statistic: Callable[[NDArray[np.int64]], float], n: int, *, draws: int = 1000, seed: int = 0, level: float = LEVEL
-) -> Interval:
+def bootstrap(statistic: Callable[[NDArray[np.int64]], float], n: int, *, draws: int = 1000, seed: int = 0, level: float = LEVEL) -> Interval:
     """The percentile interval of `statistic(indices)` over resamples of n samples with replacement (Efron 1979).
 
     indices: (n,) int64 rows, some of them repeated. The same seed gives the same interval.

@@ -556,7 +556,7 @@ def _problem(error: dict[str, Any], values: dict[str, Any], places: Places, file
             message = f"{dotted}.name is missing"
         case "value_error":
             text = str(context["error"])
-            message = text if not dotted or text.startswith(key) else f"{dotted}: {text}"
+            message = f"{dotted}: {text}" if dotted else text
         case "dict_type" | "model_type" | "model_attributes_type":
             message = f"{dotted}: expected a mapping, got {_kind(got)}"
         case _:

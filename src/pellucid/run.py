@@ -264,7 +264,7 @@ class Run:
         path = self._open(f"predictions/{split}.npz")
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return Predictions([str(name) for name in arrays["file"]], arrays["label"], arrays["logits"])
+                return Predictions([str(name) for name in arrays["name"]], arrays["label"], arrays["logits"])
         except Exception as error:  # a damaged zip raises half a dozen types
             raise RunError(f"{path}: cannot be read as predictions: {error}") from None
 
@@ -304,7 +304,7 @@ class Run:
         arrays = self.predictions_file(split)
         with _replacing(arrays) as temporary, temporary.open("wb") as file:
             names = np.array(predictions.files, dtype=np.str_)
-            np.savez(file, file=names, label=predictions.labels, logits=predictions.logits)
+            np.savez(file, name=names, label=predictions.labels, logits=predictions.logits)
         table = arrays.with_suffix(".csv")
         probabilities = predictions.probabilities()
         with _replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as text:

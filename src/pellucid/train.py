@@ -596,10 +596,7 @@ def _write_thumbnails(t: Training, split: str, predictions: Predictions) -> None
 
 def _draw(t: Training) -> None:
     """Figures and report; a run whose drawing fails is still a run, and says so."""
-    from pellucid.figures import write_run_figures
-
     try:
-        write_run_figures(t.run)
         t.run.report()
     except (PellucidError, OSError, ValueError) as error:
         t.record.note(f"figures or report could not be written: {error}")

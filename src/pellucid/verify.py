@@ -263,7 +263,7 @@ def _recompute(run: Run, module: nn.Module, split: Split, runtime: Runtime, prog
     for begin in range(0, len(split), batch_size):
         chosen = range(begin, min(begin + batch_size, len(split)))
         arrays = [resize(split.open(i), d.size, d.fit, d.resize_size, d.interpolation) for i in chosen]
-        batch = torch.stack([prepare(torch.from_numpy(np.ascontiguousarray(a)).permute(2, 0, 1)) for a in arrays])
+        batch = torch.stack([prepare(torch.from_numpy(np.array(a)).permute(2, 0, 1)) for a in arrays])
         with runtime.autocast():
             logits = module(batch.to(runtime.device).contiguous(memory_format=runtime.memory_format))
         rows.append(logits.float().cpu())

@@ -24,6 +24,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -168,7 +169,7 @@ def _note(kind: str, detail: str) -> Finding:
 def _opened(data: bytes) -> Any:
     """The file with its header read. (Any: Pillow's types leave out what the plugins add.)"""
     try:
-        image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+        image = Image.open(io.BytesIO(data), formats=_readable())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _FaultError("too_large", f"{str(error).split(',')[0].rstrip('.')}; scale the image down") from None
     except UnidentifiedImageError:
@@ -179,6 +180,13 @@ def _opened(data: bytes) -> Any:
     if limit is not None and image.width * image.height > limit:
         raise _FaultError("too_large", f"{image.width} x {image.height} pixels, the limit is {limit:,} pixels; scale the image down")
     return image
+
+
+@cache
+def _readable() -> tuple[str, ...]:
+    """Those of FORMATS that this build of Pillow opens; MPO comes out of the reader of JPEG."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _format_notes(image: Any, data: bytes, name: str) -> list[Finding]:

@@ -37,16 +37,26 @@ _CHUNK = 32  # files that a thread takes at once
 class Listing:
     """The samples of one split as a source lists them, before a picture is decoded.
 
-    names, labels and open are those of `Split`. read: index -> bytes of an image file, to be hashed and inspected; None where
-    the samples are no files, and then `hashes` says their content. problems: what the source noticed while listing.
+    names and open are those of `Split`. labels: class of each sample as the source writes it. read: index -> bytes of an image
+    file, to be hashed and inspected; None where the samples are no files, and then `hashes` says their content.
+    problems: what the source noticed while listing.
     """
 
     names: Sequence[str]
-    labels: np.ndarray
+    labels: Sequence[str]
     open: Callable[[int], Image.Image]
     read: Callable[[int], bytes] | None = None
     hashes: Sequence[str] | None = None
     problems: Sequence[DataProblem] = ()
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a source gives: splits by name (train, val, test), and its own class order with where that stands, if it has one."""
+
+    splits: dict[str, Listing]
+    classes: Sequence[str] | None = None
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,11 +96,11 @@ class Inspected:
         return Split(self.name, self.names, self.labels, self.hashes, self.open)
 
 
-def inspect(listing: Listing, name: str, *, progress: Progress | None = None) -> Inspected:
-    """The split with every file hashed and looked at, a few at a time in threads."""
+def inspect(listing: Listing, name: str, labels: np.ndarray, *, progress: Progress | None = None) -> Inspected:
+    """The split with every file hashed and looked at, a few at a time in threads. labels: (n,) int64 class indices."""
     if listing.read is None:
         assert listing.hashes is not None
-        return Inspected(name, listing.names, listing.labels, listing.hashes, listing.open)
+        return Inspected(name, listing.names, labels, listing.hashes, listing.open)
     read, names, total = listing.read, listing.names, len(listing.names)
     checked = _Checked(cache_folder() / "checked")
     hashes: list[str] = []
@@ -112,7 +122,7 @@ def inspect(listing: Listing, name: str, *, progress: Progress | None = None) ->
             pool.shutdown(cancel_futures=True)
             raise
     checked.save()
-    return Inspected(name, names, listing.labels, hashes, listing.open, found)
+    return Inspected(name, names, labels, hashes, listing.open, found)
 
 
 def _look(read: Callable[[int], bytes], index: int, name: str, checked: _Checked) -> tuple[str, list[Finding]]:
@@ -156,7 +166,8 @@ class _Checked:
                 lines = {key: [asdict(fault) for fault in faults] for key, faults in self._shelves[digit].items()}
                 write_json(self._folder / f"{digit}.json", {"versions": self._versions, "files": lines})
         except OSError as error:
-            raise DataError(f"{self._folder}: cannot keep what was found in the images: {error.strerror}. Set XDG_CACHE_HOME to a folder that can be written.") from None
+            fault = f"{self._folder}: cannot keep what was found in the images: {error.strerror or error}."
+            raise DataError(f"{fault} Set XDG_CACHE_HOME to a folder that can be written.") from None
 
     def _shelf(self, digit: str) -> dict[str, list[Finding]]:
         if digit not in self._shelves:
@@ -210,10 +221,14 @@ def _duplicates(split: Inspected, classes: Sequence[str], found: list[DataProble
 
 def _class_problems(split: Inspected, classes: Sequence[str]) -> list[DataProblem]:
     counts = np.bincount(split.labels, minlength=len(classes))
-    found = [DataProblem(split.name, "", "class_missing", f"no usable image of class {classes[i]!r}", fatal=False) for i in np.flatnonzero(counts == 0)]
+    found = [
+        DataProblem(split.name, "", "class_missing", f"no usable image of class {name!r}", fatal=False)
+        for name, count in zip(classes, counts, strict=True)
+        if count == 0
+    ]
     present = np.flatnonzero(counts)
     if split.name == "train" and len(present) > 1:
-        most, least = present[counts[present].argmax()], present[counts[present].argmin()]
+        most, least = int(present[counts[present].argmax()]), int(present[counts[present].argmin()])
         if counts[most] > IMBALANCE * counts[least]:
             detail = f"{classes[most]!r} has {counts[most]} images, {classes[least]!r} has {counts[least]}: more than {IMBALANCE} to 1"
             found.append(DataProblem(split.name, "", "imbalance", detail, fatal=False))

@@ -10,28 +10,24 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-import os
 import re
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-import huggingface_hub.constants
-import huggingface_hub.errors
 import timm
 import timm.data
 import timm.models
-import torch
 import torchvision.models
 from timm.layers.drop import DropPath
 from timm.models import efficientnet, mobilenetv3
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from pellucid.errors import MissingError, PellucidError, UsageError, did_you_mean
+from pellucid.errors import PellucidError, UsageError, did_you_mean
+from pellucid.models.hub import timm_file, timm_tags, torch_hub_file
 from pellucid.models.layers import layer_ids as layer_ids
 from pellucid.models.layers import set_trainable as set_trainable
 from pellucid.models.layers import train_mode as train_mode
@@ -114,7 +110,7 @@ def _home(name: str) -> tuple[str, str]:
     architecture = model.split(".")[0]
     if not timm.is_model(architecture):
         raise UsageError(f"model.name: timm has no model {architecture!r}.{_nearest(architecture, timm.list_models())}")
-    tagged = _timm_tags(architecture)
+    tagged = timm_tags(architecture)
     if model != architecture and model not in tagged:
         raise UsageError(f"model.name: timm publishes no weights {model!r}; there are {', '.join(tagged) or 'none'}.{_nearest(model, tagged)}")
     return home, model
@@ -146,11 +142,6 @@ def _constructing(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
 
 
 # ── timm ──
-def _timm_tags(architecture: str) -> list[str]:
-    """Names with tags that have published weights, e.g. resnet18.a1_in1k."""
-    return [name for name in timm.list_models(f"{architecture}.*", pretrained=True) if name.split(".")[0] == architecture]
-
-
 def _timm_config(model: str) -> Any:
     """timm's record of a model's weights and input, or None for a model without one."""
     return timm.models.get_pretrained_cfg(model)
@@ -205,7 +196,7 @@ def _create_timm(model: str, num_classes: int, pretrained: bool, arguments: dict
     name = f"timm/{model}"
     overlay: dict[str, Any] | None = None
     if pretrained:
-        file, custom = _timm_file(model)
+        file, custom = timm_file(model, _timm_config(model))
         # A file given here stops timm from asking its hub whether a newer one exists.
         overlay = {"file": str(file), "custom_load": custom}
         notes.append(f"weights: {file.name} of {name}")
@@ -226,7 +217,7 @@ def _timm_says(notes: list[str]) -> Iterator[None]:
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             line = record.getMessage()
-            if not line.startswith("Loading pretrained weights"):
+            if not line.startswith(("Loading pretrained weights", "Loaded ")):  # the file is named already
                 notes.append(f"timm: {line}")
 
     logger, collector = logging.getLogger("timm"), Collector()
@@ -235,7 +226,9 @@ def _timm_says(notes: list[str]) -> Iterator[None]:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"timm\.layers\.interpolate")  # about its own use of torch
+            yield
     finally:
         logger.removeHandler(collector)
         logger.setLevel(level)
@@ -258,51 +251,6 @@ def _check_drop(name: str, module: nn.Module, rate: float | None, kinds: tuple[t
     if any(isinstance(part, kinds) and getattr(part, attribute) for part in modules) or any(getattr(part, setting, None) == rate for part in modules):
         return
     raise UsageError(f"{name} takes {setting} and makes no use of it. Remove it or choose another model.")
-
-
-def _timm_file(model: str) -> tuple[Path, bool]:
-    """(file, whether it is of a format that only the model reads) with a model's published weights: cached, else downloaded."""
-    config = _timm_config(model)
-    if config is None or not config.has_weights:
-        tagged = ", ".join(_timm_tags(model.split(".")[0])) or "none"
-        raise UsageError(f"timm/{model} has no published weights (with weights: {tagged}). Set pretrained: false or give weights: FILE.")
-    if not config.hf_hub_id:
-        return _hub_file(f"timm/{model}", config.url if isinstance(config.url, str) else config.url[0]), bool(config.custom_load)
-    files = (config.hf_hub_filename,) if config.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
-    repository, _, revision = config.hf_hub_id.partition("@")
-    for file in files:
-        cached = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
-        if isinstance(cached, str):
-            return Path(cached), bool(config.custom_load)
-    for file in files:
-        try:
-            return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision or None)), bool(config.custom_load)
-        except huggingface_hub.errors.RemoteEntryNotFoundError:
-            continue  # the repository was reached and keeps its weights in the other format
-        except Exception as error:  # the hub's client raises a dozen types of three libraries
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            cache = huggingface_hub.constants.HF_HUB_CACHE
-            raise MissingError(
-                f"timm/{model}: its weights {repository}/{files[0]} are not in {cache} and cannot be downloaded ({reason}). With a network: "
-                f"`hf download {repository} {files[0]}`; without: copy the folder models--{repository.replace('/', '--')} into {cache}, or give weights: FILE."
-            ) from error
-    raise MissingError(f"timm/{model}: {repository} holds none of {', '.join(files)}. Give weights: FILE.")
-
-
-def _hub_file(name: str, url: str) -> Path:
-    """The file of `url` in torch's hub cache, downloaded into it when it is not there."""
-    file = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(url)
-    if file.is_file():
-        return file
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sha256 = re.search(r"-([a-f0-9]+)\.", file.name)
-    try:
-        torch.hub.download_url_to_file(url, str(file), sha256.group(1) if sha256 else None, progress=False)
-    except (OSError, RuntimeError) as error:  # no network (URLError is an OSError), or a damaged download
-        raise MissingError(
-            f"{name}: its weights {file.name} cannot be downloaded ({error}). Put the file at {file}, or give weights: FILE."
-        ) from error
-    return file
 
 
 # ── torchvision ──
@@ -336,7 +284,9 @@ def _build_torchvision(
     elif "input_size" in accepted:
         arguments["input_size"] = _once(name, "input_size", image_size, arguments)
     notes = _auxiliary_off(name, arguments) if model in _AUXILIARY else []
-    if drop_rate is not None and "dropout" in accepted:
+    if drop_rate is not None:
+        if "dropout" not in accepted:
+            raise UsageError(f"{name} has no dropout before its classifier, so drop_rate cannot be set. Remove it, or choose the model of timm.")
         arguments["dropout"] = _once(name, "dropout", drop_rate, arguments)
     if drop_path_rate is not None:
         if "stochastic_depth_prob" not in accepted:
@@ -345,13 +295,11 @@ def _build_torchvision(
     with _constructing(name, arguments):
         module = _construct(builder, num_classes, arguments)
     classifier = (_last_layer(name, module, num_classes),)
-    if drop_rate is not None and "dropout" not in accepted:
-        _set_head_dropout(name, module, classifier[0], drop_rate)
     notes += _dropout_notes(name, module, classifier[0], drop_rate)
     mean, std = _torchvision_normalization(model)
     if pretrained:
         weights = torchvision.models.get_model_weights(model)["DEFAULT"]
-        report = load_weights(module, _hub_file(name, weights.url), classifier=classifier)
+        report = load_weights(module, torch_hub_file(name, weights.url), classifier=classifier)
         notes += [f"weights: {weights}", *report.lines()]
     return Built(module.train(), mean, std, classifier, notes)
 
@@ -401,14 +349,6 @@ def _last_layer(name: str, module: nn.Module, num_classes: int) -> str:
     if outputs != num_classes:
         raise PellucidError(f"{name}: expected its last layer {path} to have {num_classes} outputs, it has {outputs}")
     return path
-
-
-def _set_head_dropout(name: str, module: nn.Module, classifier: str, rate: float) -> None:
-    layers = _head_dropout(module, classifier)
-    if not layers:
-        raise UsageError(f"{name} has no dropout before its classifier, so drop_rate cannot be set. Remove it, or choose the model of timm.")
-    for layer in layers:
-        layer.p = rate
 
 
 def _head_dropout(module: nn.Module, classifier: str) -> list[nn.Dropout]:

@@ -17,6 +17,7 @@ import os
 import pickle
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -290,7 +291,9 @@ def _with_timm_filter(module: nn.Module, state: dict[str, Tensor], fit: _Fit, he
         return fit, []
     renamed = {name.removeprefix(fit.prefix): tensor for name, tensor in state.items()}
     try:
-        converted = dict(convert(dict(renamed), module))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"timm\.layers\.interpolate")  # about its own use of torch
+            converted = dict(convert(dict(renamed), module))
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return fit, []  # the file is not one that timm knows; the fit without it is reported in full
     better = _fit(module, converted, head)

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pellucid.report.content import Calibration
-from pellucid.report.curves import Curve
+from pellucid.readings import Calibration, Curve
 from pellucid.run import rounded
 
 NUM_COLOURS = 7
@@ -21,7 +20,7 @@ DASHES = ("", "7 4", "2 3", "9 3 2 3")
 MARKED = 12  # a curve of at most so many points shows each of them
 
 WIDTH, HEIGHT = 420, 270
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 46
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 12, 46
 
 
 @dataclass(frozen=True)
@@ -142,11 +141,11 @@ def _frame(axes: _Axes, xs: Sequence[float], ys: Sequence[float], x_label: str, 
         at = axes.y(y)
         kind = "axis" if y == ys[0] else "grid"
         parts.append(Markup('<path class="{}" d="M{:.1f} {:.1f}H{:.1f}"/>').format(kind, left, at, right))
-        parts.append(Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>').format(left - 7, at + 4, _tick_text(y)))
+        parts.append(Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>').format(left - 7, at + 4, _tick_text(y, ys)))
     for x in xs:
         at = axes.x(x)
         parts.append(Markup('<path class="axis" d="M{:.1f} {:.1f}v4"/>').format(at, floor))
-        parts.append(Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(at, floor + 18, _tick_text(x)))
+        parts.append(Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(at, floor + 18, _tick_text(x, xs)))
     middle_x, middle_y = (left + right) / 2, (axes.y(axes.y_high) + floor) / 2
     parts.append(Markup('<text class="name" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(middle_x, axes.height - 7, x_label))
     turned = Markup('<text class="name" transform="translate(13 {:.1f}) rotate(-90)" text-anchor="middle">{}</text>')
@@ -160,24 +159,25 @@ def _polyline(curve: Curve, axes: _Axes) -> Markup:
     drawn = Markup('<path d="{}" {}><title>{}</title></path>').format(path, _stroke(curve.style), curve.name)
     if len(curve.points) <= MARKED:
         colour = f"s{curve.style % NUM_COLOURS}"
-        drawn += Markup("").join(
-            Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(colour, axes.x(x), axes.y(y)) for x, y in curve.points
-        )
+        drawn += Markup("").join(Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(colour, axes.x(x), axes.y(y)) for x, y in curve.points)
     return drawn
 
 
 def _stroke(style: int) -> Markup:
-    """Class and dash pattern: neighbours differ in both colour and dashes."""
-    dash = DASHES[(style + style // NUM_COLOURS) % len(DASHES)]
+    """Class and dash pattern: neighbours differ in both, and the pairs repeat only after 28 (7 colours, 4 patterns)."""
+    dash = DASHES[style % len(DASHES)]
     return Markup('class="line s{}" stroke-dasharray="{}"').format(style % NUM_COLOURS, dash or "none")
 
 
-def _tick_text(value: float) -> str:
-    """A tick's own number, which is round already: 0.2, 1,500, 2e-4."""
-    if value != 0 and abs(value) < 1e-3:
+def _tick_text(value: float, ticks: Sequence[float]) -> str:
+    """A tick's own number, which is round already, written like its neighbours: 0.2, 1,500, 2e-4."""
+    largest = max(abs(tick) for tick in ticks)
+    if value == 0:
+        return "0"
+    if largest < 0.01 or largest >= 1e7:
         mantissa, exponent = f"{value:e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:,.10g}" if abs(value) < 1e7 else f"{value:.3g}"
+    return f"{value:,.10g}"
 
 
 def _summary(curves: Sequence[Curve], unit: str) -> str:

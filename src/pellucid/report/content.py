@@ -11,13 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pellucid.readings import Calibration, Counts, calibrate, class_scores, confusion_counts, most_confused
 from pellucid.run import Measurement, Predictions
-
-NUM_BINS = 15  # of the reliability diagram, as torchmetrics' default
-
-Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -40,20 +36,6 @@ class Pair:
     count: int
     n: int
     share: Measurement
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Confidence against accuracy in bins of equal width over [0, 1]; means of an empty bin are NaN.
-
-    `error` is the expected calibration error: the bins' |accuracy - confidence|, weighted by their samples (Guo et al. 2017, eq. 3).
-    """
-
-    edges: list[float]
-    counts: list[int]
-    confidences: list[float]
-    accuracies: list[float]
-    error: Measurement
 
 
 @dataclass(frozen=True)
@@ -105,51 +87,27 @@ def read_predictions(predictions: Predictions, classes: Sequence[str], *, split:
         for i, name in enumerate(classes)
     ]
     pairs = [
-        Pair(classes[i], classes[j], count, int(confusion[i].sum()), fraction("share", count / confusion[i].sum(), int(confusion[i].sum()), "of the label's samples"))
+        Pair(
+            classes[i],
+            classes[j],
+            count,
+            int(confusion[i].sum()),
+            fraction("share", count / confusion[i].sum(), int(confusion[i].sum()), "of the label's samples"),
+        )
         for i, j, count in most_confused(confusion, num_pairs)
     ]
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:num_mistakes]
     mistakes = [
-        Mistake(int(i), predictions.files[i], classes[labels[i]], classes[predicted[i]], fraction("confidence", confidence[i], 1, "softmax probability of the prediction"))
+        Mistake(
+            int(i),
+            predictions.files[i],
+            classes[labels[i]],
+            classes[predicted[i]],
+            fraction("confidence", confidence[i], 1, "softmax probability of the prediction"),
+        )
         for i in worst
     ]
     accuracy = fraction("accuracy", float(np.mean(predicted == labels)), n, "right among all, from the saved predictions")
     bins = calibrate(confidence, predicted == labels, split=split, seed=seed)
     return Reading(split, n, list(classes), accuracy, confusion, rows, pairs, bins, mistakes, len(wrong))
-
-
-def confusion_counts(labels: Counts, predicted: Counts, num_classes: int) -> Counts:
-    """(C, C) int64: row = label, column = prediction."""
-    return np.bincount(labels * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
-def class_scores(confusion: Counts) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(precision, recall, F1) of each class, (C,) float64 in [0, 1], NaN where the definition is 0/0."""
-    right = np.diagonal(confusion).astype(np.float64)
-    of_label, of_prediction = confusion.sum(axis=1), confusion.sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        return right / of_prediction, right / of_label, 2 * right / (of_label + of_prediction)
-
-
-def most_confused(confusion: Counts, most: int) -> list[tuple[int, int, int]]:
-    """(label, prediction, count) of the largest counts off the diagonal, largest first; equal counts in class order."""
-    mistaken = confusion.copy()
-    np.fill_diagonal(mistaken, 0)
-    order = np.argsort(-mistaken, axis=None, kind="stable")[:most]
-    found = [(*divmod(int(flat), len(confusion)), int(mistaken.flat[flat])) for flat in order]
-    return [(i, j, count) for i, j, count in found if count]
-
-
-def calibrate(confidence: NDArray[np.float64], right: NDArray[np.bool_], *, split: str, seed: int) -> Calibration:
-    """Bins [low, high) of the confidences, the last one closed."""
-    edges = np.linspace(0.0, 1.0, NUM_BINS + 1)
-    places = np.minimum(np.searchsorted(edges, confidence, side="right") - 1, NUM_BINS - 1)
-    counts = np.bincount(places, minlength=NUM_BINS)
-    with np.errstate(invalid="ignore"):
-        confidences = np.bincount(places, weights=confidence, minlength=NUM_BINS) / counts
-        accuracies = np.bincount(places, weights=right, minlength=NUM_BINS) / counts
-    error = float(np.nansum(np.abs(accuracies - confidences) * counts) / len(confidence))
-    how = f"expected calibration error of the top class, {NUM_BINS} bins of equal width, from the saved predictions"
-    measured = Measurement("calibration_error", error, "fraction", split, len(confidence), seed, how)
-    return Calibration(edges.tolist(), counts.tolist(), confidences.tolist(), accuracies.tolist(), measured)

@@ -15,9 +15,9 @@ from markupsafe import Markup
 from pellucid.run import Measurement, rounded
 
 
-def render_template(name: str, **context: Any) -> str:
-    """The page of one template of this folder, with the style in it."""
-    return _environment().get_template(name).render(style=Markup(_text("style.css")), **context)
+def render_template(template: str, /, **context: Any) -> str:
+    """The page of a template file of this folder, with the style in it."""
+    return _environment().get_template(template).render(style=Markup(_text("style.css")), **context)
 
 
 def interval(measurement: Measurement) -> str:

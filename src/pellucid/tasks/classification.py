@@ -22,12 +22,12 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from pellucid.data.augment import Augment, Images, evaluate_view, mix_pair, window_mix
+from pellucid.data.augment import Augment, Images, Mix, evaluate_view, mix_pair, mix_targets, window_mix
 from pellucid.data.dataset import Dataset, Split
-from pellucid.data.images import IMAGE_ENDINGS, decode, resize
+from pellucid.data.images import ENDINGS, decode, resize
 from pellucid.data.loader import Pack, Reader, Window, ordered_windows, pack_images
 from pellucid.data.store import Pixels
-from pellucid.errors import DataError, MissingError, OutOfMemoryError
+from pellucid.errors import DataError, MissingError
 from pellucid.intervals import bootstrap, wilson
 from pellucid.losses import balanced_class_weights, cross_entropy, soft_targets
 from pellucid.models.backbones import Built, build_classifier
@@ -61,7 +61,7 @@ class Classification:
         self._classes = dataset.classes
         self._seed = recipe.seed
         self._labels = torch.from_numpy(dataset.splits["train"].labels)
-        self._augment = Augment.from_section(recipe.augment, size=recipe.data.size, mean=mean, std=std, seed=recipe.seed)
+        self._augment = Augment.from_section(recipe.augment, size=recipe.data.size, mean=mean, std=std, seed=recipe.seed, interpolation=recipe.data.interpolation)
         self._mixup, self._cutmix = recipe.augment.mixup, recipe.augment.cutmix
         self._view = (recipe.data.size, tuple(mean), tuple(std))
         self._smoothing = recipe.loss.label_smoothing
@@ -92,7 +92,7 @@ class Classification:
         labels = self._labels[torch.from_numpy(pack.rows)].to(device)
         targets = soft_targets(labels, len(self._classes))
         mix = window_mix(self._seed, pack.window.epoch, pack.window.index, mixup=self._mixup, cutmix=self._cutmix, size=self._view[0])
-        if self.needs_partners:
+        if mix is not None:
             images, targets, labels = self._mixed(images, targets, labels, mix)
         images = images.to(memory_format=self._runtime.memory_format)
         with self._runtime.autocast():
@@ -100,14 +100,11 @@ class Classification:
         loss = cross_entropy(logits, targets, class_weights=self._class_weights, label_smoothing=self._smoothing)
         return loss, None if mix is not None else (logits.detach().argmax(1) == labels).sum()
 
-    def _mixed(self, images: Tensor, targets: Tensor, labels: Tensor, mix: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _mixed(self, images: Tensor, targets: Tensor, labels: Tensor, mix: Mix) -> tuple[Tensor, Tensor, Tensor]:
         """Images and targets without the one in front, mixed with their neighbours."""
         partners, images = images[:-1], images[1:]
         partner_targets, targets = targets[:-1], targets[1:]
-        if mix is not None:
-            images = mix_pair(images, partners, mix)
-            targets = mix.lam * targets + (1.0 - mix.lam) * partner_targets
-        return images, targets, labels[1:]
+        return mix_pair(images, partners, mix), mix_targets(targets, partner_targets, mix), labels[1:]
 
     @torch.inference_mode()
     def predictions(self, module: nn.Module, split: Split, pixels: Pixels, *, workers: int, progress: Callable[[str, int, int], None] | None = None) -> Predictions:
@@ -245,9 +242,9 @@ def _opened(entry: Any) -> list[tuple[str, Callable[[], PIL.Image.Image]]]:
         return [("<image>", lambda: entry.convert("RGB"))]
     path = Path(entry)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and not p.name.startswith("."))
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
         if not files:
-            raise DataError(f"{path}: there is no image in this folder (endings: {', '.join(sorted(IMAGE_ENDINGS))})")
+            raise DataError(f"{path}: there is no image in this folder (endings: {', '.join(sorted(ENDINGS))})")
     elif path.is_file():
         files = [path]
     else:

@@ -1,0 +1,379 @@
+"""Where images and labels come from: each layout -> named splits of samples with their classes.
+
+  folder   <split>/<class>/**/<name>.jpg; the class is the first folder
+  prefix   <split>/**/<class>_<name>.jpg; the class is what stands before the first `_` of the file name
+  table    a CSV (comma-separated, UTF-8) with a file name and a label in each row
+  scenes, digits                         embedded, offline, any number (digits: 1,797)
+  torchvision:<Name>, huggingface:<name> see hubs.py
+
+The class order is data.classes, else the source's own (classes.txt in the folder of the training data or the one above; the
+hub's), else the sorted labels, numbers by value. Where the labels are the numbers 0, 1, 2 … and the given names are others,
+they count the names. Nothing is left out or changed in silence: what cannot be used is named, and refused unless
+`data.on_bad: skip`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from pellucid.data import hubs, scenes
+from pellucid.data.dataset import Dataset
+from pellucid.data.images import ENDINGS, decode
+from pellucid.data.inspection import Inspected, Listed, Listing, Progress, inspect, listed, problems
+from pellucid.errors import DataError, did_you_mean
+from pellucid.recipe import DataSection
+from pellucid.run import DataProblem
+
+
+def load_dataset(data: DataSection, *, seed: int, progress: Progress | None = None) -> Dataset:
+    """Classes, splits and problems of the data of a recipe. DataError names what cannot be used and how to go on.
+
+    Every source is a fixed set, so `seed` decides nothing: runs of several seeds are measured on the same images.
+    progress(what, done, total) is called while files are read.
+    """
+    found = gather(data, progress=progress)
+    bad = [problem for problem in found.problems if problem.fatal]
+    if bad and data.on_bad == "refuse":
+        files = listed(f"{problem.split}: {problem.file}: {problem.kind}: {problem.detail}" for problem in bad)
+        total = sum(len(split.names) for split in found.splits.values())
+        raise DataError(f"{len(bad)} of {total} images cannot be used:{files}\nRepair or remove them, or leave them out with data.on_bad: skip.")
+    splits = {name: split.usable().split() for name, split in found.splits.items()}
+    for name, split in splits.items():
+        if not len(split):
+            raise DataError(f"{name}: expected at least one usable image, got none. {_why_empty(data, name, bad)}")
+    return Dataset(found.classes, splits, found.problems, [f"{problem.split}/{problem.file}" for problem in bad])
+
+
+def _why_empty(data: DataSection, name: str, bad: Sequence[DataProblem]) -> str:
+    if any(problem.split == name for problem in bad):
+        return "All its files are bad; `pellucid data check` lists them."
+    if isinstance(data.val, float):
+        return f"data.val: {data.val:g} of so few training images leaves none on one side; choose another fraction or give a folder."
+    return f"Add images or drop data.{name}."
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """All that was found: splits with their bad samples still in them, and every problem."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, Inspected]
+    problems: list[DataProblem]
+
+
+def gather(data: DataSection, *, progress: Progress | None = None) -> Gathered:
+    """Every split listed, read and inspected. Bad images are problems here; a layout that cannot be followed is a DataError."""
+    source = SOURCES[data.source.partition(":")[0]](data, progress)
+    classes, index = _classes(data, source)
+    splits: dict[str, Inspected] = {}
+    for name, listing in source.splits.items():
+        labels = np.array([_label(index, label, name, file) for label, file in zip(listing.labels, listing.names, strict=True)], np.int64)
+        splits[name] = inspect(listing, name, labels, progress=progress)
+    if isinstance(data.val, float):
+        splits = _with_fraction(splits, data.val)
+    noticed = [problem for listing in source.splits.values() for problem in listing.problems]
+    return Gathered(classes, splits, noticed + problems(splits, classes))
+
+
+def _with_fraction(splits: dict[str, Inspected], fraction: float) -> dict[str, Inspected]:
+    """Train divided by content into train and val: a sample's side never changes when others come or go, and copies stay together."""
+    train = splits["train"]
+    in_val = [bool(content) and int(content[:16], 16) < fraction * 2**64 for content in train.hashes]
+    sides = {
+        "train": train.take([i for i, chosen in enumerate(in_val) if not chosen], "train"),
+        "val": train.take([i for i, chosen in enumerate(in_val) if chosen], "val"),
+    }
+    return sides | {name: split for name, split in splits.items() if name != "train"}
+
+
+# ── classes ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _classes(data: DataSection, source: Listed) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The class names in order, and the index of each label as the source writes it."""
+    train = source.splits["train"]
+    labels = sorted(set(train.labels), key=_by_value)
+    names, origin = _given(data, source)
+    if names is None:
+        names, index = labels, {label: i for i, label in enumerate(labels)}
+    elif set(labels) <= set(names):
+        index = {label: i for i, label in enumerate(names)}
+    elif all(_is_number(label) and int(label) < len(names) for label in labels):
+        index = {str(i): i for i in range(len(names))} | {label: int(label) for label in labels}
+    else:
+        unknown = [label for label in labels if label not in names]
+        label = next((label for label in unknown if not (_is_number(label) and int(label) < len(names))), unknown[0])
+        file = train.names[list(train.labels).index(label)]
+        fault = f"train: {file}: label {label!r} is not among the {len(names)} classes of {origin}.{did_you_mean(label, names)}"
+        raise DataError(f"{fault} Add it there, or relabel the file.")
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise DataError(f"{origin}: class {twice!r} stands there twice; give each class once.")
+    if len(names) < 2:
+        raise DataError(f"train: expected at least two classes, got {len(names)} ({', '.join(names)}). {_layout_hint(data.source)}")
+    return tuple(names), index
+
+
+def _given(data: DataSection, source: Listed) -> tuple[Sequence[str] | None, str]:
+    """The class names that somebody ordered, and who did."""
+    if isinstance(data.classes, list):
+        return data.classes, "data.classes"
+    if isinstance(data.classes, str):
+        return _lines(Path(data.classes)), data.classes
+    return source.classes, source.origin
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: expected a UTF-8 text file with one class name a line: {error}") from None
+    return [line for line in lines if line]
+
+
+def _label(index: dict[str, int], label: str, split: str, file: str) -> int:
+    if label not in index:
+        raise DataError(
+            f"{split}: {file}: label {label!r} is not among the {len(index)} classes of train.{did_you_mean(label, index)} "
+            "Relabel the file, add training images of that class, or name all classes with data.classes."
+        )
+    return index[label]
+
+
+def _is_number(label: str) -> bool:
+    return label.isascii() and label.isdecimal()
+
+
+def _by_value(label: str) -> tuple[bool, int, str]:
+    """Sort key: numbers by value, before names by letters."""
+    return (False, int(label), label) if _is_number(label) else (True, 0, label)
+
+
+def _layout_hint(source: str) -> str:
+    return {
+        "folder": "source: folder reads <train>/<class>/<name>.jpg; with the class in the file name, take source: prefix.",
+        "prefix": "source: prefix reads <train>/<class>_<name>.jpg; with one folder for each class, take source: folder.",
+        "table": "source: table reads the class from data.label_column.",
+    }.get(source, "")
+
+
+# ── folders ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def folder(data: DataSection, progress: Progress | None) -> Listed:
+    """Class folders."""
+    return _of_folders(data, _folder_label)
+
+
+def prefix(data: DataSection, progress: Progress | None) -> Listed:
+    """The class in the file name."""
+    return _of_folders(data, _prefix_label)
+
+
+def _folder_label(name: str) -> str | None:
+    first, slash, _ = name.partition("/")
+    return first if slash else None
+
+
+def _prefix_label(name: str) -> str | None:
+    label, underscore, _ = PurePosixPath(name).stem.partition("_")
+    return label if underscore and label else None
+
+
+def _of_folders(data: DataSection, label_of: Callable[[str], str | None]) -> Listed:
+    splits = {split: _of_folder(Path(root), split, data.source, label_of) for split, root in _paths(data).items()}
+    return Listed(splits, *_classes_file(Path(str(data.train))))
+
+
+def _of_folder(root: Path, split: str, source: str, label_of: Callable[[str], str | None]) -> Listing:
+    if not root.is_dir():
+        nearby = [path.name for path in root.parent.iterdir() if path.is_dir()] if root.parent.is_dir() else []
+        raise DataError(f"{root}: expected a folder of images for data.{split}, there is none.{did_you_mean(root.name, nearby)}")
+    names, labels, odd, noticed = [], [], [], []
+    for name in _files(root):
+        label = label_of(name)
+        if PurePosixPath(name).suffix.lower() not in ENDINGS:
+            if name != "classes.txt":
+                noticed.append(DataProblem(split, name, "other_file", "the ending is no image's: not used", fatal=False))
+        elif label is None:
+            odd.append(name)
+        else:
+            names.append(name)
+            labels.append(label)
+    if odd:
+        wanted = "a class folder around each image" if source == "folder" else "names of the form <class>_<name>"
+        raise DataError(f"{root}: expected {wanted}, got {len(odd)} without:{listed(odd)}\n{_layout_hint(source)}")
+    if not names:
+        raise DataError(f"{root}: expected images for data.{split}, found none. {_layout_hint(source)}")
+    return _of_files(names, labels, [f"{root}/{name}" for name in names], noticed)
+
+
+def _files(root: Path) -> list[str]:
+    """Paths below a folder with forward slashes, sorted; hidden files and folders are left aside, links are followed once."""
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        stat = os.stat(root / below)
+        if (stat.st_dev, stat.st_ino) in seen:
+            continue  # a link back up would never end
+        seen.add((stat.st_dev, stat.st_ino))
+        with os.scandir(root / below) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                (waiting if entry.is_dir() else found).append(f"{below}/{entry.name}" if below else entry.name)
+    return sorted(found)
+
+
+def _of_files(names: list[str], labels: list[str], paths: list[str], noticed: Sequence[DataProblem] = ()) -> Listing:
+    def read(i: int) -> bytes:
+        with open(paths[i], "rb") as file:
+            return file.read()
+
+    def open_image(i: int) -> Image.Image:
+        try:
+            content = read(i)
+        except OSError as error:
+            raise DataError(f"{paths[i]}: cannot be read any more: {error.strerror or error}") from None
+        return decode(content, paths[i])
+
+    return Listing(names, labels, open_image, read, problems=noticed)
+
+
+def _paths(data: DataSection) -> dict[str, str]:
+    """The path of each split that has one of its own."""
+    return {split: value for split in ("train", "val", "test") if isinstance(value := getattr(data, split), str)}
+
+
+def _classes_file(train: Path) -> tuple[list[str] | None, str]:
+    """The lines and the path of the classes.txt that belongs to a folder or a table."""
+    for file in (train / "classes.txt", train.parent / "classes.txt"):
+        if file.is_file():
+            return _lines(file), str(file)
+    return None, ""
+
+
+# ── tables ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def table(data: DataSection, progress: Progress | None) -> Listed:
+    """File names and labels in a CSV."""
+    splits = {split: _of_table(Path(path), split, data) for split, path in _paths(data).items()}
+    return Listed(splits, *_classes_file(Path(str(data.train))))
+
+
+def _of_table(file: Path, split: str, data: DataSection) -> Listing:
+    folders = [Path(data.image_dir.replace("{split}", split))] if data.image_dir else [file.parent, file.parent / file.stem]
+    names, labels, paths, faults = [], [], [], []
+    lines: dict[str, int] = {}
+    for line, filename, label in _rows(file, data.filename_column, data.label_column):
+        path = next((str(folder / filename) for folder in folders if filename and (folder / filename).is_file()), None)
+        if not filename:
+            faults.append(f"{file}:{line}: the file name is empty")
+        elif filename in lines:
+            faults.append(f"{file}:{line}: {filename} stands in line {lines[filename]} already")
+        elif path is None:
+            faults.append(f"{file}:{line}: {filename}: no such file in {' or '.join(str(folder) for folder in folders)}")
+        elif not label:
+            faults.append(f"{file}:{line}: {filename}: the label is empty")
+        else:
+            names.append(PurePosixPath(filename.replace(os.sep, "/")).as_posix())
+            labels.append(label)
+            paths.append(path)
+        lines.setdefault(filename, line)
+    if faults:
+        raise DataError(f"{len(faults)} rows of {file} cannot be used:{listed(faults)}\nCorrect or remove the rows; data.image_dir says where the images lie.")
+    if not names:
+        raise DataError(f"{file}: expected a row for each image below the header, found none")
+    return _of_files(names, labels, paths)
+
+
+def _rows(file: Path, filename_column: str, label_column: str) -> list[tuple[int, str, str]]:
+    """(line, file name, label) of each row, blanks around both removed."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as text:
+            reader = csv.DictReader(text)
+            columns = list(reader.fieldnames or ())
+            for key, column in (("filename_column", filename_column), ("label_column", label_column)):
+                if column not in columns:
+                    there = ", ".join(columns) or "none"
+                    raise DataError(f"{file}:1: expected a column {column!r}; there are: {there}.{did_you_mean(column, columns)} Name it with data.{key}.")
+            return [(reader.line_num, (row[filename_column] or "").strip(), (row[label_column] or "").strip()) for row in reader]
+    except FileNotFoundError:
+        nearby = [path.name for path in file.parent.glob("*.csv")]
+        raise DataError(f"{file}: expected a CSV table, there is none.{did_you_mean(file.name, nearby)}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: expected a comma-separated table in UTF-8: {error}") from None
+
+
+# ── embedded sets ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _counts(data: DataSection) -> dict[str, int]:
+    """The number of images of each split that asks for some."""
+    return {split: value for split in ("train", "val", "test") if isinstance(value := getattr(data, split), int)}
+
+
+def drawn_scenes(data: DataSection, progress: Progress | None) -> Listed:
+    """Drawn scenes, at the size that the model sees."""
+    return Listed({split: _of_scenes(split, count, data.size) for split, count in _counts(data).items()}, scenes.SHAPES, "scenes")
+
+
+def _of_scenes(split: str, count: int, size: tuple[int, int]) -> Listing:
+    def open_image(i: int) -> Image.Image:
+        return Image.fromarray(scenes.draw(i, split=split, image_size=size).image)
+
+    if min(size) < scenes.SMALLEST_SIDE:
+        scenes.draw(0, split=split, image_size=size)  # says what is wrong before training starts
+    names = [scenes.name(i, split=split) for i in range(count)]
+    labels = [scenes.SHAPES[i % len(scenes.SHAPES)] for i in range(count)]
+    return Listing(names, labels, open_image, hashes=[scenes.content_hash(i, split=split, image_size=size) for i in range(count)])
+
+
+def digits(data: DataSection, progress: Progress | None) -> Listed:
+    """scikit-learn's 8 x 8 handwritten digits (Alpaydin and Kaynak 1998); splits are stretches of one fixed shuffle."""
+    from sklearn.datasets import load_digits
+
+    counts = _counts(data)
+    bunch = load_digits()
+    pixels = (bunch.images.astype(np.int64) * 255 + 8) // 16  # 0..16 -> 0..255
+    there = len(pixels)
+    if sum(counts.values()) > there:
+        asked = " + ".join(f"{count} for {split}" for split, count in counts.items())
+        raise DataError(f"digits: asked for {asked}, there are {there} images in all; ask for fewer.")
+    # Ordered by a hash: numpy promises no permutation to be the same in another version.
+    order = sorted(range(there), key=lambda i: hashlib.blake2b(f"digits {i}".encode(), digest_size=16).digest())
+    splits, start = {}, 0
+    for split, count in counts.items():
+        splits[split] = _of_digits(order[start : start + count], pixels.astype(np.uint8), bunch.target)
+        start += count
+    return Listed(splits, [str(digit) for digit in range(10)], "digits")
+
+
+def _of_digits(chosen: list[int], pixels: np.ndarray, targets: np.ndarray) -> Listing:
+    def open_image(i: int) -> Image.Image:
+        return Image.fromarray(pixels[chosen[i]]).convert("RGB")
+
+    hashes = [hashlib.blake2b(pixels[i].tobytes(), digest_size=16).hexdigest() for i in chosen]
+    return Listing([f"digits-{i:04d}.png" for i in chosen], [str(targets[i]) for i in chosen], open_image, hashes=hashes)
+
+
+SOURCES: dict[str, Callable[[DataSection, Progress | None], Listed]] = {
+    "folder": folder,
+    "prefix": prefix,
+    "table": table,
+    "scenes": drawn_scenes,
+    "digits": digits,
+    "torchvision": hubs.torchvision,
+    "huggingface": hubs.huggingface,
+}

@@ -1,0 +1,250 @@
+"""A run -> report.html: gathers what the run folder holds and hands it to the template.
+
+The page is a function of the run folder alone: it carries no date of its own, so the same run gives the same bytes.
+What an unfinished run does not have yet is said in its place; what a finished run has lost is said at the top.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from pellucid.errors import RunError
+from pellucid.readings import Curve, by_epoch, learning_rate
+from pellucid.report import charts, pictures, settings
+from pellucid.report.content import Mistake, Reading, read_predictions
+from pellucid.report.template import render_template
+from pellucid.run import DONE, DataRecord, Measurement, Run, RunRecord, rounded
+
+MATRIX_CLASSES = 20  # up to here every cell of the confusion matrix has its number
+BAR_CLASSES = 30  # up to here each class has its own row in the data table
+MAX_ROWS = 1000  # of the class table
+MAX_PROBLEMS = 50
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What stands behind the headline number. `kind` is verified, mismatch, open or unfinished; `lines` are verify's own."""
+
+    kind: str
+    text: str
+    lines: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A chart with its heading and legend, ready for the page."""
+
+    title: str
+    chart: Markup
+    legend: Markup
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A mistake with its thumbnail as a data URI; `missing` says why there is none."""
+
+    mistake: Mistake
+    uri: str | None
+    missing: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the confusion matrix; `shade` is its share of the label's samples in whole percent, for the colour alone."""
+
+    count: int
+    shade: int
+
+
+def write_report(run: Run, *, out: Path | None = None) -> Path:
+    """Write the report of a run and return its path: `out`, or report.html in the run folder."""
+    path = run.report_file if out is None else out
+    page = render(run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A file name that is no valid Unicode must not lose the whole report.
+    path.write_bytes(page.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def render(run: Run) -> str:
+    """The report as one HTML text without any outside reference. Raises RunError where a file of the run cannot be read."""
+    record = run.record
+    data = run.data if _has(run, "data.json") else None
+    headline = record.measurements[0] if record.measurements else None
+    reading = _reading(run, record, data, headline)
+    in_class_table = set() if reading is None else {f"{reading.split}/recall[{name}]" for name in reading.classes}
+    return render_template(
+        "report.html",
+        name=run.name,
+        record=record,
+        facts=_facts(run, record, data),
+        headline=headline,
+        promise=_promise(run, record),
+        measurements=[m for m in record.measurements if m.key not in in_class_table],
+        recalls={m.key: m for m in record.measurements},
+        alerts=_alerts(run, record, reading),
+        problems=[] if data is None else data.problems[:MAX_PROBLEMS],
+        num_problems=0 if data is None else len(data.problems),
+        skipped=[] if data is None else data.skipped,
+        drawings=_drawings(run.metrics()),
+        reading=reading,
+        cells=None if reading is None or len(reading.classes) > MATRIX_CLASSES else _cells(reading),
+        matrix=None if reading is None or len(reading.classes) <= MATRIX_CLASSES else pictures.matrix(reading.confusion),
+        rows=[] if reading is None else _class_rows(reading),
+        reliability=None if reading is None else charts.reliability_chart(reading.calibration),
+        mistakes=[] if reading is None else _mistakes(run, reading),
+        data=data,
+        data_rows=None if data is None or len(data.classes) > BAR_CLASSES else _data_rows(data),
+        strips={}
+        if data is None
+        else {name: charts.bar_strip(split.counts, data.classes, label=f"Samples of each class in {name}") for name, split in data.splits.items()},
+        groups=settings.groups(run.recipe),
+        environment=_flat(run.environment) if _has(run, "environment.json") else None,
+        command=shlex.join(record.command),
+        verify=shlex.join(["pellucid", "verify", str(run.path)]),
+    )
+
+
+# ── the top of the page ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _promise(run: Run, record: RunRecord) -> Promise:
+    if record.status != DONE:
+        reached = f"epoch {record.epoch}, step {record.step:,}" + (f" of {record.total_steps:,}" if record.total_steps else "")
+        text = f"This run is not finished: it is {record.status} at {reached}."
+        return Promise("unfinished", text, [record.error] if record.error else [])
+    found = _verification(run)
+    if found is None:
+        return Promise("open", f"Not verified yet: {shlex.join(['pellucid', 'verify', str(run.path)])}")
+    when, kind = found.get("when", "an unknown date"), found.get("class")
+    lines = [str(line) for line in found.get("lines", [])]
+    if found["result"] == "verified":
+        return Promise("verified", f"Verified ({kind}) on {when}" if kind else f"Verified on {when}", lines)
+    return Promise("mismatch", f"Verification found a mismatch on {when}", lines)
+
+
+def _verification(run: Run) -> dict[str, Any] | None:
+    path = run.verify_file
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunError(f"{path}: not readable as JSON: {error}. `pellucid verify {run.path}` writes it anew.") from None
+    if not isinstance(found, dict) or found.get("result") not in ("verified", "mismatch"):
+        raise RunError(f"{path}: expected a result that is verified or mismatch. `pellucid verify {run.path}` writes it anew.")
+    return found
+
+
+def _facts(run: Run, record: RunRecord, data: DataRecord | None) -> list[tuple[str, str]]:
+    """(name, text) of what a reader asks first."""
+    recipe = run.recipe
+    facts = [("model", recipe.model.name)]
+    if record.num_params:
+        facts.append(("parameters", rounded(record.num_params, "count")))
+    if data is not None:
+        facts.append(("data", f"{data.source}, {len(data.classes):,} classes"))
+    facts.append(("epochs", f"{record.epoch} of {recipe.epochs}"))
+    facts.append(("weights", record.selected))
+    facts.append(("seed", str(recipe.seed)))
+    return facts
+
+
+def _alerts(run: Run, record: RunRecord, reading: Reading | None) -> list[str]:
+    """What a reader must know before believing a number."""
+    alerts = []
+    if record.status == DONE:
+        needed = ["data.json", "environment.json", "metrics.jsonl"]
+        alerts += [f"{name} is missing: the run is not whole or was changed." for name in needed if not _has(run, name)]
+        splits = sorted({m.split for m in record.measurements} - {"train"})
+        alerts += [f"predictions of {split} are missing: its numbers cannot be recomputed." for split in splits if not run.predictions_file(split).is_file()]
+    if reading is not None:
+        stated = {m.key: m for m in record.measurements}.get(f"{reading.split}/accuracy")
+        # One sample more or less is a real difference; float32 sums differ by far less.
+        if stated is not None and abs(stated.value - reading.accuracy.value) > 0.5 / reading.n:
+            found = f"The saved predictions of {reading.split} give accuracy {reading.accuracy}, the run states {stated}."
+            alerts.append(f"{found} `pellucid verify {run.path}` names what changed.")
+    return alerts
+
+
+def _has(run: Run, name: str) -> bool:
+    return (run.path / name).is_file()
+
+
+# ── curves and predictions ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _drawings(lines: Sequence[dict[str, Any]]) -> list[Drawing]:
+    rate = learning_rate(lines)
+    wanted: list[tuple[str, list[Curve], str, str, str]] = [
+        ("Loss", by_epoch(lines, "loss"), "epoch", "loss (nats)", "nats"),
+        ("Accuracy", by_epoch(lines, "accuracy"), "epoch", "accuracy", "fraction"),
+        ("Learning rate", [rate] if rate.points else [], "step", "learning rate", "rate"),
+    ]
+    return [
+        Drawing(title, charts.line_chart(found, title=title, x_label=x, y_label=y, unit=unit), charts.legend(found) if len(found) > 1 else Markup(""))
+        for title, found, x, y, unit in wanted
+        if found
+    ]
+
+
+def _reading(run: Run, record: RunRecord, data: DataRecord | None, headline: Measurement | None) -> Reading | None:
+    """The predictions of the headline's split, or of the first split that has some."""
+    splits = run.prediction_splits
+    if data is None or not splits:
+        return None
+    split = headline.split if headline is not None and headline.split in splits else splits[0]
+    predictions = run.predictions(split)
+    if not len(predictions.labels):
+        return None
+    expected, found = (len(predictions.labels), len(data.classes)), predictions.logits.shape
+    if found != expected:
+        raise RunError(f"{run.predictions_file(split)}: expected logits of shape {expected} for the classes in data.json, got {found}; the run was changed")
+    return read_predictions(predictions, data.classes, split=split, seed=run.recipe.seed)
+
+
+def _cells(reading: Reading) -> list[list[Cell]]:
+    return [[Cell(int(count), int(100 * count // max(row.sum(), 1))) for count in row] for row in reading.confusion]
+
+
+def _class_rows(reading: Reading) -> list[Any]:
+    """Rows in class order; of more than MAX_ROWS classes those with the lowest F1."""
+    if len(reading.rows) <= MAX_ROWS:
+        return reading.rows
+    return sorted(reading.rows, key=lambda row: (row.f1.value != row.f1.value, row.f1.value))[:MAX_ROWS]
+
+
+def _mistakes(run: Run, reading: Reading) -> list[Picture]:
+    found = []
+    for mistake in reading.mistakes:
+        path = run.thumbnails / reading.split / f"{mistake.index:06d}.webp"
+        uri = pictures.thumbnail(path) if path.is_file() else None
+        found.append(Picture(mistake, uri, "picture cannot be read" if path.is_file() else "no picture was kept"))
+    return found
+
+
+# ── data and environment ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _data_rows(data: DataRecord) -> list[tuple[str, list[tuple[int, int]]]]:
+    """(class, [(count, length of its bar in whole percent of the split's largest class) for each split])."""
+    largest = {name: max(split.counts, default=0) or 1 for name, split in data.splits.items()}
+    return [(label, [(split.counts[i], 100 * split.counts[i] // largest[name]) for name, split in data.splits.items()]) for i, label in enumerate(data.classes)]
+
+
+def _flat(environment: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, text) of every value, nested names joined by a dot."""
+    found: list[tuple[str, str]] = []
+    for name, value in environment.items():
+        if isinstance(value, dict):
+            found += [(f"{name}.{below}", text) for below, text in _flat(value)]
+        else:
+            found.append((name, settings.shown(value)))
+    return found

@@ -1,0 +1,243 @@
+"""The loop: the batch is the batch, equal bits whatever the workers, interruption, phases, stopping, divergence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pellucid import recipe as recipes
+from pellucid.errors import DivergedError, InterruptedError, RunError, UsageError
+from pellucid.models.weights import read_weights
+from pellucid.run import Run, file_hash
+from pellucid.train import resume, train, train_seeds
+
+
+def run_of(text: str, out: Path, *overrides: str) -> Run:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    file = out.parent / f"{out.name}.yaml"
+    file.write_text(text)
+    return train(file, overrides=overrides, out=out, quiet=True)
+
+
+def weights_of(run: Run) -> torch.Tensor:
+    return torch.cat([w.double().flatten() for w in read_weights(run.final_weights).values()])
+
+
+def lines(run: Run, kind: str) -> list[dict]:
+    return [line for line in run.metrics() if line["kind"] == kind]
+
+
+def numbers(run: Run) -> list[dict]:
+    """metrics.jsonl without what a clock says."""
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second", "micro_batch_size")} for line in run.metrics()]
+
+
+def test_a_run_folder_holds_what_the_design_says(small_run: Path) -> None:
+    run = Run(small_run)
+    names = {str(p.relative_to(small_run)) for p in small_run.rglob("*") if p.is_file()}
+    expected = {
+        "recipe.yaml", "resolved.yaml", "environment.json", "data.json", "run.json", "metrics.jsonl", "report.html", "samples/train.csv",
+        "samples/val.csv", "predictions/val.npz", "predictions/val.csv", "checkpoints/final.safetensors",
+    }  # fmt: skip
+    assert expected <= names
+    record = run.record
+    assert (record.status, record.epoch, record.step, record.total_steps) == ("done", 2, 8, 8)
+    assert next(iter(run.measurements)) == "val/accuracy"
+    assert run.environment["flush_denormal"] is True
+    assert not list(small_run.glob("checkpoints/step-*")), "checkpoints of a finished run take room for nothing"
+
+
+def test_equal_bits_for_any_number_of_workers_and_with_or_without_store(small_recipe: str, small_run: Path, tmp_path: Path) -> None:
+    first = Run(small_run)
+    for name, overrides in {"none": ["data.workers=0"], "one": ["data.workers=1"], "stream": ["data.workers=2", "data.store.limit_gb=0"]}.items():
+        run = run_of(small_recipe, tmp_path / name, *overrides)
+        assert file_hash(run.final_weights) == file_hash(first.final_weights), name
+        assert numbers(run) == numbers(first)
+        np.testing.assert_array_equal(run.predictions("val").logits, first.predictions("val").logits)
+    assert "exceed data.store.limit_gb" in " ".join(run.record.notes)
+
+
+def test_another_seed_gives_other_weights(small_recipe: str, small_run: Path, tmp_path: Path) -> None:
+    run = run_of(small_recipe, tmp_path / "other", "seed=2")
+    assert file_hash(run.final_weights) != file_hash(Run(small_run).final_weights)
+
+
+@pytest.mark.parametrize("micro", [16, 8, 5])
+@pytest.mark.parametrize("extra", [[], ["augment.mixup=0.4", "augment.cutmix=1.0", "loss.class_weights=balanced", "loss.label_smoothing=0.1"], ["train.phases.0.optimizer.sam.rho=0.05"]])
+def test_the_recipes_batch_is_the_batch(small_recipe: str, tmp_path: Path, micro: int, extra: list[str]) -> None:
+    """50 images, batch 16: windows of 16, 16, 16 and 2, cut into 16, 8 + 8 and 5 + 5 + 5 + 1. SGD shows the gradient itself."""
+    settings = ["train.phases.0.optimizer.name=sgd", "train.phases.0.optimizer.lr=0.05", "train.phases.0.epochs=1", *extra]
+    whole = run_of(small_recipe, tmp_path / "whole", *settings)
+    cut = run_of(small_recipe, tmp_path / "cut", *settings, f"train.micro_batch_size={micro}")
+    start = weights_of(run_of(small_recipe, tmp_path / "start", *settings, "train.phases.0.optimizer.lr=1e-30"))
+    moved, other = weights_of(whole) - start, weights_of(cut) - start
+    assert float((moved - other).norm() / moved.norm()) < 1e-5
+    if micro < 16:
+        assert lines(cut, "train")[0]["micro_batch_size"] == micro
+
+
+def test_running_out_of_memory_shrinks_the_micro_batch_and_keeps_the_step(small_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pellucid.tasks.classification import Classification
+
+    settings = ["train.phases.0.optimizer.name=sgd", "train.phases.0.optimizer.lr=0.05", "train.phases.0.epochs=1"]
+    whole = run_of(small_recipe, tmp_path / "whole", *settings)
+    real, calls = Classification.loss, []
+
+    def failing(self, module, pack):
+        calls.append(len(pack))
+        if len(pack) > 4 and len(calls) > 1:
+            raise torch.OutOfMemoryError("injected")
+        return real(self, module, pack)
+
+    monkeypatch.setattr(Classification, "loss", failing)
+    run = run_of(small_recipe, tmp_path / "short", *settings)
+    assert "memory ran out: the micro-batch is 4 since step 2; the batch stays 16" in run.record.notes
+    difference = (weights_of(whole) - weights_of(run)).norm() / weights_of(whole).norm()
+    assert float(difference) < 1e-6
+
+
+def test_no_room_for_one_image_is_exit_5(small_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pellucid.errors import OutOfMemoryError
+    from pellucid.tasks.classification import Classification
+
+    def failing(self, module, pack):
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr(Classification, "loss", failing)
+    with pytest.raises(OutOfMemoryError, match="no memory for one image of 32x32 pixels on cpu. A smaller data.image_size") as caught:
+        run_of(small_recipe, tmp_path / "none")
+    assert caught.value.exit_code == 5
+    assert Run(tmp_path / "none").record.status == "failed"
+
+
+@pytest.mark.parametrize("extra", [[], ["train.ema.decay=0.9", "train.keep=best", "train.phases.0.optimizer.sam.rho=0.05"]])
+def test_an_interrupted_run_resumes_to_the_same_bits(small_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str]) -> None:
+    unbroken = run_of(small_recipe, tmp_path / "unbroken", *extra)
+    from pellucid import train as _  # noqa: F401  (the module below is the loop's)
+
+    loop = sys.modules["pellucid.train"]
+    real = loop._after_step
+    done = []
+
+    def stop_after_six(t, *rest):
+        real(t, *rest)
+        done.append(1)
+        if len(done) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "_after_step", stop_after_six)
+    with pytest.raises(InterruptedError, match="interrupted at step 6 of 8, checkpoint written. Continue with `pellucid resume"):
+        run_of(small_recipe, tmp_path / "broken", *extra)
+    monkeypatch.setattr(loop, "_after_step", real)
+    assert Run(tmp_path / "broken").record.status == "interrupted"
+    run = resume(tmp_path / "broken", quiet=True)
+    assert file_hash(run.final_weights) == file_hash(unbroken.final_weights)
+    assert numbers(run) == numbers(unbroken)
+    with pytest.raises(RunError, match="the run is finished; there is nothing to resume"):
+        resume(tmp_path / "broken", quiet=True)
+
+
+def test_a_killed_run_resumes_to_the_same_bits(small_recipe: str, small_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(small_recipe)
+    script = "import pellucid.train as _, sys; loop = sys.modules['pellucid.train']; loop.CHECKPOINT_SECONDS = 0.0; loop.train(sys.argv[1], out=sys.argv[2], quiet=True)"
+    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "r.yaml"), str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("killed/checkpoints/step-*3")) and child.poll() is None:
+        time.sleep(0.005)
+    child.kill()
+    child.wait()
+    assert Run(tmp_path / "killed").record.status == "running"
+    run = resume(tmp_path / "killed", quiet=True)
+    assert file_hash(run.final_weights) == file_hash(Run(small_run).final_weights)
+    assert numbers(run) == numbers(Run(small_run))
+
+
+def test_phases_follow_each_other_each_with_its_optimizer(small_recipe: str, tmp_path: Path) -> None:
+    phases = "train.phases=[{epochs: 1, optimizer: {name: adam, lr: 1e-3}, schedule: {name: noam, warmup_steps: 2}}, {epochs: 1, optimizer: {name: sgd, lr: 0.01}}]"
+    run = run_of(small_recipe, tmp_path / "two", phases)
+    rates = [line["lr"] for line in lines(run, "lr")]
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3 * (2 / 3) ** 0.5, 1e-3 * 0.5**0.5, 0.01, 0.01, 0.01, 0.01])
+    assert [line["phase"] for line in lines(run, "train")] == [0, 1]
+
+
+def test_early_stopping_says_so_and_keep_best_is_called_optimistic(small_recipe: str, tmp_path: Path) -> None:
+    run = run_of(small_recipe, tmp_path / "early", "train.phases.0.epochs=9", "train.phases.0.optimizer.lr=1e-12", "train.early_stop.patience=2", "train.keep=best")
+    assert run.record.epoch == 3
+    assert "stopped early after epoch 3: accuracy on val did not improve for 2 evaluations (best in epoch 1)" in run.record.notes
+    assert run.record.selected == "epoch 1, the best on val"
+    assert "selected on this split, hence optimistic" in run.measurements["val/accuracy"].how
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_files_and_remedy(small_recipe: str, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError) as caught:
+        run_of(small_recipe, tmp_path / "nan", "train.phases.0.optimizer={name: sgd, lr: 1e30}", "train.phases.0.schedule={name: constant}")
+    text = str(caught.value)
+    assert "the loss became nan at step 2 (epoch 1). Images of that batch: scenes-train-" in text
+    assert "a lower train.phases.*.optimizer.lr" in text
+    record = Run(tmp_path / "nan").record
+    assert record.status == "failed"
+    assert record.error is not None
+    assert record.error.startswith("DivergedError: the loss became nan")
+
+
+def test_a_folder_with_something_in_it_is_not_overwritten(small_recipe: str, small_run: Path, tmp_path: Path) -> None:
+    before = file_hash(small_run / "run.json")
+    (tmp_path / "r.yaml").write_text(small_recipe)
+    with pytest.raises(RunError, match="the folder is not empty. Choose another with --out"):
+        train(tmp_path / "r.yaml", out=small_run, quiet=True)
+    assert file_hash(small_run / "run.json") == before
+
+
+def test_bf16_and_fp16_and_compile_free_settings_run(small_recipe: str, tmp_path: Path) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16", "fp16"):
+        run = run_of(small_recipe, tmp_path / precision, f"train.precision={precision}", "train.channels_last=true", "train.clip_grad_norm=1.0")
+        losses[precision] = lines(run, "train")[-1]["loss"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert losses["fp16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert losses["bf16"] != losses["fp32"]
+
+
+def test_balanced_sampling_and_a_frozen_backbone_train_the_head_alone(small_recipe: str, tmp_path: Path) -> None:
+    start = read_weights(run_of(small_recipe, tmp_path / "start", "train.phases.0.optimizer.lr=1e-30").final_weights)
+    end = read_weights(run_of(small_recipe, tmp_path / "end", "model.freeze=backbone", "train.balanced_sampling=true").final_weights)
+    changed = {name for name in start if not torch.equal(start[name], end[name])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+def test_seeds_are_runs_of_their_own(small_recipe: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(small_recipe)
+    runs = train_seeds(tmp_path / "r.yaml", 2, overrides=["train.phases.0.epochs=1"], out=tmp_path / "seeds", quiet=True)
+    assert [run.recipe.seed for run in runs] == [1, 2]
+    assert json.loads((tmp_path / "seeds" / "seeds.json").read_text()) == {"runs": ["seed-1", "seed-2"]}
+    assert weights_of(runs[0]).ne(weights_of(runs[1])).any()
+
+
+def test_cuda_without_cuda_is_a_clear_error(small_recipe: str, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(UsageError, match="train.device is cuda, but torch sees no CUDA device"):
+        run_of(small_recipe, tmp_path / "cuda", "train.device=cuda")
+    assert not (tmp_path / "cuda").exists()
+
+
+def test_changed_data_refuses_to_resume(tmp_path: Path, small_recipe: str) -> None:
+    recipe = recipes.loads(small_recipe)
+    run = run_of(small_recipe, tmp_path / "r")
+    data = json.loads((run.path / "data.json").read_text())
+    data["splits"]["train"]["hash"] = "0" * 32
+    (run.path / "data.json").write_text(json.dumps(data))
+    record = json.loads((run.path / "run.json").read_text())
+    record["status"] = "interrupted"
+    (run.path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match="the train images or labels changed since the run began"):
+        resume(run.path, quiet=True)
+    assert recipe == run.recipe

@@ -341,10 +341,10 @@ def test_all_images_at_once_give_the_bits_of_one_at_a_time() -> None:
     pixels, samples = (batch(9) * 255).to(torch.uint8), np.arange(9)
     pipeline = build(EVERYTHING)
     plan = pipeline.plan([SIZE] * 9, samples, 1)
-    at_once = pixels.float().div_(255)
+    at_once = pixels.float().mul_(1.0 / 255)
     pipeline._paint(plan, at_once, 0, 9)
     for i in range(9):
-        alone = pixels[i : i + 1].float().div_(255)
+        alone = pixels[i : i + 1].float().mul_(1.0 / 255)
         pipeline._paint(plan, alone, i, i + 1)
         assert torch.equal(at_once[i : i + 1], alone)
 
@@ -419,7 +419,7 @@ def test_bicubic_is_taken_where_the_recipe_asks_for_it() -> None:
     images, section = photographs(), AugmentSection(random_resized_crop=[0.2, 0.5])
     bicubic = build(section, interpolation="bicubic")
     plan = bicubic.plan(SHAPES, np.arange(6), 0)
-    expected = augment.resized_crop(images, plan.boxes, SIZE, "bicubic").float().div_(255)
+    expected = augment.resized_crop(images, plan.boxes, SIZE, "bicubic").float().mul_(1.0 / 255)
     augment.normalize_(expected, MEAN, STD)
     assert torch.equal(bicubic(images, samples=np.arange(6), epoch=0), expected)
     assert not torch.equal(build(section)(images, samples=np.arange(6), epoch=0), expected)

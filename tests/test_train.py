@@ -25,7 +25,7 @@ def run_of(text: str, out: Path, *overrides: str) -> Run:
     out.parent.mkdir(parents=True, exist_ok=True)
     file = out.parent / f"{out.name}.yaml"
     file.write_text(text)
-    return train(file, overrides=overrides, out=out, quiet=True)
+    return train(file, overrides=overrides, out=out, quiet=True, figures=False)
 
 
 def weights_of(run: Run) -> torch.Tensor:
@@ -139,11 +139,11 @@ def test_an_interrupted_run_resumes_to_the_same_bits(small_recipe: str, tmp_path
         run_of(small_recipe, tmp_path / "broken", *extra)
     monkeypatch.setattr(loop, "_after_step", real)
     assert Run(tmp_path / "broken").record.status == "interrupted"
-    run = resume(tmp_path / "broken", quiet=True)
+    run = resume(tmp_path / "broken", quiet=True, figures=False)
     assert file_hash(run.final_weights) == file_hash(unbroken.final_weights)
     assert numbers(run) == numbers(unbroken)
     with pytest.raises(RunError, match="the run is finished; there is nothing to resume"):
-        resume(tmp_path / "broken", quiet=True)
+        resume(tmp_path / "broken", quiet=True, figures=False)
 
 
 def test_a_killed_run_resumes_to_the_same_bits(small_recipe: str, small_run: Path, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_killed_run_resumes_to_the_same_bits(small_recipe: str, small_run: Pat
     child.kill()
     child.wait()
     assert Run(tmp_path / "killed").record.status == "running"
-    run = resume(tmp_path / "killed", quiet=True)
+    run = resume(tmp_path / "killed", quiet=True, figures=False)
     assert file_hash(run.final_weights) == file_hash(Run(small_run).final_weights)
     assert numbers(run) == numbers(Run(small_run))
 
@@ -215,7 +215,7 @@ def test_balanced_sampling_and_a_frozen_backbone_train_the_head_alone(small_reci
 
 def test_seeds_are_runs_of_their_own(small_recipe: str, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(small_recipe)
-    runs = train_seeds(tmp_path / "r.yaml", 2, overrides=["train.phases.0.epochs=1"], out=tmp_path / "seeds", quiet=True)
+    runs = train_seeds(tmp_path / "r.yaml", 2, overrides=["train.phases.0.epochs=1"], out=tmp_path / "seeds", quiet=True, figures=False)
     assert [run.recipe.seed for run in runs] == [1, 2]
     assert json.loads((tmp_path / "seeds" / "seeds.json").read_text()) == {"runs": ["seed-1", "seed-2"]}
     assert weights_of(runs[0]).ne(weights_of(runs[1])).any()

@@ -19,7 +19,7 @@ from pellucid import recipe as recipes
 from pellucid.data.dataset import Dataset
 from pellucid.data.sources import load_dataset
 from pellucid.errors import PellucidError
-from pellucid.models.backbones import set_trainable, train_mode
+from pellucid.models import set_trainable, train_mode
 from pellucid.optim import learning_rate
 from pellucid.recipe import Recipe
 from pellucid.runtime import Runtime, free_memory, start

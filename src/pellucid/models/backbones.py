@@ -28,9 +28,6 @@ from torchvision.ops import StochasticDepth
 
 from pellucid.errors import PellucidError, UsageError, did_you_mean
 from pellucid.models.hub import timm_file, timm_tags, torch_hub_file
-from pellucid.models.layers import layer_ids as layer_ids
-from pellucid.models.layers import set_trainable as set_trainable
-from pellucid.models.layers import train_mode as train_mode
 from pellucid.models.weights import load_weights
 
 HOMES = ("timm", "torchvision")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.errors import RunError
+from pellucid.errors import RunError, WeightsError
 from pellucid.models.weights import read_weights, save_weights
 from pellucid.run import file_hash
 
@@ -82,8 +83,8 @@ def _load(path: Path) -> Checkpoint:
         average = read_weights(path / "average.safetensors") if (path / "average.safetensors").exists() else None
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         return Checkpoint(path, int(manifest["step"]), read_weights(path / "model.safetensors"), average, state)
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{path}: not a whole checkpoint ({error})") from None
+    except (OSError, ValueError, KeyError, TypeError, WeightsError, pickle.UnpicklingError) as error:
+        raise RunError(f"{path}: not a whole checkpoint ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from None
 
 
 def _folders(folder: Path) -> list[Path]:

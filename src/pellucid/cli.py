@@ -210,7 +210,7 @@ def verify(
         with Progress(quiet=quiet) as progress:
             verification = verify_(opened, tolerance=tolerance, progress=progress)
         verification.save(opened)
-        opened.report()
+        _renew_report(opened)
     if as_json:
         _print_json({**asdict(verification), "result": verification.result})
     else:
@@ -218,6 +218,14 @@ def verify(
         print(f"{verification.result}: {run} ({len(verification.checks)} checks, {sum(not c.ok for c in verification.checks)} failed)")
     if not verification.ok:
         raise MismatchError(f"{run}: " + "; ".join(c.line for c in verification.checks if not c.ok))
+
+
+def _renew_report(run: Any) -> None:
+    """The report with the new verdict; a run too damaged to draw is still judged."""
+    try:
+        run.report()
+    except PellucidError as error:
+        print(f"the report could not be written: {error}", file=sys.stderr)
 
 
 def _retrained(run: Any, tolerance: float, quiet: bool) -> Any:

@@ -97,7 +97,7 @@ def describe(runtime: Runtime) -> dict[str, Any]:
         "precision": runtime.precision,
         "threads": runtime.threads,
         "channels_last": runtime.channels_last,
-        "flush_denormal": True,
+        "flush_denormal": _flushes_denormals(),
         "deterministic": True,
         "tf32": False,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -108,6 +108,11 @@ def describe(runtime: Runtime) -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
+
+
+def _flushes_denormals() -> bool:
+    """Whether this thread gives 0 for what float32 could only hold as a denormal number."""
+    return float(torch.tensor(1e-30) * torch.tensor(1e-10)) == 0.0
 
 
 def _device_class(device: torch.device) -> str:

@@ -338,7 +338,7 @@ def _fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> N
                     first_epoch = last_epoch
                     continue
                 _restore(t, checkpoint, optimizer, scale)
-                checkpoint = None
+                checkpoint, at = None, t.at
             at.phase = phase_index
             while at.epoch < last_epoch and not at.stopped:
                 windows = epoch_windows(labels, batch_size=recipe.train.batch_size, seed=recipe.seed, epoch=at.epoch, balanced=recipe.train.balanced_sampling)

@@ -99,7 +99,8 @@ def open_pixels(
     folder = Path(directory) if directory else cache_folder() / "store"
     target = folder / _key(split, resizing)
     try:
-        if not (target / "pixels.bin").exists():
+        if not _is_whole(target):
+            shutil.rmtree(target, ignore_errors=True)
             _build(stream, target, workers, split.name, progress)
         return Store(target)
     except OSError as error:  # a full disk or a read-only folder: the same pixels can be had without the store
@@ -131,6 +132,17 @@ def _key(split: Split, resizing: Resizing) -> str:
     for content in split.hashes:
         digest.update(content.encode())
     return digest.hexdigest()
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether a store is there and can be opened; a torn one is built again."""
+    if not target.exists():
+        return False
+    try:
+        Store(target)
+    except (OSError, ValueError, EOFError):
+        return False
+    return True
 
 
 def _estimated_bytes(stream: Stream) -> float:

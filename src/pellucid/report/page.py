@@ -30,10 +30,12 @@ MAX_PROBLEMS = 50
 
 @dataclass(frozen=True)
 class Promise:
-    """What stands behind the headline number. `kind` is verified, mismatch, open or unfinished; `lines` are verify's own."""
+    """What stands behind the headline number. `kind` is verified, mismatch, open or unfinished; `lines` are verify's own,
+    `failed` those that name a mismatch or say why there is no number."""
 
     kind: str
     text: str
+    failed: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
 
 
@@ -126,8 +128,9 @@ def _promise(run: Run, record: RunRecord) -> Promise:
     when, kind = found.get("when", "an unknown date"), found.get("class")
     lines = [str(line) for line in found.get("lines", [])]
     if found["result"] == "verified":
-        return Promise("verified", f"Verified ({kind}) on {when}" if kind else f"Verified on {when}", lines)
-    return Promise("mismatch", f"Verification found a mismatch on {when}", lines)
+        return Promise("verified", f"Verified ({kind}) on {when}" if kind else f"Verified on {when}", lines=lines)
+    failed = [line for line in lines if line.startswith("MISMATCH")]
+    return Promise("mismatch", f"Verification found a mismatch on {when}", failed, lines)
 
 
 def _verification(run: Run) -> dict[str, Any] | None:

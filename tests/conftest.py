@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch is imported
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 SMALL = """\

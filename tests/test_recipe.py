@@ -10,6 +10,7 @@ import pytest
 
 from pellucid import recipe as recipes
 from pellucid.errors import MissingError, RecipeError
+from pellucid.recipe import _sections
 
 GOOD = """\
 task: classification
@@ -160,7 +161,7 @@ def test_every_field_has_a_description() -> None:
     def sections(kind: type[recipes.Section]) -> list[type[recipes.Section]]:
         found = [kind]
         for field in kind.model_fields.values():
-            for inner in recipes._sections(field.annotation):
+            for inner in _sections(field.annotation):
                 found += sections(inner)
         return found
 

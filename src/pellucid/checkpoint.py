@@ -65,7 +65,7 @@ def save_checkpoint(folder: Path, *, step: int, model: Mapping[str, Tensor], ave
 
 def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint, and a line for each newer one that was passed over because it is damaged."""
-    passed = []
+    passed: list[str] = []
     for path in _folders(folder):
         try:
             return _load(path), passed
@@ -77,7 +77,7 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def _load(path: Path) -> Checkpoint:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        for name, digest in manifest["files"].items():
+        for name, digest in dict(manifest["files"]).items():
             if file_hash(path / name) != digest:
                 raise RunError(f"{path / name}: the file is damaged (its hash is not the one in the manifest)")
         average = read_weights(path / "average.safetensors") if (path / "average.safetensors").exists() else None

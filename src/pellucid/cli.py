@@ -30,7 +30,9 @@ app.add_typer(recipes_app, name="recipes")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML).")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
-Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a value of the recipe, e.g. -s train.batch_size=64. Repeatable.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a value of the recipe, e.g. -s train.batch_size=64. Repeatable.")
+]
 Out = Annotated[Path | None, typer.Option("--out", metavar="PATH", help="Where to write.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
@@ -66,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry() -> None:
+    """The `pellucid` command."""
+    # Idle OpenMP threads sleep instead of spinning: on a machine that does anything else a step is 5 times faster so
+    # (docs/log.md). Must be set before torch is imported; whoever set it keeps their value.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.exit(main())
 
 
@@ -472,14 +478,20 @@ def _measurement_table(measurements: Any) -> str:
     return table(["number", "value", "95 % interval", "unit", "n"], [(m.key, str(m), interval(m), m.unit, f"{m.n:,}") for m in measurements])
 
 
-def _print_plan(p: Any, batch_size: int) -> None:
+def _phase_line(q: Any) -> str:
     from pellucid.run import rounded
+
+    first, peak, last = (rounded(lr, "rate") for lr in (q.first_lr, q.peak_lr, q.last_lr))
+    return f"{q.epochs} epochs, {q.steps:,} steps, {q.optimizer}, {q.schedule}; lr {first} first, {peak} highest, {last} last"
+
+
+def _print_plan(p: Any, batch_size: int) -> None:
     from pellucid.tables import duration, size, table
 
     rows = [
         ("data", f"{p.classes} classes; " + ", ".join(f"{name} {n:,}" for name, n in p.images.items())),
         ("steps", f"{p.total_steps:,} ({p.steps_per_epoch:,} an epoch, batch {batch_size})"),
-        *[(f"phase {i + 1}", f"{q.epochs} epochs, {q.steps:,} steps, {q.optimizer}, {q.schedule}; lr {rounded(q.first_lr, 'rate')} first, {rounded(q.peak_lr, 'rate')} highest, {rounded(q.last_lr, 'rate')} last") for i, q in enumerate(p.phases)],
+        *[(f"phase {i + 1}", _phase_line(q)) for i, q in enumerate(p.phases)],
         ("parameters", f"{p.num_params:,}, {p.num_trainable:,} trained"),
         ("weights", size(p.weights_bytes)),
         ("checkpoint", size(p.checkpoint_bytes)),

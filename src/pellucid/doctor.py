@@ -40,12 +40,14 @@ def examine() -> list[Finding]:
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             device = torch.device("cuda", i)
-            findings.append(Finding(f"cuda:{i}", f"{torch.cuda.get_device_name(device)}, {size(free_memory(device))} free, bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}"))
+            bf16 = "yes" if torch.cuda.is_bf16_supported() else "no"
+            findings.append(Finding(f"cuda:{i}", f"{torch.cuda.get_device_name(device)}, {size(free_memory(device))} free, bf16 {bf16}"))
     else:
         findings.append(Finding("cuda", "none: training runs on the CPU"))
     for extra, modules in EXTRAS.items():
         missing = [name for name in modules if importlib.util.find_spec(name) is None]
-        findings.append(Finding(f"extra {extra}", f"not installed ({', '.join(missing)})" if missing else "installed", not missing, f"pip install 'pellucid[{extra}]'"))
+        state = f"not installed ({', '.join(missing)})" if missing else "installed"
+        findings.append(Finding(f"extra {extra}", state, not missing, f"pip install 'pellucid[{extra}]'"))
     folder = cache_folder()
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(existing).free

@@ -35,7 +35,7 @@ def evaluate(run: Run, data: str, *, progress: Callable[[str, int, int], None] |
     task = build_task(recipe, dataset, runtime, run.data.mean, run.data.std)
     d = recipe.data
     pixels = Stream(split, Resizing(d.size, d.fit, d.resize_size, d.interpolation), None)
-    module = load_model(run).to(runtime.device, memory_format=runtime.memory_format)
+    module = runtime.place(load_model(run))
     predictions = task.predictions(module, split, pixels, workers=d.workers, progress=progress)
     return task.measure(predictions, "data", f"weights of {run.name}, {run.record.selected}")
 
@@ -46,5 +46,6 @@ def export_run(run: Run, out: Path | None, format_: str) -> ExportResult:
     target = out or run.path / f"model.{format_}"
     if format_ == "onnx":
         return export_onnx(module, target, image_size=recipe.data.size, class_names=data.classes, mean=data.mean, std=data.std)
-    metadata = {"model": recipe.model.name, "classes": "\n".join(data.classes), "mean": str(data.mean), "std": str(data.std), "image_size": str(list(recipe.data.size))}
+    size = str(list(recipe.data.size))
+    metadata = {"model": recipe.model.name, "classes": "\n".join(data.classes), "mean": str(data.mean), "std": str(data.std), "image_size": size}
     return export_safetensors(module, target, metadata)

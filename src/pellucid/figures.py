@@ -6,7 +6,7 @@ Ito's, with dashes as the second channel. Images are (H, W, 3) uint8 RGB; fracti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
+from PIL.Image import Image
 
 from pellucid.readings import Calibration, Curve, by_epoch, calibrate, confusion_counts, learning_rate
 from pellucid.run import Run, rounded
@@ -142,8 +143,11 @@ def overview(shown: Sequence[Shown], loss: Sequence[Curve], accuracy: Sequence[C
     return figure
 
 
-def write_run_figures(run: Run) -> list[Path]:
-    """Draw what a run holds into its figures/ folder and return the files: curves, learning rate, and for each split confusion and reliability."""
+def write_run_figures(run: Run, samples: Callable[[str, int], Image] | None = None) -> list[Path]:
+    """Draw what a run holds into its figures/ folder and return the files: curves, learning rate, and for each split confusion and reliability.
+
+    samples: (split, row) -> the picture itself; with it there is an overview with eight pictures as well.
+    """
     lines, files = run.metrics(), []
     loss, accuracy, rate = by_epoch(lines, "loss"), by_epoch(lines, "accuracy"), learning_rate(lines)
     if loss or accuracy:
@@ -161,6 +165,13 @@ def write_run_figures(run: Run) -> list[Path]:
         files += save(confusion_matrix(counts, classes), run.figures / f"confusion_{split}")
         bins = calibrate(confidence, predicted == predictions.labels, split=split, seed=run.recipe.seed)
         files += save(reliability_diagram(bins), run.figures / f"reliability_{split}")
+        if samples is not None and split == run.prediction_splits[0]:
+            rows = np.linspace(0, len(predicted) - 1, 8).astype(int)
+            shown = [
+                Shown(np.asarray(samples(split, int(r))), classes[predictions.labels[r]], classes[predicted[r]], float(confidence[r])) for r in np.unique(rows)
+            ]
+            title = f"{run.name}: accuracy {rounded(float((predicted == predictions.labels).mean()))} on {split}, n = {len(predicted):,}"
+            files += save(overview(shown, loss, accuracy, counts, classes, title=title), run.figures / "overview")
     return files
 
 

@@ -153,7 +153,8 @@ def _forward_cost(module: nn.Module, recipe: Recipe, frozen: list[str]) -> tuple
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), FlopCounterMode(display=False) as counter:
             output = meta(images)
     except (NotImplementedError, RuntimeError) as error:
-        raise PellucidError(f"{recipe.model.name} does not run on images of {recipe.data.size[0]}x{recipe.data.size[1]} pixels: {str(error).splitlines()[0]}") from None
+        height, width = recipe.data.size
+        raise PellucidError(f"{recipe.model.name} does not run on images of {height}x{width} pixels: {str(error).splitlines()[0]}") from None
     del output
     halved = sum(storages.values()) // 2
     if recipe.train.precision != "fp32":
@@ -164,7 +165,7 @@ def _forward_cost(module: nn.Module, recipe: Recipe, frozen: list[str]) -> tuple
 def _seconds_per_image(module: nn.Module, recipe: Recipe, runtime: Runtime, frozen: list[str]) -> float:
     """Measured seconds of forward and backward pass for one image: the faster of two passes after a warm-up."""
     device = runtime.device
-    module.to(device, memory_format=runtime.memory_format)
+    runtime.place(module)
     train_mode(module, frozen)
     count = min(recipe.train.batch_size, 32 if device.type == "cuda" else TIMED_IMAGES)
     images = torch.zeros((max(2, count), 3, *recipe.data.size), device=device).to(memory_format=runtime.memory_format)

@@ -81,4 +81,3 @@ class Progress:
         bars.update(self._bars[what], completed=done, total=total, detail=detail)  # type: ignore[arg-type]
         if done >= total:
             bars.remove_task(self._bars.pop(what))  # type: ignore[arg-type]
-

@@ -1,11 +1,12 @@
 """The run folder: what training leaves, as typed records. The only code that knows its paths; needs no torch.
 
-    recipe.yaml        as the user wrote it            metrics.jsonl        one line an epoch and evaluation
-    resolved.yaml      every value                     predictions/         <split>.npz and .csv, a row a sample
-    environment.json   machine and versions            checkpoints/         last/, best/, final.safetensors
-    data.json          classes, n, hashes, problems    figures/             PNG, SVG, PDF
-    samples/           <split>.csv: file, label, hash  report.html          one file, offline
-    run.json           status, measurements, hashes
+recipe.yaml        as the user wrote it            metrics.jsonl        one line an epoch and evaluation
+resolved.yaml      every value                     predictions/         <split>.npz and .csv, a row a sample
+environment.json   machine and versions            checkpoints/         final.safetensors; step-<n>/ of an unfinished run
+data.json          classes, n, hashes, problems    figures/             PNG, SVG, PDF
+samples/           <split>.csv: file, label, hash  thumbnails/          <split>/<row>.webp, pictures of mistakes
+run.json           status, measurements, hashes    report.html          one file, offline
+                                                   verify.json          result of the last verify
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import numpy as np
 
 from pellucid import recipe as recipes
 from pellucid.errors import RunError
-
 
 RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
 
@@ -263,7 +263,7 @@ class Run:
     def predictions(self, split: str) -> Predictions:
         path = self._open(f"predictions/{split}.npz")
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return Predictions([str(name) for name in arrays["name"]], arrays["label"], arrays["logits"])
         except Exception as error:  # a damaged zip raises half a dozen types
             raise RunError(f"{path}: cannot be read as predictions: {error}") from None

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from pellucid.errors import UsageError
 
@@ -37,6 +38,10 @@ class Runtime:
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
+    def place(self, module: nn.Module) -> nn.Module:
+        """The module itself, on the device and in the memory format."""
+        return module.to(self.device).to(memory_format=self.memory_format)
+
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
         """Forward passes in the recipe's number format; weights and sums stay float32."""
@@ -56,7 +61,7 @@ def start(*, device: str, precision: str, threads: int | None, channels_last: bo
     torch.set_num_threads(count)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Every new tensor would be filled first under deterministic mode: a cost without a gain, no code of ours reads it.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import datetime
 import math
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +23,10 @@ from torch import Tensor, nn
 import pellucid
 from pellucid import recipe as recipes
 from pellucid.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
-from pellucid.data.dataset import Dataset
 from pellucid.data.draws import derived_seed
 from pellucid.data.loader import Reader, Window, epoch_windows
-from pellucid.data.sources import load_dataset
-from pellucid.data.store import Pixels, Resizing, channel_statistics, open_pixels
-from pellucid.errors import DataError, DivergedError, InterruptedError, OutOfMemoryError, PellucidError, RunError
-from pellucid.models import Built, layer_ids, read_weights, save_weights, set_trainable, train_mode
+from pellucid.errors import DataError, DivergedError, InterruptedError, OutOfMemoryError, RunError
+from pellucid.models import layer_ids, save_weights, train_mode
 from pellucid.optim import (
     LossScale,
     build_optimizer,
@@ -44,77 +39,15 @@ from pellucid.optim import (
     set_learning_rate,
     update_average,
 )
+from pellucid.prepare import Position, Tally, Training, assemble, note_skipped, prepare
 from pellucid.progress import Progress
 from pellucid.recipe import PhaseSection, Recipe
-from pellucid.run import DONE, FAILED, INTERRUPTED, RUNNING, DataRecord, Predictions, Run, RunRecord, file_hash
-from pellucid.runtime import Runtime, describe, named_nondeterminism, seed_torch, start
-from pellucid.tasks import MODELS, Task, build_task, confident_mistakes
+from pellucid.results import draw, report_numbers
+from pellucid.run import DONE, FAILED, INTERRUPTED, RUNNING, Run, RunRecord, write_json
+from pellucid.runtime import named_nondeterminism, seed_torch
 
 CHECKPOINT_SECONDS = 120.0
 LEARNING_RATE_POINTS = 300
-THUMBNAILS = 16
-
-
-@dataclass
-class Tally:
-    """Sums over an epoch so far, on the device until somebody reads them."""
-
-    loss: float = 0.0
-    weight: float = 0.0
-    correct: int = 0
-    counted: int = 0
-    seconds: float = 0.0
-    pending: list[tuple[Window, Tensor, Tensor | None, float]] = field(default_factory=list)
-
-    def state(self) -> dict[str, float]:
-        return {"loss": self.loss, "weight": self.weight, "correct": self.correct, "counted": self.counted, "seconds": self.seconds}
-
-
-@dataclass
-class Position:
-    """Where training stands; all of it is in every checkpoint."""
-
-    step: int = 0
-    phase: int = 0
-    epoch: int = 0  # of the whole run, from 0
-    window: int = 0
-    best: float | None = None
-    best_epoch: int = 0
-    stale: int = 0
-    stopped: bool = False
-    tally: Tally = field(default_factory=Tally)
-
-
-@dataclass
-class Training:
-    """Everything that the loop works with."""
-
-    run: Run
-    record: RunRecord
-    recipe: Recipe
-    runtime: Runtime
-    dataset: Dataset
-    pixels: dict[str, Pixels]
-    task: Task
-    built: Built
-    frozen: list[str]
-    average: nn.Module | None
-    progress: Progress
-    micro: int
-    at: Position = field(default_factory=Position)
-    forward: Callable[..., Any] = field(init=False)
-    last_checkpoint: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        self.forward = torch.compile(self.built.module) if self.recipe.train.compile else self.built.module
-
-    @property
-    def module(self) -> nn.Module:
-        return self.built.module
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.dataset.splits["train"]) / self.recipe.train.batch_size)
 
 
 # ── entry points ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -139,10 +72,10 @@ def train(
     folder = Path(out) if out is not None else _free_folder(Path("runs"), name)
     record = RunRecord(pellucid.__version__, RUNNING, checked.task, list(command) or ["pellucid", "train", str(recipe)], _now())
     with Progress(quiet=quiet) as progress:
-        prepared = _prepare(checked, record, progress)
+        prepared = prepare(checked, record, progress)
         run = Run.create(folder, record=record, recipe=checked, recipe_text=text)
-        training = _assemble(run, record, checked, *prepared, progress, start_weights=True)
-        _describe_run(training)
+        training = assemble(run, record, checked, *prepared, progress, start_weights=True)
+        note_skipped(training)
         return _finish_or_fail(training, None, figures)
 
 
@@ -163,7 +96,7 @@ def train_seeds(
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder}: the folder is not empty. Choose another with --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    pellucid.run.write_json(folder / "seeds.json", {"runs": names})
+    write_json(folder / "seeds.json", {"runs": names})
     return [
         train(recipe, overrides=[*overrides, f"seed={checked.seed + i}"], out=folder / seed_name, quiet=quiet, figures=figures, command=command)
         for i, seed_name in enumerate(names)
@@ -180,7 +113,7 @@ def resume(path: str | Path, *, quiet: bool = False, figures: bool = True) -> Ru
     if record.status == DONE:
         raise RunError(f"{run.path}: the run is finished; there is nothing to resume.")
     with Progress(quiet=quiet) as progress:
-        prepared = _prepare(checked, record, progress)
+        prepared = prepare(checked, record, progress)
         if (run.path / "data.json").exists():
             for name, split in prepared[0].splits.items():
                 if run.data.splits[name].hash != split.hash:
@@ -190,10 +123,10 @@ def resume(path: str | Path, *, quiet: bool = False, figures: bool = True) -> Ru
             record.note(f"resume passed over a checkpoint: {line}")
         record.status, record.error = RUNNING, None
         run.verify_file.unlink(missing_ok=True)
-        training = _assemble(run, record, checked, *prepared, progress, start_weights=checkpoint is None)
+        training = assemble(run, record, checked, *prepared, progress, start_weights=checkpoint is None)
         if checkpoint is None:
             run.truncate_metrics(-1)
-            _describe_run(training)
+            note_skipped(training)
         return _finish_or_fail(training, checkpoint, figures)
 
 
@@ -212,86 +145,6 @@ def _free_folder(parent: Path, name: str) -> Path:
     return folder
 
 
-# ── setting up ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _prepare(recipe: Recipe, record: RunRecord, progress: Progress) -> tuple[Dataset, Runtime, dict[str, Pixels]]:
-    """Runtime, data and decoded pixels: all that can refuse before a folder is made."""
-    t = recipe.train
-    runtime = start(device=t.device, precision=t.precision, threads=t.threads, channels_last=t.channels_last)
-    dataset = load_dataset(recipe.data, seed=recipe.seed, progress=progress)
-    d = recipe.data
-    resizing = Resizing(d.size, d.fit, d.resize_size, d.interpolation)
-    pixels = {
-        name: open_pixels(split, resizing, limit_bytes=d.store.limit_gb * 1e9, directory=d.store.directory, workers=d.workers, progress=progress)
-        for name, split in dataset.splits.items()
-    }
-    for opened in pixels.values():
-        if opened.note:
-            record.note(opened.note)
-    return dataset, runtime, pixels
-
-
-def _assemble(
-    run: Run, record: RunRecord, recipe: Recipe, dataset: Dataset, runtime: Runtime, pixels: dict[str, Pixels], progress: Progress, *, start_weights: bool
-) -> Training:
-    """Model, task and loop state of a run. The initial weights are a function of the seed alone."""
-    seed_torch(derived_seed(recipe.seed, "initialisation"))
-    built, weights = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=start_weights)
-    for line in [*built.notes, *(weights.lines() if weights else [])]:
-        record.note(line)
-    frozen = set_trainable(built.module, recipe.model.freeze, built.classifier)
-    built.module.to(runtime.device, memory_format=runtime.memory_format)
-    mean, std, source = _normalization(recipe, built, pixels["train"])
-    task = build_task(recipe, dataset, runtime, mean, std)
-    average = None
-    if recipe.train.ema is not None:
-        average = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=False)[0].module
-        average.load_state_dict(built.module.state_dict())
-        average.to(runtime.device, memory_format=runtime.memory_format).eval()
-    wanted = recipe.train.micro_batch_size
-    micro = recipe.train.batch_size if wanted == "auto" else min(wanted, recipe.train.batch_size)
-    training = Training(run, record, recipe, runtime, dataset, pixels, task, built, frozen, average, progress, micro)
-    if micro < recipe.train.batch_size and _has_batch_norm(built.module):
-        record.note(f"BatchNorm sees micro-batches of {micro} images, not the batch of {recipe.train.batch_size}")
-    record.total_steps = recipe.epochs * training.steps_per_epoch
-    record.num_params = sum(p.numel() for p in built.module.parameters())
-    run.write_environment(describe(runtime))
-    run.write_data(
-        DataRecord(
-            recipe.data.source, list(dataset.classes), {name: split.record(len(dataset.classes)) for name, split in dataset.splits.items()},
-            dataset.problems, dataset.skipped, mean, std, source,
-        ),
-        {name: split.rows() for name, split in dataset.splits.items()},
-    )  # fmt: skip
-    return training
-
-
-def _describe_run(t: Training) -> None:
-    for file in t.dataset.skipped:
-        t.record.note(f"left out: {file} (bad image, data.on_bad: skip)")
-    t.run.write_record(t.record)
-
-
-def _normalization(recipe: Recipe, built: Built, train_pixels: Pixels) -> tuple[list[float], list[float], str]:
-    """Mean, std and where they come from."""
-    match recipe.data.normalize:
-        case "model":
-            return list(built.mean), list(built.std), "the model's own"
-        case "dataset":
-            return *channel_statistics(train_pixels), "measured from the training set"
-        case "imagenet":
-            return [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], "ImageNet's"
-        case "none":
-            return [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], "none"
-        case given:
-            return list(given.mean), list(given.std), "given in the recipe"
-
-
-def _has_batch_norm(module: nn.Module) -> bool:
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
-
-
 # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -308,7 +161,7 @@ def _finish_or_fail(t: Training, checkpoint: Checkpoint | None, figures: bool) -
     try:
         with named_nondeterminism(t.record.note), _stop_signals() as stop:
             _fit(t, checkpoint, stop)
-            _report_numbers(t)
+            report_numbers(t)
     except InterruptedError as error:
         close(INTERRUPTED, str(error))
         raise
@@ -319,7 +172,7 @@ def _finish_or_fail(t: Training, checkpoint: Checkpoint | None, figures: bool) -
         close(FAILED, f"{type(error).__name__}: {error}")
         raise
     close(DONE, None)
-    _draw(t, figures)
+    draw(t, figures)
     return t.run
 
 
@@ -347,7 +200,9 @@ def _fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> N
                 for window in windows[at.window :]:
                     began = time.perf_counter()
                     phase_step = (at.epoch - first_epoch) * len(windows) + window.index
-                    lr = learning_rate(phase.schedule, peak=phase.optimizer.lr, step=phase_step, total_steps=phase.epochs * len(windows), steps_per_epoch=len(windows))
+                    lr = learning_rate(
+                        phase.schedule, peak=phase.optimizer.lr, step=phase_step, total_steps=phase.epochs * len(windows), steps_per_epoch=len(windows)
+                    )
                     set_learning_rate(optimizer, lr)
                     _step(t, reader, window, windows, optimizer, scale, phase)
                     at.step, at.window = at.step + 1, window.index + 1
@@ -355,7 +210,9 @@ def _fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> N
                     _after_step(t, lr, len(windows))
                     if stop.is_set():
                         _save(t, optimizer, scale)
-                        raise InterruptedError(f"interrupted at step {at.step:,} of {t.record.total_steps:,}, checkpoint written. Continue with `pellucid resume {t.run.path}`")
+                        raise InterruptedError(
+                            f"interrupted at step {at.step:,} of {t.record.total_steps:,}, checkpoint written. Continue with `pellucid resume {t.run.path}`"
+                        )
                     if time.monotonic() - t.last_checkpoint > CHECKPOINT_SECONDS:
                         _save(t, optimizer, scale)
                 _end_epoch(t, lr)
@@ -392,7 +249,9 @@ def _step(t: Training, reader: Reader, window: Window, windows: list[Window], op
     scale.update(finite)
 
 
-def _gradient(t: Training, reader: Reader, window: Window, windows: list[Window], optimizer: torch.optim.Optimizer, scale: LossScale) -> tuple[Tensor, Tensor | None]:
+def _gradient(
+    t: Training, reader: Reader, window: Window, windows: list[Window], optimizer: torch.optim.Optimizer, scale: LossScale
+) -> tuple[Tensor, Tensor | None]:
     """Set the gradients to those of the window's loss; (summed loss, correct images). Halves the micro-batch when memory runs out."""
     weight = t.task.window_weight(window)
     buffers = [b.clone() for b in t.module.buffers()]
@@ -493,13 +352,9 @@ def _end_epoch(t: Training, lr: float) -> None:
     t.run.write_record(t.record)
 
 
-def _evaluated(t: Training) -> nn.Module:
-    return t.average if t.average is not None else t.module
-
-
 def _validate(t: Training) -> dict[str, float]:
     at, began = t.at, time.perf_counter()
-    predictions = t.task.predictions(_evaluated(t), t.dataset.splits["val"], t.pixels["val"], workers=t.recipe.data.workers)
+    predictions = t.task.predictions(t.evaluated, t.dataset.splits["val"], t.pixels["val"], workers=t.recipe.data.workers)
     numbers = t.task.quick(predictions)
     t.run.append_metrics({"kind": "val", "epoch": at.epoch + 1, "step": at.step, **numbers, "seconds": round(time.perf_counter() - began, 3)})
     stopping = t.recipe.train.early_stop
@@ -508,7 +363,7 @@ def _validate(t: Training) -> dict[str, float]:
     if at.best is None or value > at.best:
         at.best, at.best_epoch, at.stale = value, at.epoch + 1, 0
         if t.recipe.train.keep == "best":
-            save_weights(_evaluated(t), t.run.best_weights, {"epoch": str(at.epoch + 1)})
+            save_weights(t.evaluated, t.run.best_weights, {"epoch": str(at.epoch + 1)})
     else:
         at.stale += 1
     if stopping is not None and at.stale >= stopping.patience:
@@ -539,7 +394,17 @@ def _restore(t: Training, checkpoint: Checkpoint, optimizer: torch.optim.Optimiz
         t.average.load_state_dict(checkpoint.average, strict=True)
     optimizer.load_state_dict(state["optimizer"])
     scale.load_state_dict(state["scale"])
-    t.at = Position(checkpoint.step, state["phase"], state["epoch"], state["window"], state["best"], state["best_epoch"], state["stale"], state["stopped"], Tally(**state["tally"]))
+    t.at = Position(
+        checkpoint.step,
+        state["phase"],
+        state["epoch"],
+        state["window"],
+        state["best"],
+        state["best_epoch"],
+        state["stale"],
+        state["stopped"],
+        Tally(**state["tally"]),
+    )
     t.micro = state["micro"]
     t.run.truncate_metrics(checkpoint.step)
     t.progress.line(f"resuming at step {checkpoint.step:,} of {t.record.total_steps:,}")
@@ -564,58 +429,6 @@ def _stop_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-# ── results ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _report_numbers(t: Training) -> None:
-    """Write the final weights, then predict and measure with them."""
-    module, selected = _evaluated(t), "last epoch"
-    if t.recipe.train.keep == "best" and t.run.best_weights.exists():
-        module.load_state_dict(read_weights(t.run.best_weights), strict=True)
-        selected = f"epoch {t.at.best_epoch}, the best on val"
-    if t.average is not None:
-        selected += ", moving average of the weights"
-    t.record.selected = selected
-    save_weights(module, t.run.final_weights, {"pellucid": pellucid.__version__, "task": t.recipe.task, "model": t.recipe.model.name})
-    files = [t.run.final_weights]
-    t.record.measurements = []
-    for name in [s for s in ("test", "val") if s in t.dataset.splits]:  # the headline is the split that chose nothing
-        predictions = t.task.predictions(module, t.dataset.splits[name], t.pixels[name], workers=t.recipe.data.workers, progress=t.progress)
-        files += t.run.write_predictions(name, predictions, list(t.dataset.classes))
-        note = selected + ("; selected on this split, hence optimistic" if name == "val" and t.recipe.train.keep == "best" else "")
-        t.record.measurements += t.task.measure(predictions, name, note)
-        _write_thumbnails(t, name, predictions)
-    if not t.record.measurements:
-        t.record.note("no val and no test split: nothing was measured")
-    files += [t.run.path / "resolved.yaml", t.run.path / "data.json", *(t.run.path / "samples").glob("*.csv")]
-    t.record.files = {str(path.relative_to(t.run.path)): file_hash(path) for path in files}
-    for checkpoint in t.run.checkpoints.glob("step-*"):
-        shutil.rmtree(checkpoint)
-
-
-def _write_thumbnails(t: Training, split: str, predictions: Predictions) -> None:
-    """Pictures of the most confident mistakes for the report, long side at most 160 pixels."""
-    folder = t.run.thumbnails / split
-    folder.mkdir(parents=True, exist_ok=True)
-    for row in confident_mistakes(predictions, THUMBNAILS):
-        image = t.dataset.splits[split].open(int(row))
-        image.thumbnail((160, 160))
-        image.save(folder / f"{int(row):06d}.webp", quality=80)
-
-
-def _draw(t: Training, figures: bool) -> None:
-    """Figures and report; a run whose drawing fails is still a run, and says so."""
-    from pellucid.figures import write_run_figures  # matplotlib takes a second to import
-
-    try:
-        if figures:
-            write_run_figures(t.run)
-        t.run.report()
-    except (PellucidError, OSError, ValueError) as error:
-        t.record.note(f"figures or report could not be written: {error}")
-        t.run.write_record(t.record)
 
 
 def _now() -> str:

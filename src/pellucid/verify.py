@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import sklearn.metrics
@@ -88,7 +88,7 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
     checks += data_checks
     promise = None
     if dataset is not None and _weights_are_readable(run, checks):
-        module = load_model(run).to(runtime.device, memory_format=runtime.memory_format)
+        module = runtime.place(load_model(run))
         found = []
         for split in run.prediction_splits:
             if any(not check.ok for check in data_checks if check.what == f"data {split}"):
@@ -212,7 +212,7 @@ def _number_checks(predictions: Predictions, measurements: list[Measurement], pa
         if name not in numbers:
             checks.append(Check(f"number {m.key} {path}", False, f"MISMATCH {m.key} {path}: there is no such number to recompute"))
             continue
-        value = numbers[name] if not argument else numbers[name][_class_index(measurements, m, predictions)]
+        value = float(np.atleast_1d(numbers[name])[_class_index(measurements, m, predictions) if argument else 0])
         ok = bool(abs(value - m.value) <= tolerance)
         checks.append(Check(f"number {m.key} {path}", ok, _line(ok, path, m, value)))
     return checks

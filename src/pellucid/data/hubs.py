@@ -105,9 +105,7 @@ def _rooted(root: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {"root": str(root)} if "root" in parameters else {}
 
 
-def _construct(
-    make: Callable[..., Any], root: Path, arguments: dict[str, Any], source: str, parameters: Mapping[str, Any], progress: Progress | None
-) -> Any:
+def _construct(make: Callable[..., Any], root: Path, arguments: dict[str, Any], source: str, parameters: Mapping[str, Any], progress: Progress | None) -> Any:
     """The data set from the disk, else downloaded into `root`."""
     arguments = arguments | _rooted(root, parameters)
     try:

@@ -69,10 +69,7 @@ def epoch_windows(labels: np.ndarray, *, batch_size: int, seed: int, epoch: int,
     else:
         rows = permutation(seed, epoch, n)
         draws = rows
-    return [
-        Window(epoch, index, rows[start : start + batch_size], draws[start : start + batch_size])
-        for index, start in enumerate(range(0, n, batch_size))
-    ]
+    return [Window(epoch, index, rows[start : start + batch_size], draws[start : start + batch_size]) for index, start in enumerate(range(0, n, batch_size))]
 
 
 def ordered_windows(n: int, batch_size: int) -> list[Window]:

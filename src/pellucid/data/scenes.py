@@ -252,9 +252,7 @@ _NORMALS = ((-1024, 0), (-316, 974), (-316, -974), (828, 602), (828, -602))  # p
 _INSIDE: tuple[Callable[[np.ndarray, np.ndarray, int], np.ndarray], ...] = (_circle, _square, _triangle, _star, _cross, _ring)
 
 
-def _paint(
-    image: np.ndarray, mask: np.ndarray, shape: int, color: tuple[int, int, int], row: int, column: int, radius: int
-) -> tuple[int, int, int, int]:
+def _paint(image: np.ndarray, mask: np.ndarray, shape: int, color: tuple[int, int, int], row: int, column: int, radius: int) -> tuple[int, int, int, int]:
     """Draw a shape into image and mask; returns the box of the pixels it touches."""
     top, left = (row - radius) // _UNIT, (column - radius) // _UNIT
     bottom, right = -(-(row + radius) // _UNIT), -(-(column + radius) // _UNIT)

@@ -85,9 +85,7 @@ class Store:
         return self._pixels[self._starts[index] : self._starts[index + 1]].reshape(height, width, 3)
 
 
-def open_pixels(
-    split: Split, resizing: Resizing, *, limit_bytes: float, directory: str | None, workers: int, progress: Progress | None = None
-) -> Pixels:
+def open_pixels(split: Split, resizing: Resizing, *, limit_bytes: float, directory: str | None, workers: int, progress: Progress | None = None) -> Pixels:
     """The split's pixels: an existing store, a new one, or a stream when they would exceed `limit_bytes`.
 
     `note` of the result says why it streams.
@@ -95,7 +93,8 @@ def open_pixels(
     stream = Stream(split, resizing, None)
     needed = _estimated_bytes(stream)
     if needed > limit_bytes:
-        return Stream(split, resizing, f"{split.name}: {needed / 1e9:.2f} GB decoded exceed data.store.limit_gb {limit_bytes / 1e9:g}; images are decoded in every epoch")
+        note = f"{split.name}: {needed / 1e9:.2f} GB decoded exceed data.store.limit_gb {limit_bytes / 1e9:g}; images are decoded in every epoch"
+        return Stream(split, resizing, note)
     folder = Path(directory) if directory else cache_folder() / "store"
     target = folder / _key(split, resizing)
     try:

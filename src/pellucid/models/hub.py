@@ -64,7 +64,5 @@ def torch_hub_file(name: str, url: str) -> Path:
     try:
         torch.hub.download_url_to_file(url, str(file), sha256.group(1) if sha256 else None, progress=False)
     except (OSError, RuntimeError) as error:  # no network (URLError is an OSError), or a damaged download
-        raise MissingError(
-            f"{name}: its weights {file.name} cannot be downloaded ({error}). Put the file at {file}, or give weights: FILE."
-        ) from error
+        raise MissingError(f"{name}: its weights {file.name} cannot be downloaded ({error}). Put the file at {file}, or give weights: FILE.") from error
     return file

@@ -34,8 +34,23 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from pellucid.errors import MissingError, WeightsError
 
-WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params", "teacher", "student",
-            "ema", "model_ema", "state_dict_ema", "ema_state_dict")
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "module",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "teacher",
+    "student",
+    "ema",
+    "model_ema",
+    "state_dict_ema",
+    "ema_state_dict",
+)
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 # Tensors that a constructor computes rather than draws: a file may lack them and training still starts where the file ends.

@@ -60,7 +60,9 @@ def predict(run: Run, images: Any, *, runtime: Runtime | None = None) -> list[An
     from pellucid.runtime import start
 
     recipe = run.recipe
-    chosen = runtime or start(device=recipe.train.device, precision=recipe.train.precision, threads=recipe.train.threads, channels_last=recipe.train.channels_last)
+    chosen = runtime or start(
+        device=recipe.train.device, precision=recipe.train.precision, threads=recipe.train.threads, channels_last=recipe.train.channels_last
+    )
     return PREDICTORS[recipe.task](run, images, runtime=chosen)
 
 

@@ -61,7 +61,9 @@ class Classification:
         self._classes = dataset.classes
         self._seed = recipe.seed
         self._labels = torch.from_numpy(dataset.splits["train"].labels)
-        self._augment = Augment.from_section(recipe.augment, size=recipe.data.size, mean=mean, std=std, seed=recipe.seed, interpolation=recipe.data.interpolation)
+        self._augment = Augment.from_section(
+            recipe.augment, size=recipe.data.size, mean=mean, std=std, seed=recipe.seed, interpolation=recipe.data.interpolation
+        )
         self._mixup, self._cutmix = recipe.augment.mixup, recipe.augment.cutmix
         self._view = (recipe.data.size, tuple(mean), tuple(std))
         self._smoothing = recipe.loss.label_smoothing
@@ -107,7 +109,9 @@ class Classification:
         return mix_pair(images, partners, mix), mix_targets(targets, partner_targets, mix), labels[1:]
 
     @torch.inference_mode()
-    def predictions(self, module: nn.Module, split: Split, pixels: Pixels, *, workers: int, progress: Callable[[str, int, int], None] | None = None) -> Predictions:
+    def predictions(
+        self, module: nn.Module, split: Split, pixels: Pixels, *, workers: int, progress: Callable[[str, int, int], None] | None = None
+    ) -> Predictions:
         """Logits of every sample of a split, once each, in its order. The module is put into eval mode and stays there."""
         module.eval()
         rows: list[Tensor] = []
@@ -154,7 +158,9 @@ def measure(predictions: Predictions, *, classes: Sequence[str], split: str, see
         return Measurement(name, value, unit, split, count, seed, f"{how}; {note}", bounds, interval.how if interval else "")
 
     top1 = float(multiclass_accuracy(predicted, labels, C, average="micro"))
-    found = [number("accuracy", float(correct.mean()), "fraction", "share of images whose largest logit is their label", interval=wilson(int(correct.sum()), n))]
+    found = [
+        number("accuracy", float(correct.mean()), "fraction", "share of images whose largest logit is their label", interval=wilson(int(correct.sum()), n))
+    ]
     if abs(top1 - found[0].value) > 1e-6:
         raise AssertionError("torchmetrics and the definition disagree on accuracy")
     if C > 5:
@@ -166,7 +172,9 @@ def measure(predictions: Predictions, *, classes: Sequence[str], split: str, see
     macro = float(multiclass_f1_score(predicted, labels, C, average="macro"))
     interval = bootstrap(lambda rows: _macro_f1(predicted.numpy()[rows], predictions.labels[rows], C), n)
     found.append(number("macro_f1", macro, "fraction", "mean over classes of F1; classes in neither labels nor predictions left out", interval=interval))
-    found.append(number("loss", float(nn.functional.cross_entropy(logits, labels)), "nats", "mean cross-entropy with hard labels, without class weights or smoothing"))
+    found.append(
+        number("loss", float(nn.functional.cross_entropy(logits, labels)), "nats", "mean cross-entropy with hard labels, without class weights or smoothing")
+    )
     ece = float(multiclass_calibration_error(probabilities, labels, C, n_bins=CALIBRATION_BINS, norm="l1"))
     found.append(number("calibration_error", ece, "fraction", f"expected calibration error of the top class, {CALIBRATION_BINS} equal bins (Guo et al. 2017)"))
     recalls = multiclass_recall(predicted, labels, C, average="none")
@@ -174,7 +182,16 @@ def measure(predictions: Predictions, *, classes: Sequence[str], split: str, see
     for c, name in enumerate(classes):
         if counts[c]:
             hits = round(float(recalls[c]) * int(counts[c]))
-            found.append(number(f"recall[{name}]", hits / int(counts[c]), "fraction", "share of the class's images that were found", int(counts[c]), wilson(hits, int(counts[c]))))
+            found.append(
+                number(
+                    f"recall[{name}]",
+                    hits / int(counts[c]),
+                    "fraction",
+                    "share of the class's images that were found",
+                    int(counts[c]),
+                    wilson(hits, int(counts[c])),
+                )
+            )
     return found
 
 
@@ -227,7 +244,7 @@ def predict(run: Run, images: Any, *, runtime: Runtime) -> list[Prediction]:
     """Predictions for paths, folders (searched for images) and PIL images, in the given order."""
     named = [item for entry in (images if isinstance(images, (list, tuple)) else [images]) for item in _opened(entry)]
     recipe, data = run.recipe, run.data
-    module = load_model(run).to(runtime.device)
+    module = runtime.place(load_model(run))
     predictions = []
     for start in range(0, len(named), EVALUATION_BATCH):
         chunk = named[start : start + EVALUATION_BATCH]

@@ -1,0 +1,63 @@
+"""What a trained model leaves in its run folder: final weights, predictions, measurements, pictures of mistakes, figures, report."""
+
+from __future__ import annotations
+
+import shutil
+
+import pellucid
+from pellucid.errors import PellucidError
+from pellucid.models import read_weights, save_weights
+from pellucid.prepare import Training
+from pellucid.run import Predictions, file_hash
+from pellucid.tasks import confident_mistakes
+
+THUMBNAILS = 16
+
+
+def report_numbers(t: Training) -> None:
+    """Write the final weights, then predict and measure with them."""
+    module, selected = t.evaluated, "last epoch"
+    if t.recipe.train.keep == "best" and t.run.best_weights.exists():
+        module.load_state_dict(read_weights(t.run.best_weights), strict=True)
+        selected = f"epoch {t.at.best_epoch}, the best on val"
+    if t.average is not None:
+        selected += ", moving average of the weights"
+    t.record.selected = selected
+    save_weights(module, t.run.final_weights, {"pellucid": pellucid.__version__, "task": t.recipe.task, "model": t.recipe.model.name})
+    files = [t.run.final_weights]
+    t.record.measurements = []
+    for name in [s for s in ("test", "val") if s in t.dataset.splits]:  # the headline is the split that chose nothing
+        predictions = t.task.predictions(module, t.dataset.splits[name], t.pixels[name], workers=t.recipe.data.workers, progress=t.progress)
+        files += t.run.write_predictions(name, predictions, list(t.dataset.classes))
+        note = selected + ("; selected on this split, hence optimistic" if name == "val" and t.recipe.train.keep == "best" else "")
+        t.record.measurements += t.task.measure(predictions, name, note)
+        _write_thumbnails(t, name, predictions)
+    if not t.record.measurements:
+        t.record.note("no val and no test split: nothing was measured")
+    files += [t.run.path / "resolved.yaml", t.run.path / "data.json", *(t.run.path / "samples").glob("*.csv")]
+    t.record.files = {str(path.relative_to(t.run.path)): file_hash(path) for path in files}
+    for checkpoint in t.run.checkpoints.glob("step-*"):
+        shutil.rmtree(checkpoint)
+
+
+def _write_thumbnails(t: Training, split: str, predictions: Predictions) -> None:
+    """Pictures of the most confident mistakes for the report, long side at most 160 pixels."""
+    folder = t.run.thumbnails / split
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in confident_mistakes(predictions, THUMBNAILS):
+        image = t.dataset.splits[split].open(int(row))
+        image.thumbnail((160, 160))
+        image.save(folder / f"{int(row):06d}.webp", quality=80)
+
+
+def draw(t: Training, figures: bool) -> None:
+    """Figures and report; a run whose drawing fails is still a run, and says so."""
+    from pellucid.figures import write_run_figures  # matplotlib takes a second to import
+
+    try:
+        if figures:
+            write_run_figures(t.run, lambda split, row: t.dataset.splits[split].open(row))
+        t.run.report()
+    except (PellucidError, OSError, ValueError) as error:
+        t.record.note(f"figures or report could not be written: {error}")
+        t.run.write_record(t.record)

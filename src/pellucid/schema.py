@@ -1,0 +1,343 @@
+"""The schema of a recipe: every key with its type, default, range and one line of description.
+
+These models are the single place that says what a recipe may hold; the JSON schema, the reference page and the errors
+come from them. `pellucid.recipe` reads files.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from pellucid.errors import did_you_mean
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+SOURCES = ("folder", "prefix", "table", "scenes", "digits", "torchvision:<Name>", "huggingface:<name>")
+DRAWN_SOURCES = ("scenes", "digits")
+MODEL_HOMES = ("timm", "torchvision")
+
+
+class Section(BaseModel):
+    """A mapping of the recipe: unknown keys are errors, values are not converted between types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Normalization(Section):
+    """Per-channel mean and standard deviation (RGB) of pixels scaled to [0, 1]."""
+
+    mean: list[float] = Field(min_length=3, max_length=3, description="Mean of R, G, B in [0, 1].")
+    std: list[Positive] = Field(min_length=3, max_length=3, description="Standard deviation of R, G, B.")
+
+
+class StoreSection(Section):
+    """Where decoded images are kept between epochs and runs."""
+
+    limit_gb: NonNegative = Field(8.0, description="Largest store of one split in GB (10^9 bytes); a larger split streams. 0 always streams.")
+    directory: str | None = Field(None, description="Folder of the store; default: the user's cache folder (XDG_CACHE_HOME/pellucid/store).")
+
+
+class DataSection(Section):
+    """Where images and labels come from and how they become arrays of one size."""
+
+    source: str = Field(description="Layout: folder, prefix, table, scenes, digits, torchvision:<Name>, huggingface:<name>.")
+    train: str | Count | None = Field(None, description="Training images: a folder, a CSV (table) or a count (scenes, digits).")
+    val: str | Count | float | None = Field(None, description="Validation images: as train, or a fraction of train in (0, 1) split by content hash.")
+    test: str | Count | None = Field(None, description="Test images, evaluated once after training.")
+    image_dir: str | None = Field(None, description="table: folder of the images, `{split}` stands for train, val or test; default: beside the CSV.")
+    filename_column: str = Field("filename", description="table: name of the column with file names.")
+    label_column: str = Field("label", description="table: name of the column with labels.")
+    classes: str | list[str] | None = Field(
+        None, description="Class order: a text file with one name a line, or a list; default: classes.txt where there is one, else sorted."
+    )
+    image_size: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(
+        224, description="Side in pixels of what the model sees, or [height, width]."
+    )
+    fit: Literal["crop", "stretch", "pad"] = Field(
+        "crop", description="How an image meets image_size: short side resized and centre cropped, both sides resized, or long side resized and padded."
+    )
+    resize_size: Count | None = Field(None, description="crop: length in pixels of the short side before the centre crop; default: image_size.")
+    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="Filter when images are resized; both are antialiased.")
+    normalize: Literal["model", "dataset", "imagenet", "none"] | Normalization = Field(
+        "model", description="Mean and std: the model's own, measured from the training set, ImageNet's, none, or given as {mean, std}."
+    )
+    on_bad: Literal["refuse", "skip"] = Field("refuse", description="A bad image: refuse to start, or leave it out and name it in run and report.")
+    store: StoreSection = Field(default_factory=lambda: StoreSection.model_validate({}), description="Where decoded images are kept.")
+    workers: Annotated[int, Field(ge=0)] = Field(2, description="Threads that decode and read ahead; the result does not depend on it.")
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, source: str) -> str:
+        plain = [name for name in SOURCES if ":" not in name]
+        home, _, name = source.partition(":")
+        if source in plain or (home in ("torchvision", "huggingface") and name):
+            return source
+        raise ValueError(f"expected one of {', '.join(SOURCES)}; got {source!r}.{did_you_mean(source, plain)}")
+
+    @model_validator(mode="after")
+    def _splits_fit_source(self) -> Self:
+        drawn, hub = self.source in DRAWN_SOURCES, ":" in self.source
+        if not hub and self.train is None:
+            raise ValueError(f"source {self.source} needs train: " + ("a number of images" if drawn else "a path"))
+        for split in ("train", "val", "test"):
+            value = getattr(self, split)
+            if drawn and isinstance(value, str):
+                raise ValueError(f"source {self.source} takes a number of images for {split}, got {value!r}")
+            if not drawn and not hub and isinstance(value, int):
+                raise ValueError(f"source {self.source} takes a path for {split}, got the number {value}")
+        if isinstance(self.val, float) and not 0.0 < self.val < 1.0:
+            raise ValueError(f"val as a fraction lies between 0 and 1, got {self.val:g}")
+        if self.resize_size is not None and (self.fit != "crop" or self.resize_size < min(self.size)):
+            raise ValueError("resize_size belongs to fit: crop and is at least image_size")
+        return self
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels of what the model sees."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        return self.image_size[0], self.image_size[1]
+
+
+class ModelSection(Section):
+    """The network and where its weights come from."""
+
+    name: str = Field(description="Home and name: timm/<name> or torchvision/<name>.")
+    pretrained: bool = Field(False, description="Start from the published weights of that name (downloaded or from the hub's local cache).")
+    weights: str | None = Field(None, description="Start from a local .safetensors, .pth or .pt file.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the model's constructor, e.g. {channel_multiplier: 0.25}.")
+    freeze: Literal["none", "backbone"] | list[str] = Field(
+        "none", description="Parts that are not trained: none, backbone (all but the classifier), or a list of module-path prefixes."
+    )
+    drop_rate: Fraction | None = Field(None, description="Dropout before the classifier; default: the model's own.")
+    drop_path_rate: Fraction | None = Field(None, description="Stochastic depth (Huang et al. 2016); default: the model's own.")
+
+    @model_validator(mode="after")
+    def _home_and_weights(self) -> Self:
+        home, slash, name = self.name.partition("/")
+        if not slash or not name or home not in MODEL_HOMES:
+            raise ValueError(f"name: expected {' or '.join(h + '/<name>' for h in MODEL_HOMES)}, got {self.name!r}.{did_you_mean(home, MODEL_HOMES)}")
+        if self.pretrained and self.weights is not None:
+            raise ValueError("give pretrained: true or weights: FILE, not both")
+        return self
+
+
+class AugmentSection(Section):
+    """Random changes of training images, in the order of these fields. Every draw depends on seed, epoch, sample and operation alone."""
+
+    random_resized_crop: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="Area of the crop as [least, most] fraction of the image, resized to image_size."
+    )
+    crop_ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)] = Field(
+        [0.75, 1.3333333333333333], description="Aspect ratio (width / height) range of random_resized_crop."
+    )
+    random_crop: Annotated[int, Field(ge=0)] | None = Field(None, description="Zero padding in pixels on every side before a random crop of image_size.")
+    horizontal_flip: Fraction = Field(0.0, description="Probability of mirroring left and right.")
+    vertical_flip: Fraction = Field(0.0, description="Probability of mirroring top and bottom.")
+    rotation: Annotated[float, Field(ge=0.0, le=180.0)] = Field(0.0, description="Largest rotation in degrees, either way; uncovered pixels are 0.")
+    color_jitter: Annotated[list[NonNegative], Field(min_length=4, max_length=4)] | None = Field(
+        None, description="[brightness, contrast, saturation, hue] strengths; hue at most 0.5."
+    )
+    color_jitter_probability: Fraction = Field(1.0, description="Probability that an image is jittered.")
+    grayscale: Fraction = Field(0.0, description="Probability of removing colour.")
+    gaussian_blur: Fraction = Field(0.0, description="Probability of a blur with sigma drawn from [0.1, 2.0] pixels and a kernel of a tenth of the image.")
+    solarize: Fraction = Field(0.0, description="Probability of inverting all pixels of at least 0.5.")
+    random_erasing: Fraction = Field(0.0, description="Probability of setting a rectangle to the mean (Zhong et al. 2020).")
+    mixup: NonNegative = Field(0.0, description="Alpha of the Beta distribution of mixup (Zhang et al. 2018); 0 is off.")
+    cutmix: NonNegative = Field(
+        0.0, description="Alpha of the Beta distribution of CutMix (Yun et al. 2019); 0 is off. With mixup, each batch takes one of the two."
+    )
+
+    @field_validator("random_resized_crop")
+    @classmethod
+    def _area_range(cls, area: list[float] | None) -> list[float] | None:
+        if area is not None and not area[0] <= area[1] <= 1.0:
+            raise ValueError(f"expected [least, most] with least <= most <= 1, got {area}")
+        return area
+
+    @field_validator("crop_ratio")
+    @classmethod
+    def _ratio_range(cls, ratio: list[float]) -> list[float]:
+        if ratio[0] > ratio[1]:
+            raise ValueError(f"expected [least, most], got {ratio}")
+        return ratio
+
+    @field_validator("color_jitter")
+    @classmethod
+    def _hue_range(cls, strengths: list[float] | None) -> list[float] | None:
+        if strengths is not None and strengths[3] > 0.5:
+            raise ValueError(f"expected a hue (the fourth number) of at most 0.5, got {strengths[3]:g}")
+        return strengths
+
+    @model_validator(mode="after")
+    def _one_crop(self) -> Self:
+        if self.random_resized_crop is not None and self.random_crop is not None:
+            raise ValueError("give random_resized_crop or random_crop, not both")
+        return self
+
+
+class SamSection(Section):
+    """Sharpness-aware minimisation around the optimiser (Foret et al. 2021; adaptive: Kwon et al. 2021)."""
+
+    rho: Positive = Field(0.05, description="Radius of the perturbation.")
+    adaptive: bool = Field(False, description="Scale the perturbation by the size of each weight (ASAM).")
+
+
+class OptimizerSection(Section):
+    """The update rule of a phase."""
+
+    name: Literal["adam", "adamw", "sgd"] = Field(description="adam (weight decay in the gradient), adamw (decoupled) or sgd.")
+    lr: Positive = Field(description="Peak learning rate; the schedule multiplies it.")
+    weight_decay: NonNegative = Field(0.0, description="Weight decay.")
+    exclude_norm_bias: bool = Field(False, description="No weight decay on biases and normalisation weights (tensors of one dimension).")
+    momentum: Fraction = Field(0.9, description="sgd: momentum.")
+    nesterov: bool = Field(False, description="sgd: Nesterov momentum.")
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field([0.9, 0.999], description="adam, adamw: decay rates of the two moments.")
+    eps: Positive = Field(1e-8, description="adam, adamw: added to the denominator.")
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="Layer-wise learning-rate decay: each layer below the classifier has this times the rate of the one above (Clark et al. 2020)."
+    )
+    sam: SamSection | None = Field(None, description="Sharpness-aware minimisation around this optimiser.")
+
+
+class _Schedule(Section):
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Optimiser steps over which the rate rises linearly from 0 to its peak.")
+    warmup_epochs: NonNegative = Field(0.0, description="The same in epochs; give one of the two.")
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        if self.warmup_steps and self.warmup_epochs:
+            raise ValueError("give warmup_steps or warmup_epochs, not both")
+        return self
+
+
+class ConstantSchedule(_Schedule):
+    """The peak rate throughout."""
+
+    name: Literal["constant"] = Field(description="Peak rate throughout.")
+
+
+class CosineSchedule(_Schedule):
+    """Half a cosine from the peak to `min_lr` (Loshchilov and Hutter 2017)."""
+
+    name: Literal["cosine"] = Field(description="Half a cosine from the peak to min_lr.")
+    min_lr: NonNegative = Field(0.0, description="Rate at the end of the phase.")
+
+
+class LinearSchedule(_Schedule):
+    """A straight line from the peak to `min_lr`."""
+
+    name: Literal["linear"] = Field(description="A straight line from the peak to min_lr.")
+    min_lr: NonNegative = Field(0.0, description="Rate at the end of the phase.")
+
+
+class NoamSchedule(_Schedule):
+    """Linear warm-up, then inverse square root (Vaswani et al. 2017, eq. 3) or exponential decay."""
+
+    name: Literal["noam"] = Field(description="Linear warm-up, then decay.")
+    decay: Literal["inverse_sqrt", "exponential"] = Field("inverse_sqrt", description="What follows the warm-up.")
+    gamma: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.95, description="exponential: factor for each epoch after the warm-up.")
+
+    @model_validator(mode="after")
+    def _has_warmup(self) -> Self:
+        if not self.warmup_steps and not self.warmup_epochs:
+            raise ValueError("schedule noam needs warmup_steps or warmup_epochs")
+        return self
+
+
+class StepSchedule(_Schedule):
+    """The rate times `gamma` at each milestone."""
+
+    name: Literal["step"] = Field(description="Rate times gamma at each milestone.")
+    milestones: list[Count] = Field(min_length=1, description="Epochs of the phase (counted from 1) after which the rate falls.")
+    gamma: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.1, description="Factor at each milestone.")
+
+
+Schedule = Annotated[ConstantSchedule | CosineSchedule | LinearSchedule | NoamSchedule | StepSchedule, Field(discriminator="name")]
+
+
+class PhaseSection(Section):
+    """A stretch of training with one optimiser and one schedule."""
+
+    epochs: Count = Field(description="Passes over the training set.")
+    optimizer: OptimizerSection = Field(description="The update rule.")
+    schedule: Schedule = Field(
+        default_factory=lambda: ConstantSchedule.model_validate({"name": "constant"}), description="Learning rate as a function of the step within the phase."
+    )
+
+
+class EmaSection(Section):
+    """An exponential moving average of the weights, which is then what is evaluated and kept."""
+
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.999, description="Share of the old average kept at each step.")
+
+
+class EarlyStopSection(Section):
+    """Stop a run that no longer improves."""
+
+    patience: Count = Field(description="Evaluations without improvement before training stops.")
+    metric: Literal["accuracy", "loss"] = Field("accuracy", description="Validation number that is watched.")
+
+
+class LossSection(Section):
+    """What is minimised."""
+
+    name: Literal["cross_entropy"] = Field("cross_entropy", description="Cross-entropy with hard or soft targets.")
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="Share of the target spread over all classes (Szegedy et al. 2016).")
+    class_weights: Literal["none", "balanced"] | list[NonNegative] = Field(
+        "none", description="Weight of each class: none, balanced (inverse frequency, mean 1 over samples), or a list in class order."
+    )
+
+
+class TrainSection(Section):
+    """How the weights are found."""
+
+    batch_size: Count = Field(32, description="Effective batch: images whose mean gradient makes one step.")
+    micro_batch_size: Count | Literal["auto"] = Field(
+        "auto", description="Images in memory at once; auto starts at batch_size and halves when memory runs out."
+    )
+    phases: list[PhaseSection] = Field(min_length=1, description="One or more stretches of training, in order.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Number format of the forward and backward pass; weights stay fp32.")
+    channels_last: bool = Field(False, description="Memory format of images and convolutions.")
+    compile: bool = Field(False, description="torch.compile the model.")
+    clip_grad_norm: Positive | None = Field(None, description="Largest L2 norm of the gradient of a step.")
+    ema: EmaSection | None = Field(None, description="Moving average of the weights.")
+    balanced_sampling: bool = Field(False, description="Draw every class equally often (with replacement); an epoch keeps its length.")
+    early_stop: EarlyStopSection | None = Field(None, description="Stop when validation no longer improves.")
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="Weights that are reported: those of the last epoch, or of the best validation accuracy (then the number is selected on val, and says so).",
+    )
+    evaluate_every: Count = Field(1, description="Epochs between evaluations on val; the last epoch is always evaluated.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one.")
+    threads: Count | None = Field(None, description="CPU threads of torch; default: the number of cores. Part of what fixes the bits.")
+
+
+class Recipe(Section):
+    """Everything that decides a run."""
+
+    task: Literal["classification"] = Field(description="What is learned.")
+    data: DataSection = Field(description="Images and labels.")
+    model: ModelSection = Field(description="The network.")
+    augment: AugmentSection = Field(default_factory=lambda: AugmentSection.model_validate({}), description="Random changes of training images.")
+    loss: LossSection = Field(default_factory=lambda: LossSection.model_validate({}), description="What is minimised.")
+    train: TrainSection = Field(description="How the weights are found.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="Seed of every random draw.")
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training set, all phases together."""
+        return sum(phase.epochs for phase in self.train.phases)
+
+    @model_validator(mode="after")
+    def _early_stop_needs_val(self) -> Self:
+        needs = [("early_stop", self.train.early_stop is not None), ("keep: best", self.train.keep == "best")]
+        for name, wanted in needs:
+            if wanted and self.data.val is None and ":" not in self.data.source:
+                raise ValueError(f"train.{name} needs data.val")
+        return self

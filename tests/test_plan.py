@@ -1,0 +1,114 @@
+"""Plan: exact counts, sizes that can be added up by hand, and nothing trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from pellucid import recipe as recipes
+from pellucid.errors import PellucidError
+from pellucid.plan import Plan, _fitting_micro, _forward_cost, plan
+from pellucid.run import Run
+
+TWO_PHASES = "train.phases=[{epochs: 3, optimizer: {name: adam, lr: 1e-3}, schedule: {name: noam, warmup_steps: 4}}, {epochs: 2, optimizer: {name: sgd, lr: 0.01, sam: {rho: 0.1}}}]"
+
+
+def planned(small_recipe: str, tmp_path: Path, *overrides: str, timing: bool = False) -> Plan:
+    return plan(recipe_of(small_recipe, tmp_path, *overrides), timing=timing)
+
+
+def recipe_of(small_recipe: str, tmp_path: Path, *overrides: str) -> recipes.Recipe:
+    (tmp_path / "r.yaml").write_text(small_recipe)
+    return recipes.load(tmp_path / "r.yaml", overrides)
+
+
+# ── counts ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_steps_and_parameters_are_those_of_the_run(small_recipe: str, small_run: Path, tmp_path: Path) -> None:
+    found, record = planned(small_recipe, tmp_path), Run(small_run).record
+    assert (found.total_steps, found.num_params) == (record.total_steps, record.num_params)
+    assert found.steps_per_epoch == 4, "50 images in batches of 16"
+    assert (found.classes, found.images) == (6, {"train": 50, "val": 24})
+    assert found.num_trainable == found.num_params
+    assert found.weights_bytes == 4 * found.num_params
+    assert found.checkpoint_bytes == 4 * found.num_params * 3, "weights and the two moments of AdamW"
+    assert found.fixed_bytes == 4 * found.num_params * 4, "and the gradient"
+    assert (found.seconds, found.seconds_per_image) == (None, None)
+    assert recipes.loads(found.resolved) == recipe_of(small_recipe, tmp_path)
+
+
+def test_each_phase_has_its_steps_and_rates(small_recipe: str, tmp_path: Path) -> None:
+    first, second = planned(small_recipe, tmp_path, TWO_PHASES).phases
+    assert (first.optimizer, first.schedule, first.epochs, first.steps) == ("adam", "noam", 3, 12)
+    assert (first.first_lr, first.peak_lr) == (pytest.approx(1e-3 / 4), pytest.approx(1e-3))
+    assert first.last_lr == pytest.approx(1e-3 * (4 / 12) ** 0.5)
+    assert (second.optimizer, second.steps) == ("sgd with SAM (rho 0.1)", 8)
+    assert second.first_lr == second.last_lr == 0.01
+
+
+def test_a_frozen_backbone_and_an_average_change_the_sizes(small_recipe: str, tmp_path: Path) -> None:
+    whole = planned(small_recipe, tmp_path)
+    frozen = planned(small_recipe, tmp_path, "model.freeze=backbone")
+    assert frozen.num_trainable == 32 * 6 + 6
+    assert frozen.num_params == whole.num_params
+    assert frozen.fixed_bytes == whole.weights_bytes + 4 * 4 * 0 + frozen.num_trainable * 4 * 3
+    assert frozen.activation_bytes_per_image < whole.activation_bytes_per_image
+    averaged = planned(small_recipe, tmp_path, "train.ema.decay=0.9")
+    assert averaged.fixed_bytes == whole.fixed_bytes + whole.weights_bytes
+
+
+def test_measured_time_grows_with_the_epochs(small_recipe: str, tmp_path: Path) -> None:
+    found = planned(small_recipe, tmp_path, timing=True)
+    assert found.seconds_per_image is not None
+    assert found.seconds is not None
+    assert 0 < found.seconds_per_image < 1
+    assert found.seconds == pytest.approx(found.seconds_per_image * (2 * 50 + 2 * 24 / 3))
+
+
+# ── memory of one image ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def square(small_recipe: str, tmp_path: Path) -> recipes.Recipe:
+    """Images of 16 x 16 pixels."""
+    return recipe_of(small_recipe, tmp_path, "data.image_size=16")
+
+
+def test_activations_and_operations_of_a_small_network_add_up(square: recipes.Recipe) -> None:
+    """Kept for the backward pass: the image (convolution) and the output of ReLU (ReLU and linear layer share it)."""
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 256, 5))
+    found, operations = _forward_cost(module, square, [])
+    assert found == 4 * (3 * 256 + 8 * 256)
+    assert operations == 2 * (256 * 8 * 3 * 9 + 8 * 256 * 5)
+    assert all(p.device.type == "cpu" for p in module.parameters()), "the model itself stays where it was"
+
+
+def test_weights_are_not_counted_as_activations(square: recipes.Recipe) -> None:
+    module = nn.Sequential(nn.Flatten(), *[nn.Linear(768, 768) for _ in range(6)])
+    assert _forward_cost(module, square, [])[0] == 6 * 768 * 4
+
+
+def test_reduced_precision_halves_the_activations(square: recipes.Recipe) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(768, 4))
+    half = square.model_copy(update={"train": square.train.model_copy(update={"precision": "bf16"})})
+    assert _forward_cost(module, half, [])[0] * 2 == _forward_cost(module, square, [])[0] == 768 * 4
+
+
+def test_a_model_that_cannot_take_the_images_is_an_error_with_their_size(square: recipes.Recipe) -> None:
+    with pytest.raises(PellucidError, match="timm/test_vit does not run on images of 16x16 pixels"):
+        _forward_cost(nn.Sequential(nn.Flatten(), nn.Linear(10, 2)), square, [])
+
+
+@pytest.mark.parametrize(("room", "expected"), [(16 * 1000 / 0.9 + 1, 16), (16 * 1000 / 0.9 - 1, 8), (4500, 4), (3000, 2), (100, 1), (-5, 1)])
+def test_the_micro_batch_is_the_largest_halving_that_fits(square: recipes.Recipe, room: float, expected: int) -> None:
+    assert _fitting_micro(square, int(room), 1000) == expected
+
+
+def test_a_given_micro_batch_is_kept(small_recipe: str, tmp_path: Path) -> None:
+    assert planned(small_recipe, tmp_path, "train.micro_batch_size=5").micro_batch_size == 5
+    found = planned(small_recipe, tmp_path, "train.micro_batch_size=64")
+    assert found.micro_batch_size == 16
+    assert found.memory_bytes == found.fixed_bytes + 16 * found.activation_bytes_per_image

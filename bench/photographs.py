@@ -114,9 +114,8 @@ def plain_loaders(recipe: Recipe, seed: int, mean: Sequence[float], std: Sequenc
     if scale is None:
         raise SystemExit("the plain loop knows random_resized_crop and horizontal_flip alone")
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
-    train = v2.Compose(
-        [v2.Resize(resize), v2.RandomResizedCrop(size, scale=(scale[0], scale[1]), ratio=(ratio[0], ratio[1])), v2.RandomHorizontalFlip(augment.horizontal_flip), *to_tensor]
-    )
+    crop = v2.RandomResizedCrop(size, scale=(scale[0], scale[1]), ratio=(ratio[0], ratio[1]))
+    train = v2.Compose([v2.Resize(resize), crop, v2.RandomHorizontalFlip(augment.horizontal_flip), *to_tensor])
     evaluate = v2.Compose([v2.Resize(resize), v2.CenterCrop(size), *to_tensor])
     generator = torch.Generator().manual_seed(seed)
     workers: dict[str, Any] = {"num_workers": WORKERS, "persistent_workers": True, "multiprocessing_context": "spawn"}
@@ -159,7 +158,8 @@ def plain_run(recipe: Recipe) -> dict[str, Any]:
     module, mean, std = plain_model(recipe, plain_samples(recipe, "train")[1])
     module.to(memory_format=memory_format)  # type: ignore[call-overload]
     train, val = plain_loaders(recipe, recipe.seed, mean, std)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(settings.betas[0], settings.betas[1]), eps=settings.eps, fused=True)
+    betas = settings.betas[0], settings.betas[1]
+    optimizer = torch.optim.AdamW(module.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, betas=betas, eps=settings.eps, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, plain_schedule(recipe, len(train)))
     began, accuracies, images = time.perf_counter(), [], 0
     for _ in range(phase.epochs):
@@ -213,7 +213,8 @@ def plain_outcome(file: Path, overrides: Sequence[str], result: Path) -> Outcome
     outcome = Outcome(found["accuracy"], found["images"], found["seconds"])
     result.parent.mkdir(parents=True, exist_ok=True)
     temporary = result.with_suffix(".partial")
-    temporary.write_text(json.dumps({"outcome": asdict(outcome), "accuracies": found["accuracies"], "recipe": recipe.model_dump(mode="json")}, indent=1), encoding="utf-8")
+    kept = {"outcome": asdict(outcome), "accuracies": found["accuracies"], "recipe": recipe.model_dump(mode="json")}
+    temporary.write_text(json.dumps(kept, indent=1), encoding="utf-8")
     temporary.replace(result)
     return outcome
 
@@ -242,8 +243,8 @@ def outcome_row(name: str, setting: str, outcomes: Sequence[Outcome]) -> str:
     if len(accuracies) > 1:
         spread, found = fraction(statistics.stdev(accuracies)), intervals.mean(accuracies)
         interval = f"{fraction(found.low)} to {fraction(found.high)}"
-    seconds = statistics.median(outcome.seconds for outcome in outcomes)
-    return f"| {name} | {setting} | {fraction(statistics.fmean(accuracies))} | {spread} | {interval} | {len(accuracies)} | {outcomes[0].images:,} | {seconds:.1f} |"
+    mean, seconds = fraction(statistics.fmean(accuracies)), statistics.median(outcome.seconds for outcome in outcomes)
+    return f"| {name} | {setting} | {mean} | {spread} | {interval} | {len(accuracies)} | {outcomes[0].images:,} | {seconds:.1f} |"
 
 
 def difference_row(name: str, other: str, first: Sequence[Outcome], second: Sequence[Outcome]) -> str:
@@ -257,7 +258,10 @@ def difference_row(name: str, other: str, first: Sequence[Outcome], second: Sequ
 
 def tables(found: dict[tuple[str, str], list[Outcome]]) -> str:
     """Two markdown tables: each setting, and the differences."""
-    lines = ["| set | setting | accuracy on val | sample std | 95 % t interval over seeds | seeds | images | seconds per run (median) |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| set | setting | accuracy on val | sample std | 95 % t interval over seeds | seeds | images | seconds, median |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     lines += [outcome_row(name, setting, outcomes) for (name, setting), outcomes in found.items()]
     lines += ["", "| set | difference | accuracy | 95 % Welch interval over seeds | covers 0 |", "|---|---|---|---|---|"]
     for name in dict.fromkeys(name for name, _ in found):
@@ -267,7 +271,8 @@ def tables(found: dict[tuple[str, str], list[Outcome]]) -> str:
 
 def machine() -> str:
     model = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown CPU")
-    return f"{num_cores()} cores, {model}; torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}; python {sys.version.split()[0]}"
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}, python {sys.version.split()[0]}"
+    return f"{num_cores()} cores, {model}; {versions}"
 
 
 def _cpuinfo() -> list[str]:
@@ -303,7 +308,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Pellucid beside a plain torchvision loop on real photographs.")
     parser.add_argument("--sets", default=",".join(SETS), help="which sets, by comma (default: all of %(default)s)")
     parser.add_argument("--seeds", type=int, default=None, help="seeds from 1 for each setting (default: 3; quick: 2)")
-    parser.add_argument("--out", type=Path, default=None, help="where runs stay; what is finished there is not trained again (default: runs/bench or runs/bench-quick)")
+    parser.add_argument("--out", type=Path, default=None, help="where runs stay and are not trained again (default: runs/bench or runs/bench-quick)")
     parser.add_argument("--quick", action="store_true", help="one epoch of small images: does the bench work, not how good is anything")
     parser.add_argument("-s", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a value of all recipes; repeatable")
     given = parser.parse_args()

@@ -28,7 +28,13 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 PHOTOGRAPHS = ["clothing-squeezenet", "pets-squeezenet", "flowers-mobilenet"]
 
 VIT_AUGMENT = {"augment.random_resized_crop": [0.7, 1.0], "augment.horizontal_flip": 0.5, "augment.rotation": 15, "augment.color_jitter": [0.3, 0.3, 0.3, 0.1]}
-VIT = {**VIT_AUGMENT, "train.batch_size": 512, "train.micro_batch_size": 4, "train.phases.0.optimizer.name": "adam", "train.phases.0.optimizer.weight_decay": 0.1}
+VIT = {
+    **VIT_AUGMENT,
+    "train.batch_size": 512,
+    "train.micro_batch_size": 4,
+    "train.phases.0.optimizer.name": "adam",
+    "train.phases.0.optimizer.weight_decay": 0.1,
+}
 ADAM_COSINE = {**VIT, "train.phases.0.optimizer.lr": 1e-4, "train.phases.0.schedule.name": "cosine"}
 NOAM = {**VIT, "train.phases.0.optimizer.lr": 1e-6, "train.phases.0.schedule.name": "noam"}
 MIXUP = {
@@ -149,10 +155,12 @@ def test_published_weights_reach_the_model(name: str, photographs: Path, monkeyp
     monkeypatch.setenv("PELLUCID_DATA", str(photographs))
     recipe = load(name)
     built, report = MODELS[recipe.task](recipe, 7)
-    assert recipe.model.weights is not None and report is not None
-    assert not report.missing and not report.unexpected and not report.reshaped
+    assert recipe.model.weights is not None
+    assert report is not None
+    assert {key.rpartition(".")[2] for key in report.missing} <= {"num_batches_tracked"}, "BatchNorm's step counter, which PyTorch alone keeps"
+    assert report.unexpected == report.reshaped == []
     published, loaded = torch.load(recipe.model.weights, weights_only=True), built.module.state_dict()
-    backbone = [key for key in loaded if not under(key, built.classifier)]
+    backbone = [key for key in loaded if not under(key, built.classifier) and key not in report.missing]
     assert len(backbone) > 40
     for key in backbone:
         assert torch.equal(loaded[key], published[key].to(loaded[key].dtype)), key
@@ -169,7 +177,8 @@ def test_recipe_trains_end_to_end_at_a_reduced_size(name: str, reduced: Callable
     rates = [line["lr"] for line in run.metrics() if line["kind"] == "lr"]
     losses = [line["loss"] for line in run.metrics() if line["kind"] in ("train", "val")]
     values = [m.value for m in run.measurements.values()]
-    assert len(losses) == 2 * len(load(name).train.phases) and values
+    assert len(losses) == 2 * len(load(name).train.phases)
+    assert len(values) >= 5
     assert all(math.isfinite(number) for number in [*rates, *losses, *values])
     resolved = recipes.flat(recipes.load(run.path / "resolved.yaml"))
     small = {override.partition("=")[0] for override in reductions(load(name))}

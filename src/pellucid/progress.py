@@ -19,8 +19,8 @@ class Progress:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._last = 0.0
-        self._started: dict[str, float] = {}
+        self._last = time.monotonic()
+        self._started: dict[str, tuple[float, int]] = {}
         self._bars: dict[str, int] = {}
         self._rich: object | None = None
 
@@ -35,7 +35,7 @@ class Progress:
         if self._quiet:
             return
         now = time.monotonic()
-        started = self._started.setdefault(what, now)
+        started, before = self._started.setdefault(what, (now, done))
         finished = done >= total
         if not finished and now - self._last < (0.1 if self._live else INTERVAL):
             return
@@ -45,7 +45,7 @@ class Progress:
         if self._live:
             self._bar(what, done, total, detail)
         else:
-            left = (now - started) / max(done, 1) * (total - done)
+            left = (now - started) / max(done - before, 1) * (total - done)
             eta = "" if finished else f", {duration(left)} left"
             print(f"{what} {done:,}/{total:,}{eta}{'  ' + detail if detail else ''}", file=sys.stderr, flush=True)
 

@@ -12,7 +12,7 @@ import importlib.metadata
 import os
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,17 +79,21 @@ def seed_torch(seed: int) -> None:
 
 
 @contextlib.contextmanager
-def named_nondeterminism(note: Any) -> Iterator[None]:
-    """Within the block each kernel without a deterministic form is told to `note(line)` once, instead of a warning."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        text = str(warning.message)
-        if "does not have a deterministic implementation" in text:
-            note(f"not deterministic on this device: {text.split(' does not')[0]}")
+def named_nondeterminism(note: Callable[[str], None]) -> Iterator[None]:
+    """Within the block each kernel without a deterministic form is told to `note(line)` instead of a warning; the run keeps each line once."""
+    told = "does not have a deterministic implementation"
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
+        if told in str(message):
+            note(f"not deterministic on this device: {str(message).split(' does not')[0]}")
         else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+            shown(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message=f".*{told}")
+        warnings.showwarning = show
+        yield
 
 
 def describe(runtime: Runtime) -> dict[str, Any]:

@@ -303,7 +303,7 @@ def _after_step(t: Training, lr: float, num_windows: int) -> None:
         _settle(t)
         mean = at.tally.loss / max(at.tally.weight, 1e-12)
         accuracy = f" accuracy {at.tally.correct / at.tally.counted:.3f}" if at.tally.counted else ""
-        t.progress(f"epoch {at.epoch + 1}/{t.recipe.epochs}", at.window, num_windows, f"loss {mean:.4f}{accuracy} lr {lr:.2e}")
+        t.progress("training: step", at.step, t.record.total_steps, f"epoch {at.epoch + 1}/{t.recipe.epochs} loss {mean:.4f}{accuracy} lr {lr:.2e}")
 
 
 def _settle(t: Training) -> None:

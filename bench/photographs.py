@@ -48,7 +48,6 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 SETS = {"clothing": "clothing-squeezenet", "pets": "pets-squeezenet", "flowers": "flowers-mobilenet"}
 PRETRAINED, SCRATCH, PLAIN = "pretrained", "scratch", "plain loop"
 QUICK = ["train.phases.0.epochs=1", "train.phases.0.schedule.warmup_epochs=0", "data.image_size=64", "data.resize_size=72"]
-WORKERS = 2
 EVALUATION_BATCH = 64
 
 # ── the plain loop ────────────────────────────────────────────────────────────────────────────────────────────
@@ -118,7 +117,7 @@ def plain_loaders(recipe: Recipe, seed: int, mean: Sequence[float], std: Sequenc
     train = v2.Compose([v2.Resize(resize), crop, v2.RandomHorizontalFlip(augment.horizontal_flip), *to_tensor])
     evaluate = v2.Compose([v2.Resize(resize), v2.CenterCrop(size), *to_tensor])
     generator = torch.Generator().manual_seed(seed)
-    workers: dict[str, Any] = {"num_workers": WORKERS, "persistent_workers": True, "multiprocessing_context": "spawn"}
+    workers: dict[str, Any] = {"num_workers": recipe.data.workers, "persistent_workers": recipe.data.workers > 0}
     return (
         DataLoader(Photographs(plain_samples(recipe, "train")[0], train), batch_size=recipe.train.batch_size, shuffle=True, generator=generator, **workers),
         DataLoader(Photographs(plain_samples(recipe, "val")[0], evaluate), batch_size=EVALUATION_BATCH, **workers),

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from drawn_folders import CLASSES, draw_data, train_on
+from pellucid.data.scenes import draw
 from pellucid.errors import DataError, MissingError, UsageError
 from pellucid.evaluate import evaluate
 from pellucid.models import read_metadata, read_weights
@@ -197,3 +198,11 @@ def test_onnx_export_gives_the_saved_logits_of_the_val_images(trained: Run, val:
 
 def test_an_unknown_format_is_refused(small_run: Path, pellucid: Command) -> None:
     assert pellucid("export", small_run, "--format", "pickle") == (2, "", "--format: expected onnx or safetensors, got 'pickle'\n")
+
+
+def test_an_image_in_memory_is_turned_upright_and_composed_like_a_file(small_run: Path, tmp_path: Path) -> None:
+    picture = Image.fromarray(draw(3, split="val", image_size=(32, 32)).image).convert("RGBA")
+    picture.putalpha(128)
+    picture.save(tmp_path / "half.png")
+    [in_memory, of_file] = Run(small_run).predict([picture, tmp_path / "half.png"])
+    assert in_memory.probabilities == of_file.probabilities

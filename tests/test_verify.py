@@ -390,3 +390,15 @@ def test_measured_and_recomputed_numbers_agree_also_on_equal_logits(predictions:
         name, _, argument = m.name.partition("[")
         value = found[name] if not argument else found[name][names.index(argument[:-1])]
         assert m.value == pytest.approx(value, abs=1e-6), m.name
+
+
+def test_an_edited_interval_or_seed_is_a_mismatch(copied_run: Path) -> None:
+    record = json.loads((copied_run / "run.json").read_text())
+    record["measurements"][0]["interval"][0] -= 0.05
+    record["measurements"][1]["seed"] = 7
+    (copied_run / "run.json").write_text(json.dumps(record))
+    found = verify(Run(copied_run))
+    assert not found.ok
+    [line] = [c.line for c in found.checks if not c.ok]
+    assert line.startswith("MISMATCH val/accuracy: interval ")
+    assert "seed 7 reported" in line

@@ -25,7 +25,10 @@ def evaluate(run: Run, data: str, *, progress: Callable[[str, int, int], None] |
     recipe = run.recipe
     if recipe.data.source in ("scenes", "digits") or ":" in recipe.data.source:
         raise UsageError(f"--data takes a path; the run's source {recipe.data.source} has none. Its own splits are checked by `pellucid verify`.")
-    section = recipe.data.model_copy(update={"train": str(Path(data).absolute()), "val": None, "test": None, "classes": run.data.classes})
+    image_dir = recipe.data.image_dir.replace("{split}", Path(data).stem) if recipe.data.image_dir else None
+    section = recipe.data.model_copy(
+        update={"train": str(Path(data).absolute()), "val": None, "test": None, "classes": run.data.classes, "image_dir": image_dir}
+    )
     dataset = load_dataset(section, seed=recipe.seed, progress=progress)
     if list(dataset.classes) != run.data.classes:
         raise DataError(f"{data}: expected the run's classes {', '.join(run.data.classes)}; found {', '.join(dataset.classes)}")

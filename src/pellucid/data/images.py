@@ -29,7 +29,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pellucid.errors import DataError
 
@@ -89,6 +89,14 @@ def decode(data: bytes, name: str) -> Image.Image:
     except _FaultError as fault:
         raise DataError(f"{name}: {fault.finding.kind}: {fault.finding.detail}") from None
     return picture
+
+
+def as_rgb(image: Image.Image, name: str = "<image>") -> Image.Image:
+    """An image in memory as `decode` would give it: mode RGB, upright. DataError for pixels whose range is not fixed."""
+    try:
+        return _rgb(ImageOps.exif_transpose(image), [])
+    except _FaultError as fault:
+        raise DataError(f"{name}: {fault.finding.kind}: {fault.finding.detail}") from None
 
 
 def findings(data: bytes, name: str) -> list[Finding]:

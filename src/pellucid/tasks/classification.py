@@ -24,7 +24,7 @@ from torchmetrics.functional.classification import (
 
 from pellucid.data.augment import Augment, Images, Mix, evaluate_view, mix_pair, mix_targets, window_mix
 from pellucid.data.dataset import Dataset, Split
-from pellucid.data.images import ENDINGS, decode, resize
+from pellucid.data.images import ENDINGS, as_rgb, decode, resize
 from pellucid.data.loader import Pack, Reader, Window, ordered_windows, pack_images
 from pellucid.data.store import Pixels
 from pellucid.errors import DataError, MissingError
@@ -259,7 +259,7 @@ def predict(run: Run, images: Any, *, runtime: Runtime) -> list[Prediction]:
 def _opened(entry: Any) -> list[tuple[str, Callable[[], PIL.Image.Image]]]:
     """(name, how to open) of each image that an argument of `predict` stands for."""
     if isinstance(entry, PIL.Image.Image):
-        return [("<image>", lambda: entry.convert("RGB"))]
+        return [("<image>", lambda: as_rgb(entry))]
     path = Path(entry)
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))

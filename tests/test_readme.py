@@ -47,9 +47,9 @@ def test_the_python_of_the_readme_works(small_run: Path, tmp_path: Path) -> None
     assert "pellucid.train(" in code
     run = pellucid.Run(small_run)
     assert repr(run.measurements["val/accuracy"]).startswith("Measurement(name='accuracy', value=")
-    from pellucid.data.scenes import draw
-
     from PIL import Image
+
+    from pellucid.data.scenes import draw
 
     Image.fromarray(draw(0, split="val", image_size=(32, 32)).image).save(tmp_path / "photo.png")
     [prediction] = run.predict([tmp_path / "photo.png"])

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pellucid import recipe as recipes
-from pellucid.errors import DivergedError, InterruptedError, RunError, UsageError
+from pellucid.errors import DivergedError, InterruptedError, RunError, UsageError, WeightsError
 from pellucid.models.weights import read_weights
 from pellucid.run import Run, file_hash
 from pellucid.train import resume, train, train_seeds
@@ -248,3 +248,13 @@ def test_changed_data_refuses_to_resume(tmp_path: Path, small_recipe: str) -> No
     with pytest.raises(RunError, match="the train images or labels changed since the run began"):
         resume(run.path, quiet=True)
     assert recipe == run.recipe
+
+
+def test_a_size_or_weights_that_do_not_fit_leave_no_folder(small_recipe: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"model.name: timm/levit_conv_128s does not run on images of 32x32 pixels: "):
+        run_of(small_recipe, tmp_path / "levit", "model={name: timm/levit_conv_128s}")
+    (tmp_path / "weights.pth").write_bytes(b"not weights")
+    with pytest.raises(WeightsError, match=r"weights.pth"):
+        run_of(small_recipe, tmp_path / "weights", f"model.weights={tmp_path}/weights.pth")
+    assert not (tmp_path / "levit").exists()
+    assert not (tmp_path / "weights").exists()

@@ -16,6 +16,7 @@ from pellucid.data.draws import derived_seed
 from pellucid.data.loader import Window
 from pellucid.data.sources import load_dataset
 from pellucid.data.store import Pixels, Resizing, channel_statistics, open_pixels
+from pellucid.errors import UsageError
 from pellucid.models import Built, set_trainable
 from pellucid.progress import Progress
 from pellucid.recipe import Recipe
@@ -91,12 +92,29 @@ class Training:
         return math.ceil(len(self.dataset.splits["train"]) / self.recipe.train.batch_size)
 
 
-def prepare(recipe: Recipe, record: RunRecord, progress: Progress) -> tuple[Dataset, Runtime, dict[str, Pixels]]:
-    """Runtime, data and decoded pixels: all that can refuse before a folder is made."""
-    t = recipe.train
+@dataclass(frozen=True)
+class Prepared:
+    """What can refuse before a run folder is made: machine, data, pixels and model."""
+
+    dataset: Dataset
+    runtime: Runtime
+    pixels: dict[str, Pixels]
+    built: Built
+    frozen: list[str]
+
+
+def prepare(recipe: Recipe, record: RunRecord, progress: Progress, *, start_weights: bool) -> Prepared:
+    """Read the data and build the model; what was decided on the way is noted. The initial weights are a function of the seed alone."""
+    t, d = recipe.train, recipe.data
     runtime = start(device=t.device, precision=t.precision, threads=t.threads, channels_last=t.channels_last)
-    dataset = load_dataset(recipe.data, seed=recipe.seed, progress=progress)
-    d = recipe.data
+    dataset = load_dataset(d, seed=recipe.seed, progress=progress)
+    seed_torch(derived_seed(recipe.seed, "initialisation"))
+    built, weights = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=start_weights)
+    for line in [*built.notes, *(weights.lines() if weights else [])]:
+        record.note(line)
+    frozen = set_trainable(built.module, recipe.model.freeze, built.classifier)
+    runtime.place(built.module)
+    _try_model(built.module, recipe, runtime)
     resizing = Resizing(d.size, d.fit, d.resize_size, d.interpolation)
     pixels = {
         name: open_pixels(split, resizing, limit_bytes=d.store.limit_gb * 1e9, directory=d.store.directory, workers=d.workers, progress=progress)
@@ -105,20 +123,15 @@ def prepare(recipe: Recipe, record: RunRecord, progress: Progress) -> tuple[Data
     for opened in pixels.values():
         if opened.note:
             record.note(opened.note)
-    return dataset, runtime, pixels
+    for file in dataset.skipped:
+        record.note(f"left out: {file} (bad image, data.on_bad: skip)")
+    return Prepared(dataset, runtime, pixels, built, frozen)
 
 
-def assemble(
-    run: Run, record: RunRecord, recipe: Recipe, dataset: Dataset, runtime: Runtime, pixels: dict[str, Pixels], progress: Progress, *, start_weights: bool
-) -> Training:
-    """Model, task and loop state of a run. The initial weights are a function of the seed alone."""
-    seed_torch(derived_seed(recipe.seed, "initialisation"))
-    built, weights = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=start_weights)
-    for line in [*built.notes, *(weights.lines() if weights else [])]:
-        record.note(line)
-    frozen = set_trainable(built.module, recipe.model.freeze, built.classifier)
-    runtime.place(built.module)
-    mean, std, source = _normalization(recipe, built, pixels["train"])
+def assemble(run: Run, record: RunRecord, recipe: Recipe, prepared: Prepared, progress: Progress) -> Training:
+    """The state of the loop; writes what the run says of its data and machine."""
+    dataset, runtime, built = prepared.dataset, prepared.runtime, prepared.built
+    mean, std, source = _normalization(recipe, built, prepared.pixels["train"])
     task = build_task(recipe, dataset, runtime, mean, std)
     average = None
     if recipe.train.ema is not None:
@@ -127,7 +140,7 @@ def assemble(
         runtime.place(average).eval()
     wanted = recipe.train.micro_batch_size
     micro = recipe.train.batch_size if wanted == "auto" else min(wanted, recipe.train.batch_size)
-    training = Training(run, record, recipe, runtime, dataset, pixels, task, built, frozen, average, progress, micro)
+    training = Training(run, record, recipe, runtime, dataset, prepared.pixels, task, built, prepared.frozen, average, progress, micro)
     if micro < recipe.train.batch_size and _has_batch_norm(built.module):
         record.note(f"BatchNorm sees micro-batches of {micro} images, not the batch of {recipe.train.batch_size}")
     record.total_steps = recipe.epochs * training.steps_per_epoch
@@ -140,13 +153,20 @@ def assemble(
         ),
         {name: split.rows() for name, split in dataset.splits.items()},
     )  # fmt: skip
+    run.write_record(record)
     return training
 
 
-def note_skipped(t: Training) -> None:
-    for file in t.dataset.skipped:
-        t.record.note(f"left out: {file} (bad image, data.on_bad: skip)")
-    t.run.write_record(t.record)
+def _try_model(module: nn.Module, recipe: Recipe, runtime: Runtime) -> None:
+    """One image through the model before anything is written: a size that it cannot take is the recipe's fault, not ours."""
+    height, width = recipe.data.size
+    image = torch.zeros((1, 3, height, width), device=runtime.device)
+    module.eval()
+    try:
+        with torch.inference_mode(), runtime.autocast():
+            module(image.to(memory_format=runtime.memory_format))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UsageError(f"model.name: {recipe.model.name} does not run on images of {height}x{width} pixels: {str(error).splitlines()[0]}") from None
 
 
 def _normalization(recipe: Recipe, built: Built, train_pixels: Pixels) -> tuple[list[float], list[float], str]:

@@ -161,9 +161,7 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, *, record: RunRecord, recipe: recipes.Recipe, recipe_text: str) -> Self:
-        """Make the folder; refuses one that has something in it."""
-        if path.exists() and any(path.iterdir()):
-            raise RunError(f"{path}: the folder is not empty. Choose another with --out, or `pellucid resume {path}` when it is an unfinished run.")
+        """Make the folder of a new run."""
         for folder in ("samples", "predictions", "checkpoints", "figures"):
             (path / folder).mkdir(parents=True, exist_ok=True)
         (path / "recipe.yaml").write_text(recipe_text)

@@ -39,7 +39,7 @@ from pellucid.optim import (
     set_learning_rate,
     update_average,
 )
-from pellucid.prepare import Position, Tally, Training, assemble, note_skipped, prepare
+from pellucid.prepare import Position, Tally, Training, assemble, prepare
 from pellucid.progress import Progress
 from pellucid.recipe import PhaseSection, Recipe
 from pellucid.results import draw, report_numbers
@@ -72,10 +72,10 @@ def train(
     folder = Path(out) if out is not None else _free_folder(Path("runs"), name)
     record = RunRecord(pellucid.__version__, RUNNING, checked.task, list(command) or ["pellucid", "train", str(recipe)], _now())
     with Progress(quiet=quiet) as progress:
-        prepared = prepare(checked, record, progress)
+        _refuse_used(folder)
+        prepared = prepare(checked, record, progress, start_weights=True)
         run = Run.create(folder, record=record, recipe=checked, recipe_text=text)
-        training = assemble(run, record, checked, *prepared, progress, start_weights=True)
-        note_skipped(training)
+        training = assemble(run, record, checked, prepared, progress)
         return _finish_or_fail(training, None, figures)
 
 
@@ -93,8 +93,7 @@ def train_seeds(
     checked, _, name = _opened(recipe, overrides)
     folder = Path(out) if out is not None else _free_folder(Path("runs"), name)
     names = [f"seed-{checked.seed + i}" for i in range(seeds)]
-    if folder.exists() and any(folder.iterdir()):
-        raise RunError(f"{folder}: the folder is not empty. Choose another with --out.")
+    _refuse_used(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "seeds.json", {"runs": names})
     return [
@@ -113,20 +112,19 @@ def resume(path: str | Path, *, quiet: bool = False, figures: bool = True) -> Ru
     if record.status == DONE:
         raise RunError(f"{run.path}: the run is finished; there is nothing to resume.")
     with Progress(quiet=quiet) as progress:
-        prepared = prepare(checked, record, progress)
-        if (run.path / "data.json").exists():
-            for name, split in prepared[0].splits.items():
-                if run.data.splits[name].hash != split.hash:
-                    raise RunError(f"{run.path}: the {name} images or labels changed since the run began; train anew. `pellucid verify` names what changed.")
         checkpoint, damaged = latest_checkpoint(run.checkpoints)
         for line in damaged:
             record.note(f"resume passed over a checkpoint: {line}")
+        prepared = prepare(checked, record, progress, start_weights=checkpoint is None)
+        if (run.path / "data.json").exists():
+            for name, split in prepared.dataset.splits.items():
+                if run.data.splits[name].hash != split.hash:
+                    raise RunError(f"{run.path}: the {name} images or labels changed since the run began; train anew. `pellucid verify` names what changed.")
         record.status, record.error = RUNNING, None
         run.verify_file.unlink(missing_ok=True)
-        training = assemble(run, record, checked, *prepared, progress, start_weights=checkpoint is None)
         if checkpoint is None:
             run.truncate_metrics(-1)
-            note_skipped(training)
+        training = assemble(run, record, checked, prepared, progress)
         return _finish_or_fail(training, checkpoint, figures)
 
 
@@ -135,6 +133,11 @@ def _opened(recipe: str | Path | Recipe, overrides: Sequence[str]) -> tuple[Reci
         return recipe, recipes.to_yaml(recipe), "run"
     checked = recipes.load(recipe, overrides)
     return checked, Path(recipe).read_text(encoding="utf-8"), Path(recipe).stem
+
+
+def _refuse_used(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder}: the folder is not empty. Choose another with --out, or `pellucid resume {folder}` when it is an unfinished run.")
 
 
 def _free_folder(parent: Path, name: str) -> Path:

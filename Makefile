@@ -21,7 +21,7 @@ check: $(VENV)/dev.stamp          ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(VENV)/dev.stamp          ## Pellucid beside a plain torchvision loop
-	$(BIN)/python bench/photographs.py
+	OMP_WAIT_POLICY=passive $(BIN)/python bench/photographs.py
 
 proof: $(VENV)/dev.stamp          ## the long demonstrations
 	$(BIN)/python -m pytest -q -m proof

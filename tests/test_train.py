@@ -251,8 +251,8 @@ def test_changed_data_refuses_to_resume(tmp_path: Path, small_recipe: str) -> No
 
 
 def test_a_size_or_weights_that_do_not_fit_leave_no_folder(small_recipe: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"model.name: timm/levit_conv_128s does not run on images of 32x32 pixels: "):
-        run_of(small_recipe, tmp_path / "levit", "model={name: timm/levit_conv_128s}")
+    with pytest.raises(UsageError, match=r"model.name: torchvision/alexnet does not run on images of 32x32 pixels: "):
+        run_of(small_recipe, tmp_path / "levit", "model={name: torchvision/alexnet}")
     (tmp_path / "weights.pth").write_bytes(b"not weights")
     with pytest.raises(WeightsError, match=r"weights.pth"):
         run_of(small_recipe, tmp_path / "weights", f"model.weights={tmp_path}/weights.pth")

@@ -40,7 +40,7 @@ def test_a_folder_of_seeds_stands_for_its_runs(tmp_path: Path) -> None:
 
 def test_a_damaged_list_of_seeds_and_a_foreign_folder_are_errors(tmp_path: Path) -> None:
     (tmp_path / "seeds.json").write_text('{"run": []}')
-    with pytest.raises(RunError, match=r'seeds\.json: expected \{"runs"'):
+    with pytest.raises(RunError, match=r"seeds\.json: expected the runs of `pellucid train --seeds`"):
         expand([tmp_path])
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="expected a run folder"):

@@ -18,7 +18,7 @@ ROOT = Path(pellucid.__file__).parent
 
 # Top to bottom. A module may import from its own layer and from those below; everything has a place here.
 LAYERS = (
-    {"cli"},
+    {"cli", "__main__"},
     {"report", "explore", "verify", "compare", "study", "train", "prepare", "results", "plan", "evaluate", "doctor"},
     {"tasks"},
     {"inside", "data", "checkpoint", "optim", "figures", "export", "readings", "intervals", "progress", "tables", "run"},

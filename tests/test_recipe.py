@@ -85,7 +85,25 @@ def test_each_fault_is_named_with_its_place_and_remedy(text: str, expected: str,
 def test_all_faults_of_a_file_come_at_once_in_order(tmp_path: Path) -> None:
     text = GOOD.replace("train: 100", "trian: 100").replace("batch_size: 16", "batch_size: many").replace("lr: 1e-3", "lr: fast")
     found = faults(text, tmp_path)
-    assert [line.split(": ")[0] for line in found] == ["r.yaml:4:3", "r.yaml:9:3", "r.yaml:11:43"]
+    assert [line.split(": ")[0] for line in found] == ["r.yaml:2:1", "r.yaml:4:3", "r.yaml:9:3", "r.yaml:11:43"]
+    assert found[0] == "r.yaml:2:1: data: source scenes needs train: a number of images"
+
+
+def test_faults_between_keys_come_with_the_others(tmp_path: Path) -> None:
+    """The conflict of two crops, though the same section has a wrong hue, and a missing val though another section is wrong."""
+    text = GOOD.replace("batch_size: 16", "batch_size: 16.5\n  keep: best").replace("  val: 20\n", "")
+    found = faults(text + "augment: {random_resized_crop: [0.7, 1.0], random_crop: 4, rotation: far}\n", tmp_path)
+    assert [line.split(": ", 1)[1][:40] for line in found] == [
+        "train.keep: best needs data.val",
+        "train.batch_size: expected a whole numbe",
+        "augment: give random_resized_crop or ran",
+        "augment.rotation: expected a number; got",
+    ]
+
+
+@pytest.mark.parametrize("text", ["? [a, b]\n: c\n", "a: &a {x: *a}\n"])
+def test_odd_yaml_is_an_error_with_its_place(text: str, tmp_path: Path) -> None:
+    assert faults(text, tmp_path)[0].startswith("r.yaml:1:")
 
 
 def test_yaml_is_read_as_version_1_2(tmp_path: Path) -> None:

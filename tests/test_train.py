@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from pellucid import recipe as recipes
+from pellucid.compare import expand
 from pellucid.errors import DivergedError, InterruptedError, RunError, UsageError, WeightsError
 from pellucid.models.weights import read_weights
 from pellucid.run import Run, file_hash
-from pellucid.train import resume, train, train_seeds
+from pellucid.train import resume, resume_seeds, train, train_seeds
 
 
 def run_of(text: str, out: Path, *overrides: str) -> Run:
@@ -122,31 +123,105 @@ def test_no_room_for_one_image_is_exit_5(small_recipe: str, tmp_path: Path, monk
     assert Run(tmp_path / "none").record.status == "failed"
 
 
-@pytest.mark.parametrize("extra", [[], ["train.ema.decay=0.9", "train.keep=best", "train.phases.0.optimizer.sam.rho=0.05"]])
-def test_an_interrupted_run_resumes_to_the_same_bits(small_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str]) -> None:
-    unbroken = run_of(small_recipe, tmp_path / "unbroken", *extra)
-    from pellucid import train as _  # noqa: F401  (the module below is the loop's)
-
+def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on training gets SIGTERM after this step, once."""
     loop = sys.modules["pellucid.train"]
-    real = loop._after_step
-    done = []
+    real, done = loop._after_step, []
 
-    def stop_after_six(t, *rest):
+    def stop(t, *rest):
         real(t, *rest)
         done.append(1)
-        if len(done) == 6:
+        if len(done) == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop, "_after_step", stop_after_six)
-    with pytest.raises(InterruptedError, match="interrupted at step 6 of 8, checkpoint written. Continue with `pellucid resume"):
+    monkeypatch.setattr(loop, "_after_step", stop)
+
+
+@pytest.mark.parametrize("step", [1, 4, 6, 8])
+@pytest.mark.parametrize("extra", [[], ["train.ema.decay=0.9", "train.keep=best", "train.phases.0.optimizer.sam.rho=0.05"]])
+def test_an_interrupted_run_resumes_to_the_same_bits(small_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str], step: int) -> None:
+    """Step 4 is the last of its epoch, step 8 the last of all."""
+    unbroken = run_of(small_recipe, tmp_path / "unbroken", *extra)
+    interrupt_after(step, monkeypatch)
+    with pytest.raises(InterruptedError, match=f"interrupted at step {step} of 8, checkpoint written. Continue with `pellucid resume"):
         run_of(small_recipe, tmp_path / "broken", *extra)
-    monkeypatch.setattr(loop, "_after_step", real)
+    monkeypatch.undo()
     assert Run(tmp_path / "broken").record.status == "interrupted"
     run = resume(tmp_path / "broken", quiet=True, figures=False)
     assert file_hash(run.final_weights) == file_hash(unbroken.final_weights)
     assert numbers(run) == numbers(unbroken)
     with pytest.raises(RunError, match="the run is finished; there is nothing to resume"):
-        resume(tmp_path / "broken", quiet=True, figures=False)
+        resume(tmp_path / "broken", quiet=True)
+
+
+def test_two_trainings_cannot_share_a_folder(small_recipe: str, tmp_path: Path) -> None:
+    from pellucid.train import _owned
+
+    (tmp_path / "r.yaml").write_text(small_recipe)
+    with _owned(tmp_path / "run"), pytest.raises(RunError, match="another process is training into this folder"):
+        train(tmp_path / "r.yaml", out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_diverge_in_the_last_step_are_an_error_and_not_a_number(small_recipe: str, tmp_path: Path) -> None:
+    settings = ["train.batch_size=50", "train.phases.0.epochs=1", "train.phases.0.optimizer={name: sgd, lr: 1e38}", "train.phases.0.schedule={name: constant}"]
+    with pytest.raises(DivergedError, match="after step 1 the model gives NaN or infinite logits for 24 of 24 val images, scenes-val-"):
+        run_of(small_recipe, tmp_path / "nan", *settings)
+    assert Run(tmp_path / "nan").record.measurements == []
+
+
+def test_batch_norm_never_sees_one_image_alone(small_recipe: str, tmp_path: Path) -> None:
+    """33 images in batches of 16: the last one joins the second batch; packs of 5 from 16 leave one, which joins too."""
+    model = ["model={name: timm/test_resnet}", "data.train=33", "train.phases.0.epochs=1"]
+    run = run_of(small_recipe, tmp_path / "r", *model, "train.micro_batch_size=5")
+    assert run.record.step == 2
+    assert any("from which BatchNorm takes no statistics: it joins the window before" in note for note in run.record.notes)
+    assert any("BatchNorm sees micro-batches of 5 images, not the batch of 16" in note for note in run.record.notes)
+    with pytest.raises(UsageError, match="cannot take its statistics from one image of this size: set train.micro_batch_size to at least 2"):
+        run_of(small_recipe, tmp_path / "one", *model, "train.micro_batch_size=1")
+
+
+def test_memory_that_runs_out_in_the_evaluation_shrinks_its_batch(small_recipe: str, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pellucid.tasks import classification
+
+    real = classification.logits_of
+
+    def failing(module, images, *rest):
+        if len(images) > 4:
+            raise torch.OutOfMemoryError("injected")
+        return real(module, images, *rest)
+
+    monkeypatch.setattr(classification, "logits_of", failing)
+    run = run_of(small_recipe, tmp_path / "r")
+    assert run.record.evaluation_batch_size == 4
+    assert "memory ran out in the evaluation: it takes 4 images at once since step 4" in run.record.notes
+    assert run.measurements["val/accuracy"].value == Run(small_run).measurements["val/accuracy"].value
+
+
+def test_schedules_that_do_not_come_to_what_they_say_are_noted(small_recipe: str, tmp_path: Path) -> None:
+    run = run_of(small_recipe, tmp_path / "r", "train.phases.0.schedule={name: cosine, warmup_steps: 500}")
+    assert "phase 1: the warm-up of 500 steps is not shorter than the phase of 8; the learning rate only rises" in run.record.notes
+    run = run_of(small_recipe, tmp_path / "s", "train.phases.0.schedule={name: step, milestones: [1, 7]}")
+    assert "phase 1: milestones [7] are not reached in 2 epochs" in run.record.notes
+
+
+def test_overrides_reach_a_recipe_object_and_the_recorded_command(small_recipe: str, tmp_path: Path) -> None:
+    recipe = recipes.loads(small_recipe)
+    runs = train_seeds(recipe, 2, overrides=["train.phases.0.epochs=1"], out=tmp_path / "seeds", quiet=True, figures=False)
+    assert [run.recipe.seed for run in runs] == [1, 2]
+    assert runs[1].record.command == ["pellucid", "train", "run.yaml", "-s", "train.phases.0.epochs=1", "-s", "seed=2"]
+
+
+def test_a_set_of_seeds_that_was_interrupted_is_finished(small_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "r.yaml").write_text(small_recipe)
+    interrupt_after(11, monkeypatch)
+    with pytest.raises(InterruptedError):
+        train_seeds(tmp_path / "r.yaml", 3, out=tmp_path / "seeds", quiet=True, figures=False)
+    monkeypatch.undo()
+    assert [run.record.status for run in expand([tmp_path / "seeds"])] == ["done", "interrupted"]
+    runs = resume_seeds(tmp_path / "seeds", quiet=True, figures=False)
+    assert [(run.recipe.seed, run.record.status) for run in runs] == [(1, "done"), (2, "done"), (3, "done")]
+    assert len({file_hash(run.final_weights) for run in runs}) == 3
 
 
 def test_a_killed_run_resumes_to_the_same_bits(small_recipe: str, small_run: Path, tmp_path: Path) -> None:
@@ -179,7 +254,7 @@ def test_early_stopping_says_so_and_keep_best_is_called_optimistic(small_recipe:
     )
     assert run.record.epoch == 3
     assert "stopped early after epoch 3: accuracy on val did not improve for 2 evaluations (best in epoch 1)" in run.record.notes
-    assert run.record.selected == "epoch 1, the best on val"
+    assert run.record.selected == "epoch 1, the best accuracy on val"
     assert "selected on this split, hence optimistic" in run.measurements["val/accuracy"].how
 
 

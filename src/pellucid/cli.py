@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from pellucid import __version__
-from pellucid.errors import MismatchError, MissingError, PellucidError, UsageError
+from pellucid.errors import MismatchError, MissingError, PellucidError, RunError, UsageError
 
 app = typer.Typer(
     name="pellucid", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 0
+        elif isinstance(error, OSError) and error.filename is not None:
+            print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+            code = 2
         else:
             print(f"pellucid: internal error: {type(error).__name__}: {error}\nThe same command with --debug shows where. Please report it.", file=sys.stderr)
             code = 1
@@ -133,9 +136,13 @@ def train(
             print(f"report: {run.report_file}")
         _print_run(run, as_json)
         return
+    _print_seeds(train_seeds(recipe, seeds, overrides=set_ or [], out=out, quiet=quiet, command=command), as_json)
+
+
+def _print_seeds(runs: Any, as_json: bool) -> None:
+    """Mean, spread and interval of each number over the seeds, and the folder as last line."""
     from pellucid.compare import summarize_seeds
 
-    runs = train_seeds(recipe, seeds, overrides=set_ or [], out=out, quiet=quiet, command=command)
     summaries = summarize_seeds(runs)
     folder = runs[0].path.parent
     if as_json:
@@ -148,9 +155,13 @@ def train(
 
 @app.command()
 def resume(run: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Continue an interrupted run at its last checkpoint."""
+    """Continue an interrupted run, or a set of seeds, at the last checkpoint."""
     from pellucid.train import resume as resume_
+    from pellucid.train import resume_seeds
 
+    if (run / "seeds.json").exists():
+        _print_seeds(resume_seeds(run, quiet=quiet), as_json)
+        return
     finished = resume_(run, quiet=quiet)
     if not as_json:
         _print_measurements(finished)
@@ -237,11 +248,16 @@ def _renew_report(run: Any) -> None:
 def _retrained(run: Any, tolerance: float, quiet: bool) -> Any:
     import tempfile
 
+    from pellucid.recipe import override
+    from pellucid.run import DONE
     from pellucid.train import train as train_
     from pellucid.verify import compare_retrained
 
+    if run.record.status != DONE:
+        raise RunError(f"{run.path}: the run is {run.record.status}; only a finished run can be compared with a second training.")
+    recipe = override(run.recipe, [f"train.threads={run.environment['threads']}"])  # the number of threads decides the bits
     with tempfile.TemporaryDirectory() as folder:
-        return compare_retrained(run, train_(run.recipe, out=Path(folder) / "again", quiet=quiet), tolerance)
+        return compare_retrained(run, train_(recipe, out=Path(folder) / "again", quiet=quiet, figures=False), tolerance)
 
 
 @app.command()
@@ -388,16 +404,23 @@ def recipes_ls(as_json: AsJson = False) -> None:
 def recipes_cp(
     name: Annotated[str, typer.Argument(help="A name of `recipes ls`.")],
     to: Annotated[Path, typer.Argument(help="File or folder to copy to.")] = Path("."),
+    as_json: AsJson = False,
 ) -> None:
     """Copy a recipe (and the one that it extends) to change it."""
     source = _shipped(name)
     target = to / source.name if to.is_dir() else to
     parent = _extended(source)
-    for origin, copy in [(source, target), *([(parent, target.parent / parent.name)] if parent else [])]:
-        if copy.exists():
+    copies = [(source, target), *([(parent, target.parent / parent.name)] if parent else [])]
+    texts = {copy: origin.read_text(encoding="utf-8") for origin, copy in copies}
+    for copy, text in texts.items():
+        if copy.exists() and (copy == target or copy.read_text(encoding="utf-8") != text):
             raise UsageError(f"{copy}: the file exists; choose another name")
-        copy.write_text(origin.read_text(encoding="utf-8"), encoding="utf-8")
-    print(target)
+    for copy, text in texts.items():
+        copy.write_text(text, encoding="utf-8")
+    if as_json:
+        _print_json({"recipe": str(target)})
+    else:
+        print(target)
 
 
 @recipes_app.command("schema")

@@ -25,7 +25,7 @@ from pellucid import intervals, recipe
 from pellucid.errors import RunError, UsageError, did_you_mean
 from pellucid.report.comparison import signed, to_html, to_json, to_text
 from pellucid.report.settings import shown
-from pellucid.run import DONE, Measurement, Run, rounded
+from pellucid.run import DONE, Measurement, Run, rounded, seed_folders
 
 __all__ = ["Comparison", "Row", "SeedSummary", "compare", "expand", "summarize_seeds", "to_html", "to_json", "to_text"]
 
@@ -93,18 +93,21 @@ class SeedSummary:
         return f"{self.key}: {mean} ± {spread} over {len(self.seeds)} seeds, {low} to {high} ({self.interval_how})"
 
 
+# Settings that cannot change a number: which thread reads, and where decoded pixels lie.
+WITHOUT_EFFECT = ("data.workers", "data.store.limit_gb", "data.store.directory")
+
+
 def expand(paths: Iterable[str | Path]) -> list[Run]:
-    """The runs of these folders; a folder with seeds.json stands for the runs that it names."""
+    """The runs of these folders; a folder with seeds.json stands for those of its runs that were begun (the row says how many seeds)."""
     found: list[Run] = []
     for path in map(Path, paths):
-        listed = path / "seeds.json"
-        if not listed.is_file():
+        if not (path / "seeds.json").is_file():
             found.append(Run(path))
             continue
-        try:
-            found += [Run(path / str(name)) for name in json.loads(listed.read_text(encoding="utf-8"))["runs"]]
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise RunError(f'{listed}: expected {{"runs": ["seed-1", …]}}: {error!r}') from None
+        begun = [path / name for name in seed_folders(path) if (path / name / "run.json").is_file()]
+        if not begun:
+            raise RunError(f"{path}: none of its runs was begun. `pellucid train RECIPE --seeds N --out DIR` makes them.")
+        found += [Run(folder) for folder in begun]
     return found
 
 
@@ -199,6 +202,8 @@ def _groups(runs: Sequence[Run], key: str) -> list[_Group]:
     for run in sorted(runs, key=lambda run: run.record.status != DONE):  # stable: the finished ones make the rows
         settings = {k: shown(v) for k, v in recipe.flat(run.recipe).items()}  # read once a run: it costs as much as all the rest
         seed = int(settings.pop("seed"))
+        for setting in WITHOUT_EFFECT:
+            settings.pop(setting, None)
         by_data = found.setdefault(json.dumps(settings, sort_keys=True), {})
         content = _data_hash(run, key)
         if run.record.status != DONE and by_data:

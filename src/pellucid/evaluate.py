@@ -13,8 +13,7 @@ from pellucid.data.store import Resizing, Stream
 from pellucid.errors import DataError, UsageError
 from pellucid.export import ExportResult, export_onnx, export_safetensors
 from pellucid.run import Measurement, Run
-from pellucid.runtime import start
-from pellucid.tasks import build_task, load_model
+from pellucid.tasks import build_task, load_model, runtime_of
 
 
 def evaluate(run: Run, data: str, *, progress: Callable[[str, int, int], None] | None = None) -> list[Measurement]:
@@ -34,13 +33,14 @@ def evaluate(run: Run, data: str, *, progress: Callable[[str, int, int], None] |
         raise DataError(f"{data}: expected the run's classes {', '.join(run.data.classes)}; found {', '.join(dataset.classes)}")
     found = dataset.splits["train"]
     split = Split("data", found.names, np.asarray(found.labels), found.hashes, found.open)
-    runtime = start(device=recipe.train.device, precision=recipe.train.precision, threads=recipe.train.threads, channels_last=recipe.train.channels_last)
+    runtime = runtime_of(run)
     task = build_task(recipe, dataset, runtime, run.data.mean, run.data.std)
     d = recipe.data
     pixels = Stream(split, Resizing(d.size, d.fit, d.resize_size, d.interpolation), None)
     module = runtime.place(load_model(run))
-    predictions = task.predictions(module, split, pixels, workers=d.workers, progress=progress)
-    return task.measure(predictions, "data", f"weights of {run.name}, {run.record.selected}")
+    predictions = task.predictions(module, split, pixels, batch_size=run.record.evaluation_batch_size, workers=d.workers, progress=progress)
+    left_out = f"; {len(dataset.skipped)} bad images left out" if dataset.skipped else ""
+    return task.measure(predictions, "data", f"weights of {run.name}, {run.record.selected}{left_out}")
 
 
 def export_run(run: Run, out: Path | None, format_: str) -> ExportResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,14 +14,28 @@ from pellucid.recipe import (
     LinearSchedule,
     NoamSchedule,
     OptimizerSection,
+    PhaseSection,
     Schedule,
     StepSchedule,
 )
 
 
 def warmup_steps(schedule: Schedule, steps_per_epoch: int) -> int:
-    """Steps of the linear warm-up."""
-    return schedule.warmup_steps or round(schedule.warmup_epochs * steps_per_epoch)
+    """Steps of the linear warm-up; a fraction of an epoch is at least one step."""
+    return schedule.warmup_steps or math.ceil(schedule.warmup_epochs * steps_per_epoch)
+
+
+def schedule_notes(phases: Sequence[PhaseSection], steps_per_epoch: int) -> list[str]:
+    """A line for each phase whose schedule does not come to what it says."""
+    notes = []
+    for i, phase in enumerate(phases, 1):
+        total, warmup = phase.epochs * steps_per_epoch, warmup_steps(phase.schedule, steps_per_epoch)
+        if warmup >= total:
+            notes.append(f"phase {i}: the warm-up of {warmup} steps is not shorter than the phase of {total}; the learning rate only rises")
+        late = [m for m in phase.schedule.milestones if m >= phase.epochs] if isinstance(phase.schedule, StepSchedule) else []
+        if late:
+            notes.append(f"phase {i}: milestones {late} are not reached in {phase.epochs} epochs")
+    return notes
 
 
 def learning_rate(schedule: Schedule, *, peak: float, step: int, total_steps: int, steps_per_epoch: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,16 +12,19 @@ from torch import Tensor, nn
 
 from pellucid.data.dataset import Dataset
 from pellucid.data.draws import derived_seed
-from pellucid.data.loader import Window
+from pellucid.data.loader import Window, num_windows
 from pellucid.data.sources import load_dataset
 from pellucid.data.store import Pixels, Resizing, channel_statistics, open_pixels
 from pellucid.errors import UsageError
 from pellucid.models import Built, set_trainable
+from pellucid.optim import schedule_notes
 from pellucid.progress import Progress
 from pellucid.recipe import Recipe
-from pellucid.run import DataRecord, Run, RunRecord
+from pellucid.run import DataProblem, DataRecord, Run, RunRecord
 from pellucid.runtime import Runtime, describe, seed_torch, start
 from pellucid.tasks import MODELS, Task, build_task
+
+EVALUATION_BATCH = 64
 
 
 @dataclass
@@ -88,8 +90,13 @@ class Training:
         return self.average if self.average is not None else self.built.module
 
     @property
+    def batch_norm(self) -> bool:
+        """Whether the model takes statistics over a batch: then no pack and no window may hold one image alone."""
+        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.built.module.modules())
+
+    @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.dataset.splits["train"]) / self.recipe.train.batch_size)
+        return num_windows(len(self.dataset.splits["train"]), self.recipe.train.batch_size, no_single=self.batch_norm)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,8 @@ def prepare(recipe: Recipe, record: RunRecord, progress: Progress, *, start_weig
     t, d = recipe.train, recipe.data
     runtime = start(device=t.device, precision=t.precision, threads=t.threads, channels_last=t.channels_last)
     dataset = load_dataset(d, seed=recipe.seed, progress=progress)
+    if "val" not in dataset.splits and (t.keep == "best" or t.early_stop is not None):
+        raise UsageError(f"train.{'keep: best' if t.keep == 'best' else 'early_stop'} needs a val split, and the data has {', '.join(dataset.splits)}.")
     seed_torch(derived_seed(recipe.seed, "initialisation"))
     built, weights = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=start_weights)
     for line in [*built.notes, *(weights.lines() if weights else [])]:
@@ -123,9 +132,20 @@ def prepare(recipe: Recipe, record: RunRecord, progress: Progress, *, start_weig
     for opened in pixels.values():
         if opened.note:
             record.note(opened.note)
+    for line in [*_data_notes(dataset), *schedule_notes(t.phases, num_windows(len(dataset.splits["train"]), t.batch_size, no_single=False))]:
+        record.note(line)
     for file in dataset.skipped:
         record.note(f"left out: {file} (bad image, data.on_bad: skip)")
     return Prepared(dataset, runtime, pixels, built, frozen)
+
+
+def _data_notes(dataset: Dataset) -> list[str]:
+    """One line for each kind of finding that is not fatal: how many, and the first."""
+    kinds: dict[str, list[DataProblem]] = {}
+    for problem in dataset.problems:
+        if not problem.fatal:
+            kinds.setdefault(problem.kind, []).append(problem)
+    return [f"data: {len(found)} x {kind}, first {found[0].split}/{found[0].file}: {found[0].detail}" for kind, found in kinds.items()]
 
 
 def assemble(run: Run, record: RunRecord, recipe: Recipe, prepared: Prepared, progress: Progress) -> Training:
@@ -141,8 +161,11 @@ def assemble(run: Run, record: RunRecord, recipe: Recipe, prepared: Prepared, pr
     wanted = recipe.train.micro_batch_size
     micro = recipe.train.batch_size if wanted == "auto" else min(wanted, recipe.train.batch_size)
     training = Training(run, record, recipe, runtime, dataset, prepared.pixels, task, built, prepared.frozen, average, progress, micro)
-    if micro < recipe.train.batch_size and _has_batch_norm(built.module):
+    if micro < recipe.train.batch_size and training.batch_norm:
         record.note(f"BatchNorm sees micro-batches of {micro} images, not the batch of {recipe.train.batch_size}")
+    if training.batch_norm and len(dataset.splits["train"]) % recipe.train.batch_size == 1:
+        record.note("the last image of an epoch would be a batch of one, from which BatchNorm takes no statistics: it joins the window before")
+    record.evaluation_batch_size = min(EVALUATION_BATCH, micro)
     record.total_steps = recipe.epochs * training.steps_per_epoch
     record.num_params = sum(p.numel() for p in built.module.parameters())
     run.write_environment(describe(runtime))
@@ -182,7 +205,3 @@ def _normalization(recipe: Recipe, built: Built, train_pixels: Pixels) -> tuple[
             return [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], "none"
         case given:
             return list(given.mean), list(given.std), "given in the recipe"
-
-
-def _has_batch_norm(module: nn.Module) -> bool:
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())

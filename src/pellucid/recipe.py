@@ -8,6 +8,7 @@ Mappings are merged key by key, lists and scalars replaced.
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import re
@@ -69,6 +70,7 @@ __all__ = [
     "json_schema",
     "load",
     "loads",
+    "override",
     "save",
     "to_yaml",
 ]
@@ -106,6 +108,14 @@ def loads(text: str, name: str = "<recipe>") -> Recipe:
     """The checked recipe of a YAML text whose paths are absolute or relative to the working folder."""
     values, places, problems = _parse(text, name, Path.cwd())
     return _check(values, places, problems, name)
+
+
+def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The recipe with `key.path=value` overrides laid over it. Raises RecipeError as `load` does."""
+    values, places, problems = recipe.model_dump(), {(): ("<recipe>", None, None)}, []  # type: tuple[dict[str, Any], Places, list[Problem]]
+    for text in overrides:
+        _apply(values, places, problems, text)
+    return _check(values, places, problems, "<recipe>")
 
 
 def save(recipe: Recipe, path: Path) -> None:
@@ -183,7 +193,10 @@ def _parse(text: str, name: str, folder: Path) -> tuple[dict[str, Any], Places, 
     if not isinstance(values, dict) or node is None:
         raise RecipeError([Problem(name, 1, 1, f"expected a mapping with task, data, model and train, got {_kind(values)}")])
     places: Places = {(): (name, 1, 1)}
-    _note_places(node, (), name, places)
+    try:
+        _note_places(node, (), name, places)
+    except (RecursionError, TypeError):
+        raise RecipeError([Problem(name, 1, 1, "not a recipe: keys are plain words, and no mapping may hold itself")]) from None
     problems: list[Problem] = []
     for field in _PATH_FIELDS:
         _resolve_path(values, field, folder, places, problems)
@@ -238,7 +251,7 @@ def _apply(values: dict[str, Any], places: Places, problems: list[Problem], over
     except Exception as error:  # as in _parse
         problems.append(Problem(name, None, None, f"the value is not valid YAML: {str(error).splitlines()[0]}"))
         return
-    path: Path_ = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+    path: Path_ = tuple(int(part) if part.isdecimal() and part.isascii() else part for part in key.split("."))
     holder: Any = values
     for depth, part in enumerate(path[:-1], 1):
         if isinstance(holder, dict) and isinstance(part, str):
@@ -267,11 +280,32 @@ def _check(values: dict[str, Any], places: Places, problems: list[Problem], file
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        found = [_problem(dict(item), values, places, file) for item in error.errors(include_url=False)]
+        found = [_problem(dict(item), values, places, file) for item in [*error.errors(include_url=False), *_hidden(values, error)]]
         raise RecipeError(sorted(_joined([*problems, *found]), key=lambda p: (p.file, p.line or 0, p.column or 0))) from None
     if problems:
         raise RecipeError(problems)
     return recipe
+
+
+def _hidden(values: dict[str, Any], error: ValidationError, rounds: int = 3) -> list[Any]:
+    """Faults between keys, which pydantic looks for only in sections without another fault: found by leaving the faulty parts out."""
+    trimmed = copy.deepcopy(values)
+    errors = error.errors(include_url=False)
+    for item in errors:
+        path, _ = _locate(item["loc"], values)
+        holder: Any = trimmed
+        for part in path[:-1]:
+            inside = (isinstance(holder, dict) and part in holder) or (isinstance(holder, list) and isinstance(part, int))
+            holder = holder[part] if inside else None
+        if isinstance(holder, dict) and path:
+            holder.pop(path[-1], None)
+    try:
+        Recipe.model_validate(trimmed)
+    except ValidationError as further:
+        known = {str(item["loc"]) for item in errors}
+        new = [item for item in further.errors(include_url=False) if item["type"] == "value_error" and str(item["loc"]) not in known]
+        return [*new, *(_hidden(trimmed, further, rounds - 1) if rounds > 1 else [])]
+    return []
 
 
 def _joined(problems: list[Problem]) -> list[Problem]:
@@ -315,7 +349,13 @@ def _problem(error: dict[str, Any], values: dict[str, Any], places: Places, file
             message = f"{dotted}: expected a mapping, got {_kind(got)}"
         case _:
             what = error["msg"].removeprefix("Input should be ").removeprefix("Value should be ")
-            what = what.replace("a valid integer", "a whole number").replace("a valid ", "a ").replace("a string", "text").replace("a boolean", "true or false")
+            what = (
+                what.replace("list should have at least 1 item after validation, not 0", "a list with at least one item")
+                .replace("a valid integer", "a whole number")
+                .replace("a valid ", "a ")
+                .replace("a string", "text")
+                .replace("a boolean", "true or false")
+            )
             message = f"{dotted}: expected {what[:1].lower()}{what[1:]}; got {_kind(got)}"
     while path not in places and path:
         path = path[:-1]

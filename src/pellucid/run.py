@@ -121,6 +121,7 @@ class RunRecord:
     total_steps: int = 0
     num_params: int = 0
     selected: str = "last epoch"
+    evaluation_batch_size: int = 64
     measurements: list[Measurement] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -185,6 +186,11 @@ class Run:
         return self.path / "checkpoints" / "best.safetensors"
 
     @property
+    def has_data(self) -> bool:
+        """Whether the run came far enough to say what its data is."""
+        return (self.path / "data.json").is_file()
+
+    @property
     def thumbnails(self) -> Path:
         """Pictures of mistakes for the report: <split>/<row>.webp."""
         return self.path / "thumbnails"
@@ -212,6 +218,11 @@ class Run:
 
     def predictions_file(self, split: str) -> Path:
         return self.path / "predictions" / f"{split}.npz"
+
+    def hashed_files(self, splits: list[str]) -> list[Path]:
+        """What says where the numbers come from, besides weights and predictions: settings, data, machine, curves."""
+        names = ["recipe.yaml", "resolved.yaml", "environment.json", "data.json", "metrics.jsonl", *[f"samples/{split}.csv" for split in splits]]
+        return [self.path / name for name in names]
 
     # ── reading ──
     @property
@@ -291,9 +302,9 @@ class Run:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def truncate_metrics(self, step: int) -> None:
-        """Drop the lines after `step`: a resumed run writes them again."""
-        kept = [line for line in self.metrics() if line["step"] <= step]
+    def truncate_metrics(self, step: int, *, epoch_ended: bool) -> None:
+        """Drop what a run resumed at `step` writes again: the lines after it, and those of an epoch that had not ended."""
+        kept = [line for line in self.metrics() if line["step"] < step or (line["step"] == step and (epoch_ended or line["kind"] == "lr"))]
         with _replacing(self.path / "metrics.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
@@ -366,6 +377,15 @@ class Run:
         return value
 
 
+def seed_folders(folder: Path) -> list[str]:
+    """Names of the run folders of `train --seeds` in `folder`, begun or not."""
+    file = folder / "seeds.json"
+    try:
+        return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))["runs"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file}: expected the runs of `pellucid train --seeds`: {error}") from None
+
+
 def file_hash(path: Path) -> str:
     """BLAKE2b-128 of a file, as hex."""
     digest = hashlib.blake2b(digest_size=16)
@@ -379,7 +399,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write a dataclass or a mapping as JSON through a temporary file and a rename, so that a reader sees all of it or none."""
     plain = asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
     with _replacing(path) as temporary:
-        temporary.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from torch import nn
 from pellucid.errors import UsageError
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "torchmetrics", "scikit-learn", "safetensors", "pydantic")
+DECIDES_BITS = ("device_class", "precision", "threads", "channels_last", "libraries")  # of what `describe` gives
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,6 +69,11 @@ def start(*, device: str, precision: str, threads: int | None, channels_last: bo
     return Runtime(chosen, precision, count, channels_last)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch's error says that an allocation failed, on any device."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
+
+
 def num_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -107,7 +113,7 @@ def describe(runtime: Runtime) -> dict[str, Any]:
         "threads": runtime.threads,
         "channels_last": runtime.channels_last,
         "flush_denormal": _flushes_denormals(),
-        "deterministic": True,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "tf32": False,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": num_cores(),

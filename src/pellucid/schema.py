@@ -197,12 +197,20 @@ class OptimizerSection(Section):
     exclude_norm_bias: bool = Field(False, description="No weight decay on biases and normalisation weights (tensors of one dimension).")
     momentum: Fraction = Field(0.9, description="sgd: momentum.")
     nesterov: bool = Field(False, description="sgd: Nesterov momentum.")
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field([0.9, 0.999], description="adam, adamw: decay rates of the two moments.")
+    betas: Annotated[list[Annotated[float, Field(ge=0.0, lt=1.0)]], Field(min_length=2, max_length=2)] = Field(
+        [0.9, 0.999], description="adam, adamw: decay rates of the two moments."
+    )
     eps: Positive = Field(1e-8, description="adam, adamw: added to the denominator.")
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="Layer-wise learning-rate decay: each layer below the classifier has this times the rate of the one above (Clark et al. 2020)."
     )
     sam: SamSection | None = Field(None, description="Sharpness-aware minimisation around this optimiser.")
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0.0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
 
 
 class _Schedule(Section):
@@ -274,7 +282,9 @@ class PhaseSection(Section):
 class EmaSection(Section):
     """An exponential moving average of the weights, which is then what is evaluated and kept."""
 
-    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.999, description="Share of the old average kept at each step.")
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.999, description="Share of the old average kept at each step t; at most (1 + t) / (10 + t), so that the start is forgotten."
+    )
 
 
 class EarlyStopSection(Section):
@@ -311,7 +321,7 @@ class TrainSection(Section):
     early_stop: EarlyStopSection | None = Field(None, description="Stop when validation no longer improves.")
     keep: Literal["last", "best"] = Field(
         "last",
-        description="Weights that are reported: those of the last epoch, or of the best validation accuracy (then the number is selected on val, and says so).",
+        description="Weights that are reported: those of the last epoch, or of the best validation accuracy (or early_stop.metric; then the number is selected on val, and says so).",
     )
     evaluate_every: Count = Field(1, description="Epochs between evaluations on val; the last epoch is always evaluated.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one.")

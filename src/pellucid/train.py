@@ -8,12 +8,14 @@ sample), so a step can be repeated (after running out of memory) or continued fr
 from __future__ import annotations
 
 import datetime
+import fcntl
 import math
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from pellucid import recipe as recipes
 from pellucid.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from pellucid.data.draws import derived_seed
 from pellucid.data.loader import Reader, Window, epoch_windows
-from pellucid.errors import DataError, DivergedError, InterruptedError, OutOfMemoryError, RunError
+from pellucid.errors import DataError, DivergedError, InterruptedError, OutOfMemoryError, RunError, UsageError
 from pellucid.models import layer_ids, save_weights, train_mode
 from pellucid.optim import (
     LossScale,
@@ -42,9 +44,9 @@ from pellucid.optim import (
 from pellucid.prepare import Position, Tally, Training, assemble, prepare
 from pellucid.progress import Progress
 from pellucid.recipe import PhaseSection, Recipe
-from pellucid.results import draw, report_numbers
-from pellucid.run import DONE, FAILED, INTERRUPTED, RUNNING, Run, RunRecord, write_json
-from pellucid.runtime import named_nondeterminism, seed_torch
+from pellucid.results import draw, no_room, predict_split, report_numbers
+from pellucid.run import DONE, FAILED, INTERRUPTED, RUNNING, Run, RunRecord, seed_folders, write_json
+from pellucid.runtime import DECIDES_BITS, Runtime, describe, named_nondeterminism, out_of_memory, seed_torch
 
 CHECKPOINT_SECONDS = 120.0
 LEARNING_RATE_POINTS = 300
@@ -70,8 +72,9 @@ def train(
     """
     checked, text, name = _opened(recipe, overrides)
     folder = Path(out) if out is not None else _free_folder(Path("runs"), name)
-    record = RunRecord(pellucid.__version__, RUNNING, checked.task, list(command) or ["pellucid", "train", str(recipe)], _now())
-    with Progress(quiet=quiet) as progress:
+    told = list(command) or ["pellucid", "train", f"{name}.yaml", *[part for override in overrides for part in ("-s", override)]]
+    record = RunRecord(pellucid.__version__, RUNNING, checked.task, told, _now())
+    with Progress(quiet=quiet) as progress, _owned(folder):
         _refuse_used(folder)
         prepared = prepare(checked, record, progress, start_weights=True)
         run = Run.create(folder, record=record, recipe=checked, recipe_text=text)
@@ -89,7 +92,10 @@ def train_seeds(
     figures: bool = True,
     command: Sequence[str] = (),
 ) -> list[Run]:
-    """Train one recipe under `seeds` consecutive seeds, from the recipe's own; one run folder each under `out`."""
+    """Train one recipe under `seeds` consecutive seeds, from the recipe's own; one run folder each under `out`.
+
+    `resume_seeds` finishes a set that was interrupted.
+    """
     checked, _, name = _opened(recipe, overrides)
     folder = Path(out) if out is not None else _free_folder(Path("runs"), name)
     names = [f"seed-{checked.seed + i}" for i in range(seeds)]
@@ -105,38 +111,86 @@ def train_seeds(
 def resume(path: str | Path, *, quiet: bool = False, figures: bool = True) -> Run:
     """Continue an unfinished run at the step of its last whole checkpoint, with the same bits as if unbroken.
 
-    Raises RunError when the run is finished or its data changed since; nothing is overwritten then.
+    Raises RunError when the run is finished, still running or its data changed since; nothing is overwritten then.
     """
     run = Run(path)
-    record, checked = run.record, run.recipe
-    if record.status == DONE:
-        raise RunError(f"{run.path}: the run is finished; there is nothing to resume.")
-    with Progress(quiet=quiet) as progress:
+    with Progress(quiet=quiet) as progress, _owned(run.path):
+        record, checked = run.record, run.recipe
+        if record.status == DONE:
+            raise RunError(f"{run.path}: the run is finished; there is nothing to resume.")
         checkpoint, damaged = latest_checkpoint(run.checkpoints)
         for line in damaged:
             record.note(f"resume passed over a checkpoint: {line}")
         prepared = prepare(checked, record, progress, start_weights=checkpoint is None)
-        if (run.path / "data.json").exists():
+        if run.has_data:
             for name, split in prepared.dataset.splits.items():
                 if run.data.splits[name].hash != split.hash:
                     raise RunError(f"{run.path}: the {name} images or labels changed since the run began; train anew. `pellucid verify` names what changed.")
+            _note_other_machine(run, record, prepared.runtime)
         record.status, record.error = RUNNING, None
         run.verify_file.unlink(missing_ok=True)
         if checkpoint is None:
-            run.truncate_metrics(-1)
+            run.truncate_metrics(-1, epoch_ended=False)
         training = assemble(run, record, checked, prepared, progress)
         return _finish_or_fail(training, checkpoint, figures)
 
 
+def resume_seeds(path: str | Path, *, quiet: bool = False, figures: bool = True) -> list[Run]:
+    """Finish a folder of `train_seeds`: unfinished runs are resumed, those that were not begun are trained."""
+    folder = Path(path)
+    names = seed_folders(folder)
+    begun = next((Run(folder / name) for name in names if (folder / name / "run.json").exists()), None)
+    if begun is None:
+        raise RunError(f"{folder}: none of its runs was begun; remove the folder and train again.")
+    recipe, runs = begun.recipe, []
+    for name in names:
+        if (folder / name / "run.json").exists():
+            run = Run(folder / name)
+            runs.append(run if run.record.status == DONE else resume(folder / name, quiet=quiet, figures=figures))
+        else:
+            seeded = recipe.model_copy(update={"seed": int(name.removeprefix("seed-"))})
+            runs.append(train(seeded, out=folder / name, quiet=quiet, figures=figures, command=begun.record.command))
+    return runs
+
+
+def _note_other_machine(run: Run, record: RunRecord, runtime: Runtime) -> None:
+    """A line for each thing that decides the bits and is not what it was when the run began."""
+    then, now = run.environment, describe(runtime)
+    for key in DECIDES_BITS:
+        if then.get(key) != now[key]:
+            record.note(f"resumed with another {key} ({then.get(key)} before, {now[key]} now): no longer the bits of an unbroken run")
+
+
+@contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """The folder, made if need be, with its lock held; an empty folder is removed again when nothing came of it."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: expected a folder for the run, there is a file of that name.")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{folder}: another process is training into this folder. Wait for it, or choose another with --out.") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
 def _opened(recipe: str | Path | Recipe, overrides: Sequence[str]) -> tuple[Recipe, str, str]:
     if isinstance(recipe, Recipe):
-        return recipe, recipes.to_yaml(recipe), "run"
+        changed = recipes.override(recipe, overrides) if overrides else recipe
+        return changed, recipes.to_yaml(changed), "run"
     checked = recipes.load(recipe, overrides)
     return checked, Path(recipe).read_text(encoding="utf-8"), Path(recipe).stem
 
 
 def _refuse_used(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and any(path.name != ".lock" for path in folder.iterdir()):
         raise RunError(f"{folder}: the folder is not empty. Choose another with --out, or `pellucid resume {folder}` when it is an unfinished run.")
 
 
@@ -182,10 +236,13 @@ def _finish_or_fail(t: Training, checkpoint: Checkpoint | None, figures: bool) -
 def _fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> None:
     """Phases, epochs and steps."""
     recipe, at = t.recipe, t.at
-    labels = t.dataset.splits["train"].labels
+    labels, size, balanced = t.dataset.splits["train"].labels, recipe.train.batch_size, recipe.train.balanced_sampling
+    all_windows = partial(epoch_windows, labels, batch_size=size, seed=recipe.seed, balanced=balanced, no_single=t.batch_norm)
     scale = LossScale(enabled=recipe.train.precision == "fp16")
     first_epoch = 0
-    with Reader(t.pixels["train"], workers=recipe.data.workers, partners=t.task.needs_partners, pin=t.runtime.device.type == "cuda") as reader:
+    with Reader(
+        t.pixels["train"], workers=recipe.data.workers, partners=t.task.needs_partners, pin=t.runtime.device.type == "cuda", no_single=t.batch_norm
+    ) as reader:
         for phase_index, phase in enumerate(recipe.train.phases):
             last_epoch = first_epoch + phase.epochs
             optimizer = _optimizer(t, phase)
@@ -196,16 +253,15 @@ def _fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> N
                 _restore(t, checkpoint, optimizer, scale)
                 checkpoint, at = None, t.at
             at.phase = phase_index
+            steps = t.steps_per_epoch
+            rate = partial(learning_rate, phase.schedule, peak=phase.optimizer.lr, total_steps=phase.epochs * steps, steps_per_epoch=steps)
             while at.epoch < last_epoch and not at.stopped:
-                windows = epoch_windows(labels, batch_size=recipe.train.batch_size, seed=recipe.seed, epoch=at.epoch, balanced=recipe.train.balanced_sampling)
+                windows = all_windows(epoch=at.epoch)
                 train_mode(t.module, t.frozen)
                 reader.plan(windows[at.window :], t.micro)
                 for window in windows[at.window :]:
                     began = time.perf_counter()
-                    phase_step = (at.epoch - first_epoch) * len(windows) + window.index
-                    lr = learning_rate(
-                        phase.schedule, peak=phase.optimizer.lr, step=phase_step, total_steps=phase.epochs * len(windows), steps_per_epoch=len(windows)
-                    )
+                    lr = rate(step=(at.epoch - first_epoch) * steps + window.index)
                     set_learning_rate(optimizer, lr)
                     _step(t, reader, window, windows, optimizer, scale, phase)
                     at.step, at.window = at.step + 1, window.index + 1
@@ -218,7 +274,8 @@ def _fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> N
                         )
                     if time.monotonic() - t.last_checkpoint > CHECKPOINT_SECONDS:
                         _save(t, optimizer, scale)
-                _end_epoch(t, lr)
+                # A run that is resumed at the end of an epoch has no window left and comes straight here.
+                _end_epoch(t, rate(step=(at.epoch - first_epoch) * steps + len(windows) - 1))
             first_epoch = last_epoch
 
 
@@ -248,7 +305,11 @@ def _step(t: Training, reader: Reader, window: Window, windows: list[Window], op
             clip_gradients(parameters, t.recipe.train.clip_grad_norm)
         optimizer.step()
         if t.average is not None and t.recipe.train.ema is not None:
-            update_average(list(t.average.state_dict().values()), list(t.module.state_dict().values()), t.recipe.train.ema.decay)
+            # Early on a short memory, else the average would stay near the random start: min(decay, (1 + t) / (10 + t)).
+            decay = min(t.recipe.train.ema.decay, (1 + t.at.step) / (10 + t.at.step))
+            update_average(list(t.average.state_dict().values()), list(t.module.state_dict().values()), decay)
+    elif scale.scale <= 1.0:
+        raise DivergedError(_divergence(t, window, t.at.step + 1, float(loss)))
     scale.update(finite)
 
 
@@ -271,24 +332,26 @@ def _gradient(
                 hits.append(correct)
             total = torch.stack([hit for hit in hits if hit is not None]).sum() if hits[0] is not None else None
             return torch.stack(losses).sum(), total
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+        except RuntimeError as error:
+            if not out_of_memory(error):
                 raise
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise UsageError(
+                    f"BatchNorm of {t.recipe.model.name} cannot take its statistics from one image of this size: "
+                    "set train.micro_batch_size to at least 2, or choose a model without BatchNorm."
+                ) from None
+            raise
         if t.micro == 1:
-            raise OutOfMemoryError(
-                f"no memory for one image of {t.recipe.data.size[0]}x{t.recipe.data.size[1]} pixels on {t.runtime.device}. "
-                "A smaller data.image_size, train.precision: bf16 or a smaller model would fit."
-            )
+            raise OutOfMemoryError(no_room(t.recipe, t.runtime))
         _restore_buffers(t.module, buffers)
         t.micro = math.ceil(t.micro / 2)
         t.record.note(f"memory ran out: the micro-batch is {t.micro} since step {t.at.step + 1}; the batch stays {t.recipe.train.batch_size}")
+        if t.batch_norm:
+            t.record.note(f"BatchNorm sees micro-batches of {t.micro} images since step {t.at.step + 1}: the gradient is no longer exactly that of the batch")
         if t.runtime.device.type == "cuda":
             torch.cuda.empty_cache()
         reader.plan(windows[window.index + 1 :], t.micro)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def _restore_buffers(module: nn.Module, saved: list[Tensor]) -> None:
@@ -357,7 +420,7 @@ def _end_epoch(t: Training, lr: float) -> None:
 
 def _validate(t: Training) -> dict[str, float]:
     at, began = t.at, time.perf_counter()
-    predictions = t.task.predictions(t.evaluated, t.dataset.splits["val"], t.pixels["val"], workers=t.recipe.data.workers)
+    predictions = predict_split(t, t.evaluated, "val")
     numbers = t.task.quick(predictions)
     t.run.append_metrics({"kind": "val", "epoch": at.epoch + 1, "step": at.step, **numbers, "seconds": round(time.perf_counter() - began, 3)})
     stopping = t.recipe.train.early_stop
@@ -372,6 +435,8 @@ def _validate(t: Training) -> dict[str, float]:
     if stopping is not None and at.stale >= stopping.patience:
         at.stopped = True
         t.record.note(f"stopped early after epoch {at.epoch + 1}: {metric} on val did not improve for {at.stale} evaluations (best in epoch {at.best_epoch})")
+        if at.phase + 1 < len(t.recipe.train.phases):
+            t.record.note(f"because of the early stop, phase {at.phase + 2} and later were not run")
     return numbers
 
 
@@ -409,7 +474,7 @@ def _restore(t: Training, checkpoint: Checkpoint, optimizer: torch.optim.Optimiz
         Tally(**state["tally"]),
     )
     t.micro = state["micro"]
-    t.run.truncate_metrics(checkpoint.step)
+    t.run.truncate_metrics(checkpoint.step, epoch_ended=state["window"] == 0)
     t.progress.line(f"resuming at step {checkpoint.step:,} of {t.record.total_steps:,}")
 
 

@@ -3,11 +3,13 @@
 1. *Files.* Weights, predictions, samples and settings are compared with the hashes in run.json.
 2. *Data.* Every image and label is compared with samples/<split>.csv; what changed is named.
 3. *From the predictions*: scikit-learn and SciPy instead of torchmetrics; must agree to 1e-6.
-4. *From checkpoint and data*: the images are decoded anew (no store) and prepared by torchvision's own transforms;
-   the numbers must agree within the tolerance.
+4. *From checkpoint and data*: the images are decoded anew (no store), cropped and normalised by torchvision's own
+   transforms; the numbers must agree within the tolerance. Decoding and resizing are the functions that training used:
+   their oracles are in the tests.
 
-The class of the promise that held: "bit-equal" (all logits the same bits), "same device class" (same versions and kind
-of device, other bits) or "statistical" (another environment). Never imports the training loop.
+What must be there follows from the data and its classes, not from run.json. The class of the promise that held:
+"bit-equal" (all logits the same bits), "same device class" (same versions and kind of device, other bits) or
+"statistical" (another environment). Never imports the training loop.
 """
 
 from __future__ import annotations
@@ -28,11 +30,12 @@ from pellucid.data.dataset import Dataset, Split
 from pellucid.data.images import resize
 from pellucid.data.sources import load_dataset
 from pellucid.errors import PellucidError, RunError
+from pellucid.intervals import bootstrap
 from pellucid.recipe import Recipe
 from pellucid.run import DONE, Measurement, Predictions, Run, file_hash, rounded, write_json
-from pellucid.runtime import Runtime, describe, start
-from pellucid.tasks import load_model
-from pellucid.tasks.classification import CALIBRATION_BINS, EVALUATION_BATCH
+from pellucid.runtime import DECIDES_BITS, Runtime, describe
+from pellucid.tasks import load_model, runtime_of
+from pellucid.tasks.classification import CALIBRATION_BINS
 
 TOLERANCE = 0.005
 EXACT = 1e-6  # two correct float64 computations of one number from the same logits
@@ -83,8 +86,7 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
     if record.status != DONE:
         raise RunError(f"{run.path}: the run is {record.status}; only a finished run has numbers to verify. `pellucid resume {run.path}` finishes it.")
     checks = _file_checks(run)
-    whole = all(check.ok for check in checks)
-    runtime = start(device=recipe.train.device, precision=recipe.train.precision, threads=run.environment["threads"], channels_last=recipe.train.channels_last)
+    runtime = runtime_of(run)
     checks += _prediction_checks(run, record.measurements)
     dataset, data_checks = _data_checks(run, recipe, progress)
     checks += data_checks
@@ -97,24 +99,33 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
                 continue
             recomputed = _recompute(run, module, dataset.splits[split], runtime, progress)
             found.append(_same_bits(run, split, recomputed))
-            checks += _number_checks(recomputed, [m for m in record.measurements if m.split == split], "from checkpoint and data", tolerance)
-        if found:
-            promise = _promise(run, runtime, [d for d in found if d is not None], whole)
+            checks += _number_checks(recomputed, [m for m in record.measurements if m.split == split], run.data.classes, "from checkpoint and data", tolerance)
+        if found and all(check.ok for check in checks):
+            promise = _promise(run, runtime, [d for d in found if d is not None])
             checks.append(_promise_check(promise, found))
+    if recipe.train.device == "cuda" and runtime.device.type != "cuda":
+        checks.append(Check("device", True, "the run was trained on CUDA, which is not here: recomputed on the CPU"))
     return Verification(str(run.path), tuple(checks), promise, tolerance, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
 
 def compare_retrained(run: Run, again: Run, tolerance: float = TOLERANCE) -> Verification:
-    """The checks of a run against the same recipe trained again."""
-    checks, equal = [], file_hash(run.final_weights) == file_hash(again.final_weights)
-    checks.append(Check("weights", True, f"retrained weights: {'the same bits' if equal else 'other bits'}"))
+    """The checks of a run against the same recipe trained again.
+
+    Numbers agree within the tolerance, or, where machine or versions differ, when their 95 % intervals overlap.
+    """
+    equal = file_hash(run.final_weights) == file_hash(again.final_weights)
+    checks = [Check("weights", True, f"retrained weights: {'the same bits' if equal else 'other bits'}")]
+    same = all(run.environment.get(key) == again.environment.get(key) for key in DECIDES_BITS)
+    promise = BIT_EQUAL if equal else SAME_DEVICE if same else STATISTICAL
     new = again.measurements
     for old in run.record.measurements:
-        value = new[old.key].value if old.key in new else float("nan")
-        ok = abs(value - old.value) <= tolerance
+        if old.key not in new:
+            checks.append(Check(f"number {old.key}", False, f"MISMATCH {old.key}: the retrained run has no such number"))
+            continue
+        value, here, there = new[old.key].value, new[old.key].interval, old.interval
+        overlap = promise == STATISTICAL and here is not None and there is not None and here[0] <= there[1] and there[0] <= here[1]
+        ok = abs(value - old.value) <= tolerance or overlap
         checks.append(Check(f"number {old.key}", ok, _line(ok, "retrained", old, value)))
-    same = {k: v for k, v in run.environment.items() if k in _ENVIRONMENT} == {k: v for k, v in again.environment.items() if k in _ENVIRONMENT}
-    promise = BIT_EQUAL if equal else SAME_DEVICE if same else STATISTICAL
     return Verification(str(run.path), tuple(checks), promise, tolerance, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
 
@@ -122,7 +133,13 @@ def compare_retrained(run: Run, again: Run, tolerance: float = TOLERANCE) -> Ver
 
 
 def _file_checks(run: Run) -> list[Check]:
-    checks = []
+    """Each file against its hash; a file that should have one and has none is a mismatch too."""
+    splits = list(run.data.splits)
+    wanted = [run.final_weights, *run.hashed_files(splits)]
+    for split in (s for s in splits if s != "train"):
+        wanted += [run.predictions_file(split), run.predictions_file(split).with_suffix(".csv")]
+    missing = [name for name in (str(path.relative_to(run.path)) for path in wanted) if name not in run.record.files]
+    checks = [Check(f"file {name}", False, f"MISMATCH run.json: it holds no hash of {name}") for name in missing]
     for name, expected in run.record.files.items():
         path = run.path / name
         if not path.is_file():
@@ -183,7 +200,10 @@ def _changes(recorded: list[tuple[str, int, str]], split: Split, classes: tuple[
 
 def _prediction_checks(run: Run, measurements: list[Measurement]) -> list[Check]:
     checks = []
-    for split in sorted({m.split for m in measurements}):
+    splits = [split for split in run.data.splits if split != "train"]
+    if not splits:
+        return [Check("numbers", True, "the run has neither val nor test images: there is no number to verify")]
+    for split in splits:
         wanted = [m for m in measurements if m.split == split]
         try:
             predictions = run.predictions(split)
@@ -191,8 +211,11 @@ def _prediction_checks(run: Run, measurements: list[Measurement]) -> list[Check]
             checks.append(Check(f"predictions {split}", False, f"MISMATCH {error}"))
             continue
         checks += _row_checks(run, split, predictions)
-        checks += _number_checks(predictions, wanted, "from the predictions", EXACT)
-        checks += _interval_checks(predictions, wanted, run.recipe.seed)
+        absent = _expected_names(predictions, run.data.classes) - {m.name for m in wanted}
+        if absent:
+            checks.append(Check(f"numbers {split}", False, f"MISMATCH run.json: {', '.join(sorted(absent))} of {split} is missing"))
+        checks += _number_checks(predictions, wanted, run.data.classes, "from the predictions", EXACT)
+        checks += _interval_checks(predictions, wanted, run.data.classes, run.recipe.seed)
     return checks
 
 
@@ -207,49 +230,75 @@ def _row_checks(run: Run, split: str, predictions: Predictions) -> list[Check]:
     return [Check(f"rows {split}", False, f"MISMATCH {split} predictions: rows are not those of samples/{split}.csv ({detail})")]
 
 
-def _number_checks(predictions: Predictions, measurements: list[Measurement], path: str, tolerance: float) -> list[Check]:
+def _number_checks(predictions: Predictions, measurements: list[Measurement], classes: list[str], path: str, tolerance: float) -> list[Check]:
     numbers = recompute(predictions)
     checks = []
     for m in measurements:
-        name, _, argument = m.name.partition("[")
-        if name not in numbers:
+        name, class_index = _parts(m.name, classes)
+        if name not in numbers or class_index is None:
             checks.append(Check(f"number {m.key} {path}", False, f"MISMATCH {m.key} {path}: there is no such number to recompute"))
             continue
-        value = float(np.atleast_1d(numbers[name])[_class_index(measurements, m, predictions) if argument else 0])
+        value = float(np.atleast_1d(numbers[name])[class_index])
         ok = bool(abs(value - m.value) <= max(tolerance, FLOAT32_SUMS.get(name, 0.0)))
         checks.append(Check(f"number {m.key} {path}", ok, _line(ok, path, m, value)))
     return checks
 
 
-def _interval_checks(predictions: Predictions, measurements: list[Measurement], seed: int) -> list[Check]:
-    """n, seed and Wilson intervals of the measurements, from SciPy; one check that names what differs."""
+def _parts(name: str, classes: list[str]) -> tuple[str, int | None]:
+    """("recall", 3) of the fourth class's recall, ("accuracy", 0) of a number of all classes; None for a class that is not there."""
+    if not name.startswith("recall["):
+        return name, 0
+    label = name.removeprefix("recall[").removesuffix("]")
+    return "recall", classes.index(label) if label in classes else None
+
+
+def _expected_names(predictions: Predictions, classes: list[str]) -> set[str]:
+    """The numbers that a split with these predictions has."""
+    names = {"accuracy", "macro_f1", "loss", "calibration_error", *(["top5_accuracy"] if len(classes) > 5 else [])}
+    return names | {f"recall[{classes[c]}]" for c in np.unique(predictions.labels)}
+
+
+def _interval_checks(predictions: Predictions, measurements: list[Measurement], classes: list[str], seed: int) -> list[Check]:
+    """n, seed and intervals of the measurements (Wilson from SciPy, bootstrap anew); one check that names what differs."""
     counts = np.bincount(predictions.labels, minlength=predictions.logits.shape[1])
     wrong = []
     for m in measurements:
-        per_class = m.name.startswith("recall[")
-        n = int(counts[_class_index(measurements, m, predictions)]) if per_class else len(predictions.labels)
+        name, class_index = _parts(m.name, classes)
+        n = len(predictions.labels) if name != "recall" else int(counts[class_index]) if class_index is not None else 0
         if m.n != n or m.seed != seed:
             wrong.append(f"{m.key}: n {m.n}, seed {m.seed} reported; n {n}, seed {seed} recomputed")
-        if m.interval is None or "Wilson" not in m.interval_how:
-            continue
-        exact = scipy.stats.binomtest(round(m.value * n), n).proportion_ci(0.95, method="wilson")
-        if max(abs(exact.low - m.interval[0]), abs(exact.high - m.interval[1])) > EXACT:
-            wrong.append(f"{m.key}: interval {_between(m.interval)} reported, {_between((exact.low, exact.high))} recomputed")
+        exact = _interval(m, n, predictions)
+        if (exact is None) != (m.interval is None):
+            wrong.append(f"{m.key}: {'an interval where none belongs' if exact is None else 'no interval'}")
+        elif exact is not None and m.interval is not None and max(abs(exact[0] - m.interval[0]), abs(exact[1] - m.interval[1])) > EXACT:
+            wrong.append(f"{m.key}: interval {_between(m.interval)} reported, {_between(exact)} recomputed")
     split = measurements[0].split
     if wrong:
         return [Check(f"intervals {split}", False, "MISMATCH " + "; ".join(wrong))]
-    return [Check(f"intervals {split}", True, f"ok {split} numbers: n, seed and Wilson intervals as SciPy gives them")]
+    return [Check(f"intervals {split}", True, f"ok {split} numbers: n, seed and intervals recomputed")]
+
+
+def _interval(m: Measurement, n: int, predictions: Predictions) -> tuple[float, float] | None:
+    """The 95 % interval that belongs to a number; losses and calibration errors have none."""
+    if m.name in ("loss", "calibration_error") or n == 0:
+        return None
+    if m.name == "macro_f1":
+        predicted, C = predictions.logits.argmax(axis=1), predictions.logits.shape[1]
+
+        def macro_f1(rows: np.ndarray) -> float:
+            matrix = np.zeros((C, C))
+            np.add.at(matrix, (predictions.labels[rows], predicted[rows]), 1)
+            both = matrix.sum(axis=0) + matrix.sum(axis=1)
+            return float((2 * matrix.diagonal()[both > 0] / both[both > 0]).mean())
+
+        found = bootstrap(macro_f1, n)
+        return found.low, found.high
+    exact = scipy.stats.binomtest(round(m.value * n), n).proportion_ci(0.95, method="wilson")
+    return float(exact.low), float(exact.high)
 
 
 def _between(interval: tuple[float, float]) -> str:
     return f"{rounded(interval[0])} to {rounded(interval[1])}"
-
-
-def _class_index(measurements: list[Measurement], wanted: Measurement, predictions: Predictions) -> int:
-    """Index of the class of a per-class number: they stand in class order, classes without samples left out."""
-    per_class = [m.name for m in measurements if m.name.startswith("recall[")]
-    present = np.unique(predictions.labels)
-    return int(present[per_class.index(wanted.name)])
 
 
 def _line(ok: bool, path: str, m: Measurement, value: float) -> str:
@@ -294,7 +343,7 @@ def _recompute(run: Run, module: nn.Module, split: Split, runtime: Runtime, prog
     recipe, data = run.recipe, run.data
     d = recipe.data
     prepare = v2.Compose([v2.CenterCrop(list(d.size)), v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)])
-    batch_size = min(recipe.train.batch_size, EVALUATION_BATCH)
+    batch_size = run.record.evaluation_batch_size
     rows = []
     for begin in range(0, len(split), batch_size):
         chosen = range(begin, min(begin + batch_size, len(split)))
@@ -310,8 +359,6 @@ def _recompute(run: Run, module: nn.Module, split: Split, runtime: Runtime, prog
 
 # ── the promise ───────────────────────────────────────────────────────────────────────────────────────────────
 
-_ENVIRONMENT = ("device_class", "precision", "threads", "channels_last", "libraries")
-
 
 def _same_bits(run: Run, split: str, recomputed: Predictions) -> float | None:
     """Largest absolute difference of the logits to the saved ones; None when the saved ones cannot be compared."""
@@ -324,11 +371,11 @@ def _same_bits(run: Run, split: str, recomputed: Predictions) -> float | None:
     return float(np.abs(saved.astype(np.float64) - recomputed.logits).max(initial=0.0))
 
 
-def _promise(run: Run, runtime: Runtime, differences: list[float], whole: bool) -> str:
-    if whole and differences and max(differences) == 0.0:
+def _promise(run: Run, runtime: Runtime, differences: list[float]) -> str:
+    if differences and max(differences) == 0.0:
         return BIT_EQUAL
     now, then = describe(runtime), run.environment
-    return SAME_DEVICE if all(now[key] == then.get(key) for key in _ENVIRONMENT) else STATISTICAL
+    return SAME_DEVICE if all(now[key] == then.get(key) for key in DECIDES_BITS) else STATISTICAL
 
 
 def _promise_check(promise: str, found: list[float | None]) -> Check:

@@ -7,6 +7,7 @@ threads nor the size of the packs changes it.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,8 +53,21 @@ class Pack:
         return self.stop - self.start
 
 
-def epoch_windows(labels: np.ndarray, *, batch_size: int, seed: int, epoch: int, balanced: bool) -> list[Window]:
-    """All windows of an epoch; the last one may be short.
+def _cuts(n: int, size: int, no_single: bool) -> list[tuple[int, int]]:
+    """(start, stop) of n things in pieces of `size`; a last piece of one joins the piece before when `no_single`."""
+    edges = [*range(0, n, size), n]
+    if no_single and len(edges) > 2 and n - edges[-2] == 1:
+        del edges[-2]
+    return list(itertools.pairwise(edges))
+
+
+def num_windows(n: int, batch_size: int, *, no_single: bool) -> int:
+    """Steps of an epoch over n samples."""
+    return len(_cuts(n, batch_size, no_single))
+
+
+def epoch_windows(labels: np.ndarray, *, batch_size: int, seed: int, epoch: int, balanced: bool, no_single: bool = False) -> list[Window]:
+    """All windows of an epoch; the last one may be short, but with `no_single` (BatchNorm) not of one sample.
 
     balanced: n draws with replacement, each class with the same probability. A sample drawn for the k-th time in an
     epoch keys its random draws with sample + k n, so that repeats are augmented differently.
@@ -69,7 +83,7 @@ def epoch_windows(labels: np.ndarray, *, batch_size: int, seed: int, epoch: int,
     else:
         rows = permutation(seed, epoch, n)
         draws = rows
-    return [Window(epoch, index, rows[start : start + batch_size], draws[start : start + batch_size]) for index, start in enumerate(range(0, n, batch_size))]
+    return [Window(epoch, index, rows[start:stop], draws[start:stop]) for index, (start, stop) in enumerate(_cuts(n, batch_size, no_single))]
 
 
 def ordered_windows(n: int, batch_size: int) -> list[Window]:
@@ -92,8 +106,8 @@ class Reader:
     Use as a context manager: leaving it ends the threads.
     """
 
-    def __init__(self, pixels: Pixels, *, workers: int, partners: bool = False, pin: bool = False, ahead: int = 4) -> None:
-        self._pixels, self._partners, self._pin = pixels, partners, pin
+    def __init__(self, pixels: Pixels, *, workers: int, partners: bool = False, pin: bool = False, no_single: bool = False, ahead: int = 4) -> None:
+        self._pixels, self._partners, self._pin, self._no_single = pixels, partners, pin, no_single
         self._pool = ThreadPoolExecutor(workers) if workers else None
         self._depth = max(ahead, 2 * workers)
         self._queue: deque[tuple[tuple[int, int, int, int], Future[Pack]]] = deque()
@@ -112,13 +126,13 @@ class Reader:
         """Announce what will be asked for, in order; reading starts at once."""
         self._drop()
         self._micro = micro_batch_size
-        self._plan = ((w, s, min(s + micro_batch_size, len(w))) for w in windows for s in range(0, len(w), micro_batch_size))
+        self._plan = ((w, *cut) for w in windows for cut in _cuts(len(w), micro_batch_size, self._no_single))
         self._fill()
 
     def packs(self, window: Window, micro_batch_size: int) -> Iterator[Pack]:
         """The packs of one window. What was announced is ready; anything else is read now."""
-        for start in range(0, len(window), micro_batch_size):
-            yield self._get(window, start, min(start + micro_batch_size, len(window)))
+        for start, stop in _cuts(len(window), micro_batch_size, self._no_single):
+            yield self._get(window, start, stop)
 
     def _get(self, window: Window, start: int, stop: int) -> Pack:
         key = (window.epoch, window.index, start, stop)

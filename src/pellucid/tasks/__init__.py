@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from pellucid.data.dataset import Dataset, Split
@@ -13,7 +14,7 @@ from pellucid.data.loader import Pack, Window
 from pellucid.data.store import Pixels
 from pellucid.recipe import Recipe
 from pellucid.run import Measurement, Predictions, Run
-from pellucid.runtime import Runtime
+from pellucid.runtime import Runtime, start
 from pellucid.tasks import classification
 
 
@@ -31,7 +32,7 @@ class Task(Protocol):
     def loss(self, module: nn.Module, pack: Pack) -> tuple[Tensor, Tensor | None]: ...
 
     def predictions(
-        self, module: nn.Module, split: Split, pixels: Pixels, *, workers: int, progress: Callable[[str, int, int], None] | None = None
+        self, module: nn.Module, split: Split, pixels: Pixels, *, batch_size: int, workers: int, progress: Callable[[str, int, int], None] | None = None
     ) -> Predictions: ...
 
     def quick(self, predictions: Predictions) -> dict[str, float]: ...
@@ -55,15 +56,16 @@ def load_model(run: Run) -> nn.Module:
     return LOADERS[run.recipe.task](run)
 
 
+def runtime_of(run: Run) -> Runtime:
+    """The machine for a finished run: its own settings, on the CPU where its CUDA device is not there (the caller says so)."""
+    t = run.recipe.train
+    device = "cpu" if t.device == "cuda" and not torch.cuda.is_available() else t.device
+    return start(device=device, precision=t.precision, threads=run.environment["threads"], channels_last=t.channels_last)
+
+
 def predict(run: Run, images: Any, *, runtime: Runtime | None = None) -> list[Any]:
     """What the run's model says of images: paths, folders or PIL images."""
-    from pellucid.runtime import start
-
-    recipe = run.recipe
-    chosen = runtime or start(
-        device=recipe.train.device, precision=recipe.train.precision, threads=recipe.train.threads, channels_last=recipe.train.channels_last
-    )
-    return PREDICTORS[recipe.task](run, images, runtime=chosen)
+    return PREDICTORS[run.recipe.task](run, images, runtime=runtime or runtime_of(run))
 
 
 def confident_mistakes(predictions: Predictions, most: int) -> np.ndarray:

@@ -29,14 +29,13 @@ from pellucid.data.loader import Pack, Reader, Window, ordered_windows, pack_ima
 from pellucid.data.store import Pixels
 from pellucid.errors import DataError, MissingError
 from pellucid.intervals import bootstrap, wilson
-from pellucid.losses import balanced_class_weights, cross_entropy, soft_targets
+from pellucid.losses import balanced_class_weights, cross_entropy, soft_targets, target_weight
 from pellucid.models.backbones import Built, build_classifier
 from pellucid.models.weights import WeightsReport, load_weights, read_weights
 from pellucid.recipe import Recipe
 from pellucid.run import Measurement, Predictions, Run
 from pellucid.runtime import Runtime
 
-EVALUATION_BATCH = 64
 CALIBRATION_BINS = 15
 
 
@@ -68,7 +67,6 @@ class Classification:
         self._view = (recipe.data.size, tuple(mean), tuple(std))
         self._smoothing = recipe.loss.label_smoothing
         self._class_weights = _class_weights(recipe, dataset)
-        self._evaluation_batch = min(recipe.train.batch_size, EVALUATION_BATCH)
         if self._class_weights is not None:
             self._class_weights = self._class_weights.to(runtime.device)
 
@@ -84,8 +82,8 @@ class Classification:
         """
         if self._class_weights is None:
             return float(len(window))
-        weights = self._class_weights.cpu().double()
-        return float(weights[self._labels[torch.from_numpy(window.rows)]].sum())
+        labels = self._labels[torch.from_numpy(window.rows)]
+        return target_weight(soft_targets(labels, len(self._classes)), self._class_weights.cpu())
 
     def loss(self, module: nn.Module, pack: Pack) -> tuple[Tensor, Tensor | None]:
         """(summed loss, number of correct images) of a pack, on the device; no count when targets are mixed."""
@@ -110,16 +108,16 @@ class Classification:
 
     @torch.inference_mode()
     def predictions(
-        self, module: nn.Module, split: Split, pixels: Pixels, *, workers: int, progress: Callable[[str, int, int], None] | None = None
+        self, module: nn.Module, split: Split, pixels: Pixels, *, batch_size: int, workers: int, progress: Callable[[str, int, int], None] | None = None
     ) -> Predictions:
         """Logits of every sample of a split, once each, in its order. The module is put into eval mode and stays there."""
         module.eval()
         rows: list[Tensor] = []
-        windows = ordered_windows(len(split), self._evaluation_batch)
+        windows = ordered_windows(len(split), batch_size)
         with Reader(pixels, workers=workers) as reader:
-            reader.plan(windows, self._evaluation_batch)
+            reader.plan(windows, batch_size)
             for window in windows:
-                for pack in reader.packs(window, self._evaluation_batch):
+                for pack in reader.packs(window, batch_size):
                     rows.append(logits_of(module, pack.images, self._runtime, *self._view))
                 if progress is not None:
                     progress(f"evaluating {split.name}", window.index + 1, len(windows))
@@ -211,6 +209,10 @@ def _class_weights(recipe: Recipe, dataset: Dataset) -> Tensor | None:
         return balanced_class_weights(torch.from_numpy(counts))
     if len(given) != len(dataset.classes):
         raise DataError(f"loss.class_weights has {len(given)} numbers, the data has {len(dataset.classes)} classes: {', '.join(dataset.classes[:20])}")
+    counts = np.bincount(dataset.splits["train"].labels, minlength=len(given))
+    ignored = [name for name, weight, n in zip(dataset.classes, given, counts, strict=True) if n and not weight]
+    if ignored:
+        raise DataError(f"loss.class_weights is 0 for {', '.join(ignored[:20])}, which have training images; leave them out of the data, or give more than 0")
     return torch.tensor([float(w) for w in given])
 
 
@@ -246,8 +248,9 @@ def predict(run: Run, images: Any, *, runtime: Runtime) -> list[Prediction]:
     recipe, data = run.recipe, run.data
     module = runtime.place(load_model(run))
     predictions = []
-    for start in range(0, len(named), EVALUATION_BATCH):
-        chunk = named[start : start + EVALUATION_BATCH]
+    size = run.record.evaluation_batch_size
+    for start in range(0, len(named), size):
+        chunk = named[start : start + size]
         arrays = [resize(load(), recipe.data.size, recipe.data.fit, recipe.data.resize_size, recipe.data.interpolation) for _, load in chunk]
         logits = logits_of(module, pack_images(arrays), runtime, recipe.data.size, data.mean, data.std)
         for (name, _), row in zip(chunk, logits.double().softmax(1), strict=True):

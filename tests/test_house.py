@@ -23,7 +23,7 @@ LAYERS = (
     {"tasks"},
     {"inside", "data", "checkpoint", "optim", "figures", "export", "readings", "intervals", "progress", "tables", "run"},
     {"models", "losses", "recipe", "schema"},
-    {"errors", "runtime"},
+    {"errors", "runtime", "files"},
 )
 READERS = {"verify", "report", "compare", "explore"}  # of runs; they never train
 LOOP = {"train", "prepare", "results"}

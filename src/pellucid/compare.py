@@ -219,7 +219,8 @@ def _home(runs: Sequence[Run]) -> Path:
     """The folder that names a row: that of its seeds where there is one, else its first run's."""
     parents = {run.path.resolve().parent for run in runs}
     parent = next(iter(parents))
-    together = len(runs) > 1 and len(parents) == 1 and (parent / "seeds.json").is_file()
+    seeds = (parent / "seeds.json").is_file() or all(run.path.name.startswith("seed-") for run in runs)
+    together = len(runs) > 1 and len(parents) == 1 and seeds
     return parent if together else runs[0].path.resolve()
 
 

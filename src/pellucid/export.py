@@ -11,7 +11,6 @@ import contextlib
 import importlib.util
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.errors import MissingError, PellucidError, UsageError
+from pellucid.files import replacing
 from pellucid.models.weights import read_weights, save_weights
 
 TOLERANCE = 1e-3  # largest difference of logits, as a fraction of the largest logit
@@ -75,6 +75,7 @@ def export_onnx(
     """
     _require("onnx", "onnxscript", "onnxruntime")
     out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     if size > _LARGEST_ONNX:
         raise UsageError(f"{out}: {size / 1e9:.1f} GB of weights do not fit an ONNX file (2 GB at most). Use the format safetensors.")
@@ -87,7 +88,7 @@ def export_onnx(
         "output": "logits (B, C) in the order of class_names",
         **(metadata or {}),
     }
-    with _evaluating(module), _appearing(out) as temporary:
+    with _evaluating(module), replacing(out) as temporary:
         program = _trace(module, image_size, opset)
         program.model.metadata_props.update(facts)
         program.save(temporary, external_data=False)
@@ -103,8 +104,9 @@ def export_onnx(
 def export_safetensors(module: nn.Module, out: str | Path, metadata: Mapping[str, str] | None = None) -> ExportResult:
     """Write the weights of `module` and text about them, read back and compared bit for bit."""
     out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     own = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-    with _appearing(out, suffix=".safetensors") as temporary:
+    with replacing(out, suffix=".safetensors") as temporary:
         save_weights(own, temporary, metadata)
         written = read_weights(temporary)
         unequal = [name for name, tensor in own.items() if name not in written or not _same_bits(tensor, written[name])]
@@ -200,15 +202,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _appearing(out: Path, suffix: str = "") -> Iterator[Path]:
-    """A temporary path beside `out` that takes its place when the block ends without an error."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}{suffix}")
-    try:
-        yield temporary
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)

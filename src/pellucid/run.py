@@ -11,14 +11,12 @@ run.json           status, measurements, hashes    report.html          one file
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import hashlib
 import json
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +25,7 @@ import numpy as np
 
 from pellucid import recipe as recipes
 from pellucid.errors import RunError
+from pellucid.files import replacing
 
 RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
 
@@ -293,7 +292,7 @@ class Run:
     def write_data(self, data: DataRecord, samples: Mapping[str, Iterable[tuple[str, int, str]]]) -> None:
         write_json(self.path / "data.json", data)
         for split, rows in samples.items():
-            with _replacing(self.path / "samples" / f"{split}.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            with replacing(self.path / "samples" / f"{split}.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 writer.writerow(["file", "label", "hash"])
                 writer.writerows(rows)
@@ -305,18 +304,18 @@ class Run:
     def truncate_metrics(self, step: int, *, epoch_ended: bool) -> None:
         """Drop what a run resumed at `step` writes again: the lines after it, and those of an epoch that had not ended."""
         kept = [line for line in self.metrics() if line["step"] < step or (line["step"] == step and (epoch_ended or line["kind"] == "lr"))]
-        with _replacing(self.path / "metrics.jsonl") as temporary:
+        with replacing(self.path / "metrics.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write_predictions(self, split: str, predictions: Predictions, classes: list[str]) -> list[Path]:
         """The arrays as .npz and a table for readers as .csv; returns both files."""
         arrays = self.predictions_file(split)
-        with _replacing(arrays) as temporary, temporary.open("wb") as file:
+        with replacing(arrays) as temporary, temporary.open("wb") as file:
             names = np.array(predictions.files, dtype=np.str_)
             np.savez(file, name=names, label=predictions.labels, logits=predictions.logits)
         table = arrays.with_suffix(".csv")
         probabilities = predictions.probabilities()
-        with _replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
+        with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
             writer = csv.writer(text)
             writer.writerow(["file", "label", "prediction", "confidence"])
             for name, label, row in zip(predictions.files, predictions.labels, probabilities, strict=True):
@@ -398,18 +397,5 @@ def file_hash(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write a dataclass or a mapping as JSON through a temporary file and a rename, so that a reader sees all of it or none."""
     plain = asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -11,15 +11,13 @@ it did stands in a `WeightsReport`; what it cannot do without a random start som
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import pickle
 import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +31,7 @@ from torchvision.models.vision_transformer import VisionTransformer as Torchvisi
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from pellucid.errors import MissingError, WeightsError
+from pellucid.files import replacing
 
 WRAPPERS = (
     "state_dict",
@@ -375,19 +374,6 @@ def save_weights(weights: nn.Module | Mapping[str, Tensor], path: str | Path, me
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with _replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.write(memoryview(data)[8 + size :])
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

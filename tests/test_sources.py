@@ -540,3 +540,13 @@ def test_real_layouts_are_read_whole(real):
     flowers = load(source="table", train=real / "flowers/train.csv", val=real / "flowers/val.csv")
     assert (len(flowers.classes), len(flowers.splits["train"]), len(flowers.splits["val"])) == (17, 1088, 272)
     assert all(not problem.fatal for data in (clothing, pets, flowers) for problem in data.problems)
+
+
+def test_a_name_that_is_not_utf8_text_is_named(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+    with open(os.fsencode(tmp_path / "train" / "a") + b"/caf\xe9.png", "wb"):
+        pass
+    section = DataSection.model_validate({"source": "folder", "train": str(tmp_path / "train")})
+    with pytest.raises(DataError, match="is not UTF-8 text; rename it"):
+        load_dataset(section, seed=1)

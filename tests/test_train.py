@@ -333,3 +333,12 @@ def test_a_size_or_weights_that_do_not_fit_leave_no_folder(small_recipe: str, tm
         run_of(small_recipe, tmp_path / "weights", f"model.weights={tmp_path}/weights.pth")
     assert not (tmp_path / "levit").exists()
     assert not (tmp_path / "weights").exists()
+
+
+def test_an_average_with_a_long_memory_does_not_stay_at_the_random_start(small_recipe: str, tmp_path: Path) -> None:
+    """decay 0.9999 over 8 steps would keep 99.9 % of the initial weights; min(decay, (1 + t) / (10 + t)) does not."""
+    start = weights_of(run_of(small_recipe, tmp_path / "start", "train.phases.0.optimizer.lr=1e-30"))
+    plain = weights_of(run_of(small_recipe, tmp_path / "plain"))
+    averaged = weights_of(run_of(small_recipe, tmp_path / "averaged", "train.ema.decay=0.9999"))
+    share = float((averaged - start).norm() / (plain - start).norm())
+    assert 0.6 < share < 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 
 import numpy as np
 from torch import nn
@@ -95,8 +96,12 @@ def draw(t: Training, figures: bool) -> None:
     from pellucid.figures import write_run_figures  # matplotlib takes a second to import
 
     try:
-        if figures:
-            write_run_figures(t.run, lambda split, row: t.dataset.splits[split].open(row))
+        with warnings.catch_warnings(record=True) as told:
+            if figures:
+                write_run_figures(t.run, lambda split, row: t.dataset.splits[split].open(row))
+        if any("Glyph" in str(warning.message) for warning in told):
+            t.record.note("figures: the font lacks some characters of the class names; PNG and PDF show boxes there, SVG and the report do not")
+            t.run.write_record(t.record)
         t.run.report()
     except (PellucidError, OSError, ValueError) as error:
         t.record.note(f"figures or report could not be written: {error}")

@@ -231,6 +231,8 @@ def _files(root: Path) -> list[str]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
+                if any("\ud800" <= character <= "\udfff" for character in entry.name):  # bytes that are no text, as Python shows them
+                    raise DataError(f"{root / below}: the name {entry.name!r} is not UTF-8 text; rename it")
                 (waiting if entry.is_dir() else found).append(f"{below}/{entry.name}" if below else entry.name)
     return sorted(found)
 

@@ -37,9 +37,11 @@ class Progress:
         now = time.monotonic()
         started, before = self._started.setdefault(what, (now, done))
         finished = done >= total
+        if finished:
+            del self._started[what]  # the next job of that name starts its own clock
         if not finished and now - self._last < (0.1 if self._live else INTERVAL):
             return
-        if not self._live and finished and now - started < 1.0:
+        if not self._live and now - started < 1.0:
             return  # done before anybody would have looked
         self._last = now
         if self._live:

@@ -402,3 +402,18 @@ def test_an_edited_interval_or_seed_is_a_mismatch(copied_run: Path) -> None:
     [line] = [c.line for c in found.checks if not c.ok]
     assert line.startswith("MISMATCH val/accuracy: interval ")
     assert "seed 7 reported" in line
+
+
+def test_a_model_that_answers_exactly_one_in_three_verifies() -> None:
+    """1/3 is an edge of 15 bins: half of these logits are zero, half differ from zero by rounding."""
+    logits = np.zeros((40, 3), np.float32)
+    logits[20:, 0] = 1e-7
+    predictions = Predictions([str(i) for i in range(40)], np.arange(40) % 3, logits)
+    reported = {m.name: m.value for m in measure(predictions, classes=("a", "b", "c"), split="val", seed=1, note="")}
+    found = recompute(predictions)
+    assert found["calibration_error"] == pytest.approx(reported["calibration_error"], abs=1e-9)
+    confidence = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum(axis=1, keepdims=True)
+    below, above = slice(0, 20), slice(20, 40)
+    right = logits.argmax(axis=1) == predictions.labels
+    expected = sum(abs(right[half].sum() - confidence[half].max(axis=1).sum()) for half in (below, above)) / 40
+    assert reported["calibration_error"] == pytest.approx(expected, abs=1e-9)

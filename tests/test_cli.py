@@ -226,8 +226,8 @@ def test_an_interrupt_is_exit_130_and_resume_gives_the_same_bits(pellucid: Comma
     script = """
 import os, signal, sys
 from pellucid.cli import main
-import pellucid.train as _
-loop = sys.modules["pellucid.train"]
+import pellucid.loop as _
+loop = sys.modules["pellucid.loop"]
 after = loop._after_step
 def interrupted(t, *rest):
     after(t, *rest)

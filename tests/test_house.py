@@ -19,14 +19,14 @@ ROOT = Path(pellucid.__file__).parent
 # Top to bottom. A module may import from its own layer and from those below; everything has a place here.
 LAYERS = (
     {"cli", "__main__"},
-    {"report", "explore", "verify", "compare", "study", "train", "prepare", "results", "plan", "evaluate", "doctor"},
+    {"report", "explore", "verify", "compare", "study", "train", "loop", "step", "trial", "prepare", "results", "plan", "evaluate", "doctor"},
     {"tasks"},
-    {"inside", "data", "checkpoint", "optim", "figures", "export", "readings", "intervals", "progress", "tables", "run"},
+    {"inside", "data", "checkpoint", "optim", "figures", "export", "readings", "intervals", "progress", "tables", "run", "memory"},
     {"models", "losses", "recipe", "schema"},
-    {"errors", "runtime", "files"},
+    {"errors", "runtime", "distributed", "files"},
 )
 READERS = {"verify", "report", "compare", "explore"}  # of runs; they never train
-LOOP = {"train", "prepare", "results"}
+LOOP = {"train", "loop", "step", "trial", "prepare", "results"}
 
 
 def module_name(file: Path) -> str:

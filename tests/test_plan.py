@@ -9,7 +9,8 @@ from torch import nn
 
 from pellucid import recipe as recipes
 from pellucid.errors import PellucidError
-from pellucid.plan import Plan, _fitting_micro, _forward_cost, plan
+from pellucid.memory import StepMemory, fitting_micro_batch, forward_cost
+from pellucid.plan import Plan, plan
 from pellucid.run import Run
 
 TWO_PHASES = "train.phases=[{epochs: 3, optimizer: {name: adam, lr: 1e-3}, schedule: {name: noam, warmup_steps: 4}}, {epochs: 2, optimizer: {name: sgd, lr: 0.01, sam: {rho: 0.1}}}]"
@@ -80,7 +81,7 @@ def square(small_recipe: str, tmp_path: Path) -> recipes.Recipe:
 def test_activations_and_operations_of_a_small_network_add_up(square: recipes.Recipe) -> None:
     """Kept for the backward pass: the image (convolution) and the output of ReLU (ReLU and linear layer share it)."""
     module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 256, 5))
-    found, operations = _forward_cost(module, square, [])
+    found, operations = forward_cost(module, square, [])
     assert found == 4 * (3 * 256 + 8 * 256)
     assert operations == 2 * (256 * 8 * 3 * 9 + 8 * 256 * 5)
     assert all(p.device.type == "cpu" for p in module.parameters()), "the model itself stays where it was"
@@ -88,23 +89,23 @@ def test_activations_and_operations_of_a_small_network_add_up(square: recipes.Re
 
 def test_weights_are_not_counted_as_activations(square: recipes.Recipe) -> None:
     module = nn.Sequential(nn.Flatten(), *[nn.Linear(768, 768) for _ in range(6)])
-    assert _forward_cost(module, square, [])[0] == 6 * 768 * 4
+    assert forward_cost(module, square, [])[0] == 6 * 768 * 4
 
 
 def test_reduced_precision_halves_the_activations(square: recipes.Recipe) -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(768, 4))
     half = square.model_copy(update={"train": square.train.model_copy(update={"precision": "bf16"})})
-    assert _forward_cost(module, half, [])[0] * 2 == _forward_cost(module, square, [])[0] == 768 * 4
+    assert forward_cost(module, half, [])[0] * 2 == forward_cost(module, square, [])[0] == 768 * 4
 
 
 def test_a_model_that_cannot_take_the_images_is_an_error_with_their_size(square: recipes.Recipe) -> None:
     with pytest.raises(PellucidError, match="timm/test_vit does not run on images of 16x16 pixels"):
-        _forward_cost(nn.Sequential(nn.Flatten(), nn.Linear(10, 2)), square, [])
+        forward_cost(nn.Sequential(nn.Flatten(), nn.Linear(10, 2)), square, [])
 
 
-@pytest.mark.parametrize(("room", "expected"), [(16 * 1000 / 0.9 + 1, 16), (16 * 1000 / 0.9 - 1, 8), (4500, 4), (3000, 2), (100, 1), (-5, 1)])
-def test_the_micro_batch_is_the_largest_halving_that_fits(square: recipes.Recipe, room: float, expected: int) -> None:
-    assert _fitting_micro(square, int(room), 1000) == expected
+@pytest.mark.parametrize(("room", "expected"), [(16100 / 0.9 + 1, 16), (16100 / 0.9 - 1, 8), (4600, 4), (3000, 2), (100, 1), (0, 1)])
+def test_the_micro_batch_is_the_largest_halving_that_fits(room: float, expected: int) -> None:
+    assert fitting_micro_batch(16, StepMemory(100, 0, 0, 0, 0, 1000), int(room)) == expected
 
 
 def test_a_given_micro_batch_is_kept(small_recipe: str, tmp_path: Path) -> None:

@@ -41,9 +41,7 @@ def test_published_weights_beat_random_ones_on_photographs(name: str, photograph
 
 def test_runs_killed_at_ten_random_moments_resume_to_the_same_bits(small_recipe: str, small_run: Path, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(small_recipe)
-    script = (
-        "import pellucid.train, sys; loop = sys.modules['pellucid.train']; loop.CHECKPOINT_SECONDS = 0.0; loop.train(sys.argv[1], out=sys.argv[2], quiet=True)"
-    )
+    script = "import pellucid, sys; pellucid.train(sys.argv[1], overrides=['train.checkpoint_seconds=0'], out=sys.argv[2], quiet=True)"
     moments = random.Random(0)
     for i in range(10):
         folder = tmp_path / f"killed-{i}"

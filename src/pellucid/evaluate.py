@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pellucid.data.dataset import Split
+from pellucid.data.loader import ordered_windows
 from pellucid.data.sources import load_dataset
 from pellucid.data.store import Resizing, Stream
 from pellucid.errors import DataError, UsageError
@@ -38,7 +39,8 @@ def evaluate(run: Run, data: str, *, progress: Callable[[str, int, int], None] |
     d = recipe.data
     pixels = Stream(split, Resizing(d.size, d.fit, d.resize_size, d.interpolation), None)
     module = runtime.place(load_model(run))
-    predictions = task.predictions(module, split, pixels, batch_size=run.record.evaluation_batch_size, workers=d.workers, progress=progress)
+    windows = ordered_windows(len(split), run.record.evaluation_batch_size)
+    predictions = task.predictions(module, split, pixels, windows, workers=d.workers, progress=progress)
     left_out = f"; {len(dataset.skipped)} bad images left out" if dataset.skipped else ""
     return task.measure(predictions, "data", f"weights of {run.name}, {run.record.selected}{left_out}")
 

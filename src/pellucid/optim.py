@@ -90,6 +90,13 @@ def build_optimizer(groups: list[dict[str, Any]], settings: OptimizerSection) ->
             return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True)
 
 
+def drop_unfinished_state(optimizer: torch.optim.Optimizer) -> None:
+    """Forget the moments that an optimiser was still making when memory ran out, so that its next step makes them again."""
+    wanted = 0 if isinstance(optimizer, torch.optim.SGD) else 3  # step and two moments
+    for parameter in [parameter for parameter, state in optimizer.state.items() if len(state) < wanted]:
+        del optimizer.state[parameter]
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
@@ -129,8 +136,12 @@ def sam_perturb(parameters: list[Tensor], *, rho: float, adaptive: bool) -> list
     saved = [(p, p.detach().clone()) for p, _ in moved]
     directions = [g * p.abs() if adaptive else g for p, g in moved]
     scale = rho / (global_norm(directions) + 1e-12)
-    for (parameter, _), direction in zip(moved, directions, strict=True):
-        parameter.add_((direction * parameter.abs() if adaptive else direction) * scale)
+    try:
+        for (parameter, _), direction in zip(moved, directions, strict=True):
+            parameter.add_((direction * parameter.abs() if adaptive else direction) * scale)
+    except RuntimeError:  # out of memory half way
+        sam_restore(saved)
+        raise
     return saved
 
 

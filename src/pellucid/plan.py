@@ -13,19 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pellucid import recipe as recipes
 from pellucid.data.dataset import Dataset
 from pellucid.data.sources import load_dataset
-from pellucid.errors import PellucidError
+from pellucid.memory import fitting_micro_batch, forward_cost, step_memory
 from pellucid.models import set_trainable, train_mode
 from pellucid.optim import learning_rate
 from pellucid.recipe import Recipe
 from pellucid.runtime import Runtime, free_memory, start
 from pellucid.tasks import MODELS
 
-_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
 TIMED_IMAGES = 4
 
 
@@ -76,15 +75,10 @@ def plan(recipe: Recipe, *, timing: bool = True, progress: Callable[[str, int, i
     built, _ = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=False)
     frozen = set_trainable(built.module, recipe.model.freeze, built.classifier)
     params = list(built.module.parameters())
-    trainable = sum(p.numel() for p in params if p.requires_grad)
-    weights_bytes = sum(v.numel() * v.element_size() for v in built.module.state_dict().values())
-    moments = max(_MOMENTS[phase.optimizer.name] for phase in t.phases)
-    sam = any(phase.optimizer.sam for phase in t.phases)
-    average = weights_bytes if t.ema else 0
-    activations, flops = _forward_cost(built.module, recipe, frozen)
-    fixed = weights_bytes + average + trainable * 4 * (1 + moments + sam)
+    activations, flops = forward_cost(built.module, recipe, frozen)
+    memory = step_memory(built.module, recipe, activations)
     free = free_memory(runtime.device)
-    micro = _fitting_micro(recipe, free - fixed, activations)
+    micro = fitting_micro_batch(t.batch_size, memory, free) if t.micro_batch_size == "auto" else min(t.micro_batch_size, t.batch_size)
     steps_per_epoch = math.ceil(len(dataset.splits["train"]) / t.batch_size)
     per_image = _seconds_per_image(built.module, recipe, runtime, frozen) if timing else None
     passes = sum(phase.epochs * (2 if phase.optimizer.sam else 1) for phase in t.phases)
@@ -92,8 +86,8 @@ def plan(recipe: Recipe, *, timing: bool = True, progress: Callable[[str, int, i
     seconds = None if per_image is None else per_image * (passes * len(dataset.splits["train"]) + validation)
     return Plan(
         len(dataset.classes), {name: len(split) for name, split in dataset.splits.items()}, steps_per_epoch, recipe.epochs * steps_per_epoch,
-        tuple(_phase_plan(phase, steps_per_epoch) for phase in t.phases), sum(p.numel() for p in params), trainable, weights_bytes,
-        weights_bytes + average + trainable * 4 * moments, fixed, activations, micro, fixed + micro * activations, free, flops, per_image, seconds,
+        tuple(_phase_plan(phase, steps_per_epoch) for phase in t.phases), sum(p.numel() for p in params), sum(p.numel() for p in params if p.requires_grad),
+        memory.weights, memory.checkpoint, memory.fixed, activations, micro, memory.total(micro), free, flops, per_image, seconds,
         str(runtime.device), tuple(_notes(recipe, dataset, built.notes)), recipes.to_yaml(recipe),
     )  # fmt: skip
 
@@ -115,51 +109,6 @@ def _notes(recipe: Recipe, dataset: Dataset, built: Any) -> list[str]:
     if len(dataset.problems) > 10:
         notes.append(f"and {len(dataset.problems) - 10} more findings: `pellucid data check RECIPE` lists them")
     return notes
-
-
-def _fitting_micro(recipe: Recipe, room: int, activations: int) -> int:
-    """The recipe's micro-batch, or for auto the largest halving of the batch that fits into nine tenths of the room."""
-    wanted = recipe.train.micro_batch_size
-    if wanted != "auto":
-        return min(wanted, recipe.train.batch_size)
-    micro = recipe.train.batch_size
-    while micro > 1 and micro * activations > 0.9 * room:
-        micro = math.ceil(micro / 2)
-    return micro
-
-
-def _forward_cost(module: nn.Module, recipe: Recipe, frozen: list[str]) -> tuple[int, int]:
-    """(bytes that autograd keeps for one image, multiply-adds times two of one forward pass), counted on the meta device.
-
-    Two images are run and halved: BatchNorm after global pooling refuses a batch of one.
-    """
-    from copy import deepcopy
-
-    from torch.utils.flop_counter import FlopCounterMode
-
-    meta = deepcopy(module).to("meta")
-    train_mode(meta, frozen)
-    storages: dict[int, int] = {}
-    own = {id(p.untyped_storage()) for p in meta.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if not isinstance(tensor, nn.Parameter) and id(storage) not in own:
-            storages[storage._cdata] = storage.nbytes()
-        return tensor
-
-    images = torch.zeros((2, 3, *recipe.data.size), device="meta")
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), FlopCounterMode(display=False) as counter:
-            output = meta(images)
-    except (NotImplementedError, RuntimeError) as error:
-        height, width = recipe.data.size
-        raise PellucidError(f"{recipe.model.name} does not run on images of {height}x{width} pixels: {str(error).splitlines()[0]}") from None
-    del output
-    halved = sum(storages.values()) // 2
-    if recipe.train.precision != "fp32":
-        halved //= 2
-    return halved, counter.get_total_flops() // 2
 
 
 def _seconds_per_image(module: nn.Module, recipe: Recipe, runtime: Runtime, frozen: list[str]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,28 +16,41 @@ from pellucid.data.draws import derived_seed
 from pellucid.data.loader import Window, num_windows
 from pellucid.data.sources import load_dataset
 from pellucid.data.store import Pixels, Resizing, channel_statistics, open_pixels
-from pellucid.errors import UsageError
+from pellucid.distributed import Processes
+from pellucid.errors import PellucidError, UsageError
+from pellucid.memory import fitting_micro_batch, forward_cost, step_memory
 from pellucid.models import Built, set_trainable
+from pellucid.models.recompute import recompute_blocks
 from pellucid.optim import schedule_notes
 from pellucid.progress import Progress
 from pellucid.recipe import Recipe
 from pellucid.run import DataProblem, DataRecord, Run, RunRecord
-from pellucid.runtime import Runtime, describe, seed_torch, start
+from pellucid.runtime import Runtime, describe, free_memory, seed_torch, start
 from pellucid.tasks import MODELS, Task, build_task
 
 EVALUATION_BATCH = 64
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What the packs of a window sum to in this process, on the device: loss, correct images, images of which that can be said."""
+
+    loss: Tensor
+    correct: Tensor | None
+    counted: int
+    took_part: bool = True
+
+
 @dataclass
 class Tally:
-    """Sums over an epoch so far, on the device until somebody reads them."""
+    """Sums over an epoch so far; those of the last steps stay on the device until somebody reads them."""
 
     loss: float = 0.0
     weight: float = 0.0
     correct: int = 0
     counted: int = 0
     seconds: float = 0.0
-    pending: list[tuple[Window, Tensor, Tensor | None, float]] = field(default_factory=list)
+    pending: list[tuple[Window, Sums, float]] = field(default_factory=list)
 
     def state(self) -> dict[str, float]:
         return {"loss": self.loss, "weight": self.weight, "correct": self.correct, "counted": self.counted, "seconds": self.seconds}
@@ -57,6 +71,22 @@ class Position:
     tally: Tally = field(default_factory=Tally)
 
 
+class Buffers:
+    """The buffers of a module (running statistics), of which one state can be kept and restored."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._live = list(module.buffers())
+        self._kept = [torch.empty_like(buffer) for buffer in self._live]
+
+    def keep(self) -> None:
+        if self._live:
+            torch._foreach_copy_(self._kept, self._live)
+
+    def restore(self) -> None:
+        if self._live:
+            torch._foreach_copy_(self._live, self._kept)
+
+
 @dataclass
 class Training:
     """Everything that the loop works with."""
@@ -73,12 +103,29 @@ class Training:
     average: nn.Module | None
     progress: Progress
     micro: int
+    activations: int | None  # bytes for each image of a micro-batch; None where they could not be counted
     at: Position = field(default_factory=Position)
-    forward: Callable[..., Any] = field(init=False)
+    batch_norm: bool = field(init=False)
+    synchronized: bool = field(init=False)
+    random: bool = field(init=False)  # whether a forward pass draws (dropout)
     last_checkpoint: float = field(default_factory=time.monotonic)
+    forward: Callable[..., Any] = field(init=False)
+    # What every step needs and a walk over the model finds; parameters and buffers stay the same objects throughout.
+    buffers: Buffers = field(init=False)
+    running: list[Tensor] = field(init=False)  # running mean and variance of each BatchNorm
+    averaged: tuple[list[Tensor], list[Tensor]] | None = field(init=False, default=None)  # the average's tensors and those that they follow
 
     def __post_init__(self) -> None:
-        self.forward = torch.compile(self.built.module) if self.recipe.train.compile else self.built.module
+        module = self.built.module
+        self.forward = torch.compile(module) if self.recipe.train.compile else module
+        self.buffers = Buffers(module)
+        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.running = [stat for m in norms for stat in (m.running_mean, m.running_var) if stat is not None]
+        self.batch_norm = bool(norms)  # then no pack and no window may hold one image alone
+        self.synchronized = self.batch_norm and self.recipe.train.sync_batch_norm and not self.runtime.processes.alone
+        self.random = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in module.modules())
+        if self.average is not None:
+            self.averaged = list(self.average.state_dict().values()), list(module.state_dict().values())
 
     @property
     def module(self) -> nn.Module:
@@ -90,9 +137,22 @@ class Training:
         return self.average if self.average is not None else self.built.module
 
     @property
-    def batch_norm(self) -> bool:
-        """Whether the model takes statistics over a batch: then no pack and no window may hold one image alone."""
-        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.built.module.modules())
+    def first(self) -> bool:
+        """Whether this process writes the run folder."""
+        return self.runtime.processes.first
+
+    def rebuild(self, recipe: Recipe) -> nn.Module:
+        """A fresh model of another recipe for the same data."""
+        return MODELS[recipe.task](recipe, len(self.dataset.classes), start_weights=False)[0].module
+
+    def log(self, line: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        if self.first:
+            self.run.append_metrics(line)
+
+    def write_record(self) -> None:
+        if self.first:
+            self.run.write_record(self.record)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -108,12 +168,19 @@ class Prepared:
     pixels: dict[str, Pixels]
     built: Built
     frozen: list[str]
+    activations: int | None  # bytes for each image of a micro-batch; None where they could not be counted
 
 
-def prepare(recipe: Recipe, record: RunRecord, progress: Progress, *, start_weights: bool) -> Prepared:
+def prepare(recipe: Recipe, record: RunRecord, progress: Progress, processes: Processes, *, start_weights: bool) -> Prepared:
     """Read the data and build the model; what was decided on the way is noted. The initial weights are a function of the seed alone."""
+    t = recipe.train
+    runtime = start(device=t.device, precision=t.precision, threads=t.threads, channels_last=t.channels_last, processes=processes)
+    with processes.one_at_first():
+        return _prepare(recipe, record, progress, runtime, start_weights)
+
+
+def _prepare(recipe: Recipe, record: RunRecord, progress: Progress, runtime: Runtime, start_weights: bool) -> Prepared:
     t, d = recipe.train, recipe.data
-    runtime = start(device=t.device, precision=t.precision, threads=t.threads, channels_last=t.channels_last)
     dataset = load_dataset(d, seed=recipe.seed, progress=progress)
     if "val" not in dataset.splits and (t.keep == "best" or t.early_stop is not None):
         raise UsageError(f"train.{'keep: best' if t.keep == 'best' else 'early_stop'} needs a val split, and the data has {', '.join(dataset.splits)}.")
@@ -124,6 +191,9 @@ def prepare(recipe: Recipe, record: RunRecord, progress: Progress, *, start_weig
     frozen = set_trainable(built.module, recipe.model.freeze, built.classifier)
     runtime.place(built.module)
     _try_model(built.module, recipe, runtime)
+    activations = _count_activations(built.module, recipe, frozen, record)
+    if t.activation_checkpointing:
+        _recompute(built.module, recipe, record)
     resizing = Resizing(d.size, d.fit, d.resize_size, d.interpolation)
     pixels = {
         name: open_pixels(split, resizing, limit_bytes=d.store.limit_gb * 1e9, directory=d.store.directory, workers=d.workers, progress=progress)
@@ -136,7 +206,7 @@ def prepare(recipe: Recipe, record: RunRecord, progress: Progress, *, start_weig
         record.note(line)
     for file in dataset.skipped:
         record.note(f"left out: {file} (bad image, data.on_bad: skip)")
-    return Prepared(dataset, runtime, pixels, built, frozen)
+    return Prepared(dataset, runtime, pixels, built, frozen, activations)
 
 
 def _data_notes(dataset: Dataset) -> list[str]:
@@ -158,26 +228,75 @@ def assemble(run: Run, record: RunRecord, recipe: Recipe, prepared: Prepared, pr
         average = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=False)[0].module
         average.load_state_dict(built.module.state_dict())
         runtime.place(average).eval()
-    wanted = recipe.train.micro_batch_size
-    micro = recipe.train.batch_size if wanted == "auto" else min(wanted, recipe.train.batch_size)
-    training = Training(run, record, recipe, runtime, dataset, prepared.pixels, task, built, prepared.frozen, average, progress, micro)
-    if micro < recipe.train.batch_size and training.batch_norm:
-        record.note(f"BatchNorm sees micro-batches of {micro} images, not the batch of {recipe.train.batch_size}")
-    if training.batch_norm and len(dataset.splits["train"]) % recipe.train.batch_size == 1:
-        record.note("the last image of an epoch would be a batch of one, from which BatchNorm takes no statistics: it joins the window before")
-    record.evaluation_batch_size = min(EVALUATION_BATCH, micro)
+    micro = _first_micro_batch(recipe, record, runtime, built.module, prepared.activations)
+    training = Training(run, record, recipe, runtime, dataset, prepared.pixels, task, built, prepared.frozen, average, progress, micro, prepared.activations)
+    for line in _batch_norm_notes(training):
+        record.note(line)
+    # A power of two: halved for want of memory, the batches of an evaluation still begin where they began.
+    record.evaluation_batch_size = 1 << (min(EVALUATION_BATCH, micro).bit_length() - 1)
     record.total_steps = recipe.epochs * training.steps_per_epoch
     record.num_params = sum(p.numel() for p in built.module.parameters())
-    run.write_environment(describe(runtime))
-    run.write_data(
-        DataRecord(
-            recipe.data.source, list(dataset.classes), {name: split.record(len(dataset.classes)) for name, split in dataset.splits.items()},
-            dataset.problems, dataset.skipped, mean, std, source,
-        ),
-        {name: split.rows() for name, split in dataset.splits.items()},
-    )  # fmt: skip
-    run.write_record(record)
+    if training.first:
+        run.write_environment(describe(runtime))
+        run.write_data(
+            DataRecord(
+                recipe.data.source, list(dataset.classes), {name: split.record(len(dataset.classes)) for name, split in dataset.splits.items()},
+                dataset.problems, dataset.skipped, mean, std, source,
+            ),
+            {name: split.rows() for name, split in dataset.splits.items()},
+        )  # fmt: skip
+    training.write_record()
     return training
+
+
+def _first_micro_batch(recipe: Recipe, record: RunRecord, runtime: Runtime, module: nn.Module, activations: int | None) -> int:
+    """The micro-batch to begin with: the recipe's, else the share of this process.
+
+    On the CPU, where a system without memory ends the process instead of refusing, at most what fits by count.
+    """
+    wanted, share = recipe.train.micro_batch_size, math.ceil(recipe.train.batch_size / runtime.processes.size)
+    if wanted != "auto":
+        return min(wanted, share)
+    if activations is None or runtime.device.type != "cpu":
+        return share
+    memory, free = step_memory(module, recipe, activations), free_memory(runtime.device)
+    micro = fitting_micro_batch(share, memory, free)
+    if micro < share:
+        record.note(
+            f"the micro-batch begins at {micro}: {share} images would need about {memory.total(share) / 1e9:.1f} GB, {free / 1e9:.1f} GB are free. "
+            f"For the same bits on a machine with more memory set train.micro_batch_size: {micro}"
+        )
+    return micro
+
+
+def _batch_norm_notes(t: Training) -> list[str]:
+    """What BatchNorm sees where that is not the batch."""
+    if not t.batch_norm:
+        return []
+    notes, batch = [], t.recipe.train.batch_size
+    seen = t.micro * (t.runtime.processes.size if t.synchronized else 1)
+    if seen < batch:
+        notes.append(f"BatchNorm sees micro-batches of {seen} images, not the batch of {batch}")
+    if not t.runtime.processes.alone and not t.synchronized:
+        notes.append("running statistics are the mean of those of the processes (train.sync_batch_norm: true takes them over all images)")
+    if len(t.dataset.splits["train"]) % batch == 1:
+        notes.append("the last image of an epoch would be a batch of one, from which BatchNorm takes no statistics: it joins the window before")
+    return notes
+
+
+def _count_activations(module: nn.Module, recipe: Recipe, frozen: list[str], record: RunRecord) -> int | None:
+    try:
+        return forward_cost(module, recipe, frozen)[0]
+    except PellucidError as error:  # a model that does not run on the meta device
+        record.note(f"the memory of a step could not be counted beforehand ({error}); the micro-batch is found by trial")
+        return None
+
+
+def _recompute(module: nn.Module, recipe: Recipe, record: RunRecord) -> None:
+    found = recompute_blocks(module)
+    if not found:
+        raise UsageError(f"train.activation_checkpointing: {recipe.model.name} has no repeated blocks to compute again. Set it to false.")
+    record.note(f"activation checkpointing: {len(found)} blocks compute their activations again in the backward pass, {found[0]} to {found[-1]}")
 
 
 def _try_model(module: nn.Module, recipe: Recipe, runtime: Runtime) -> None:

@@ -30,6 +30,10 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def due(self, done: int, total: int) -> bool:
+        """Whether a call now would say something, for callers whose text takes time to make."""
+        return not self._quiet and (done in (1, total) or time.monotonic() - self._last >= (0.1 if self._live else INTERVAL))
+
     def __call__(self, what: str, done: int, total: int, detail: str = "") -> None:
         """`done` of `total` of the job named `what`; cheap enough to call at every step."""
         if self._quiet:

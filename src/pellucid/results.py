@@ -9,53 +9,74 @@ import numpy as np
 from torch import nn
 
 import pellucid
+from pellucid.data.loader import Window, ordered_windows, smaller
 from pellucid.errors import DivergedError, OutOfMemoryError, PellucidError
+from pellucid.memory import no_room
 from pellucid.models import read_weights, save_weights
 from pellucid.prepare import Training
-from pellucid.recipe import Recipe
 from pellucid.run import Predictions, file_hash
-from pellucid.runtime import Runtime, out_of_memory
+from pellucid.runtime import out_of_memory
 from pellucid.tasks import confident_mistakes
 
 THUMBNAILS = 16
 
 
-def predict_split(t: Training, module: nn.Module, split: str) -> Predictions:
-    """Logits of a split, in batches that shrink when memory runs out. DivergedError when a logit is NaN or infinite."""
-    while True:
-        try:
-            predictions = t.task.predictions(
-                module, t.dataset.splits[split], t.pixels[split], batch_size=t.record.evaluation_batch_size, workers=t.recipe.data.workers, progress=t.progress
-            )
-            break
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            if t.record.evaluation_batch_size == 1:
-                raise OutOfMemoryError(no_room(t.recipe, t.runtime)) from None
-            t.record.evaluation_batch_size //= 2
-            t.record.note(f"memory ran out in the evaluation: it takes {t.record.evaluation_batch_size} images at once since step {t.at.step}")
-    bad = ~np.isfinite(predictions.logits).all(axis=1)
-    if bad.any():
-        first = predictions.files[int(bad.argmax())]
-        raise DivergedError(
-            f"after step {t.at.step:,} the model gives NaN or infinite logits for {int(bad.sum())} of {len(bad)} {split} images, {first} the first: "
-            "the weights have diverged. Remedies: a lower train.phases.*.optimizer.lr, a schedule with warmup_steps, train.clip_grad_norm: 1.0."
-        )
+def predict_split(t: Training, module: nn.Module, split: str) -> Predictions | None:
+    """Predictions for every sample of a split once, in its order, in the first process; None in the others.
+
+    The processes take turns with whole batches, so that each batch has the bits that it has in one process. Batches
+    shrink when memory runs out. DivergedError when a logit is NaN or infinite.
+    """
+    processes = t.runtime.processes
+    windows = ordered_windows(len(t.dataset.splits[split]), t.record.evaluation_batch_size)[processes.rank :: processes.size]
+    mine = _predict_windows(t, module, split, windows)
+    t.record.evaluation_batch_size = -int(processes.largest(-t.record.evaluation_batch_size)[0])
+    parts = processes.gather((np.concatenate([w.rows for w in windows] or [np.empty(0, np.int64)]), mine))
+    predictions = _in_order(parts) if processes.first else None
+    problem = processes.told(_diverged(t, split, predictions) if predictions is not None else None)
+    if problem:
+        raise DivergedError(problem)
     return predictions
 
 
-def no_room(recipe: Recipe, runtime: Runtime) -> str:
-    """The message of an OutOfMemoryError, with what would fit."""
-    height, width = recipe.data.size
+def _predict_windows(t: Training, module: nn.Module, split: str, windows: list[Window]) -> Predictions:
+    """Predictions for some windows of a split, in batches that shrink when memory runs out."""
+    while True:
+        try:
+            return t.task.predictions(module, t.dataset.splits[split], t.pixels[split], windows, workers=t.recipe.data.workers, progress=t.progress)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        if t.record.evaluation_batch_size == 1:
+            raise OutOfMemoryError(no_room(t.recipe, t.runtime, t.rebuild))
+        t.record.evaluation_batch_size //= 2
+        t.runtime.free_cached()
+        t.record.note(f"memory ran out in the evaluation: it takes {t.record.evaluation_batch_size} images at once since step {t.at.step}")
+        windows = smaller(windows, t.record.evaluation_batch_size)
+
+
+def _in_order(parts: list[tuple[np.ndarray, Predictions]]) -> Predictions:
+    """One table of what the processes found, in the order of the split."""
+    rows = np.concatenate([rows for rows, _ in parts])
+    order = np.argsort(rows, kind="stable")
+    files = [name for _, part in parts for name in part.files]
+    labels, logits = (np.concatenate([getattr(part, name) for _, part in parts])[order] for name in ("labels", "logits"))
+    return Predictions([files[i] for i in order], labels, logits)
+
+
+def _diverged(t: Training, split: str, predictions: Predictions) -> str | None:
+    bad = ~np.isfinite(predictions.logits).all(axis=1)
+    if not bad.any():
+        return None
+    first = predictions.files[int(bad.argmax())]
     return (
-        f"no memory for one image of {height}x{width} pixels on {runtime.device}. "
-        "A smaller data.image_size, train.precision: bf16 or a smaller model would fit."
+        f"after step {t.at.step:,} the model gives NaN or infinite logits for {int(bad.sum())} of {len(bad)} {split} images, {first} the first: "
+        "the weights have diverged. Remedies: a lower train.phases.*.optimizer.lr, a schedule with warmup_steps, train.clip_grad_norm: 1.0."
     )
 
 
 def report_numbers(t: Training) -> None:
-    """Write the final weights, then predict and measure with them."""
+    """Write the final weights, then predict and measure with them: every process predicts, the first one writes."""
     module, selected = t.evaluated, "last epoch"
     if t.recipe.train.keep == "best" and t.run.best_weights.exists():
         module.load_state_dict(read_weights(t.run.best_weights), strict=True)
@@ -64,15 +85,20 @@ def report_numbers(t: Training) -> None:
     if t.average is not None:
         selected += ", moving average of the weights"
     t.record.selected = selected
-    save_weights(module, t.run.final_weights, {"pellucid": pellucid.__version__, "task": t.recipe.task, "model": t.recipe.model.name})
+    if t.first:
+        save_weights(module, t.run.final_weights, {"pellucid": pellucid.__version__, "task": t.recipe.task, "model": t.recipe.model.name})
     files = [t.run.final_weights]
     t.record.measurements = []
     for name in [s for s in ("test", "val") if s in t.dataset.splits]:  # the headline is the split that chose nothing
         predictions = predict_split(t, module, name)
+        if predictions is None:
+            continue
         files += t.run.write_predictions(name, predictions, list(t.dataset.classes))
         note = selected + ("; selected on this split, hence optimistic" if name == "val" and t.recipe.train.keep == "best" else "")
         t.record.measurements += t.task.measure(predictions, name, note)
         _write_thumbnails(t, name, predictions)
+    if not t.first:
+        return
     if not t.record.measurements:
         t.record.note("no val and no test split: nothing was measured")
     files += t.run.hashed_files(list(t.dataset.splits))

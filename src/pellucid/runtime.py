@@ -8,21 +8,24 @@ torch has them, TF32 is off, and the number of threads is fixed because it decid
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.metadata
 import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pellucid.distributed import ALONE, Processes
 from pellucid.errors import UsageError
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "torchmetrics", "scikit-learn", "safetensors", "pydantic")
-DECIDES_BITS = ("device_class", "precision", "threads", "channels_last", "libraries")  # of what `describe` gives
+DECIDES_BITS = ("device_class", "precision", "threads", "processes", "channels_last", "libraries")  # of what `describe` gives
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,6 +37,7 @@ class Runtime:
     precision: str
     threads: int
     channels_last: bool
+    processes: Processes = ALONE
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -50,14 +54,36 @@ class Runtime:
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             yield
 
+    def seed(self, seed: int) -> None:
+        """Restart the generators of this device (dropout, drop-path) at a seed in [0, 2^63).
 
-def start(*, device: str, precision: str, threads: int | None, channels_last: bool) -> Runtime:
-    """Set torch's global state and return what was set. Raises UsageError when CUDA is asked for and absent."""
+        torch.manual_seed would also look for every other kind of accelerator, at 100 times the cost.
+        """
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
+
+    def free_cached(self) -> None:
+        """Give memory that torch keeps for later back to the device."""
+        gc.collect()  # an error's frames may still hold tensors in a cycle
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def start(*, device: str, precision: str, threads: int | None, channels_last: bool, processes: Processes = ALONE) -> Runtime:
+    """Set torch's global state and return what was set. Raises UsageError when CUDA is asked for and absent.
+
+    Several processes on one machine take one GPU each, and share the cores when `threads` does not say otherwise.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("train.device is cuda, but torch sees no CUDA device. Use device: auto or cpu, or see `pellucid doctor`.")
     chosen = torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
+    if chosen.type == "cuda" and not processes.alone:
+        if processes.local_size > torch.cuda.device_count():
+            raise UsageError(f"{processes.local_size} processes on this machine, which has {torch.cuda.device_count()} GPUs: start one process for each GPU.")
+        chosen = torch.device("cuda", processes.local)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    count = threads or num_cores()
+    count = threads or max(1, num_cores() // processes.local_size)
     torch.set_flush_denormal(True)
     torch.set_num_threads(count)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -66,7 +92,7 @@ def start(*, device: str, precision: str, threads: int | None, channels_last: bo
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    return Runtime(chosen, precision, count, channels_last)
+    return Runtime(chosen, precision, count, channels_last, processes)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -111,6 +137,7 @@ def describe(runtime: Runtime) -> dict[str, Any]:
         "device_class": _device_class(runtime.device),
         "precision": runtime.precision,
         "threads": runtime.threads,
+        "processes": runtime.processes.size,
         "channels_last": runtime.channels_last,
         "flush_denormal": _flushes_denormals(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -138,14 +165,44 @@ def _device_class(device: torch.device) -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device now."""
+    """Bytes that are free on the device now; on the CPU at most what the process's own limits (control group, ulimit -v) leave."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    return max(0, min([_available(), *_limits()]))
+
+
+def _available() -> int:
+    """Free memory of the machine."""
     with contextlib.suppress(OSError), open("/proc/meminfo") as file:
         for line in file:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return _total_memory()
+
+
+def _limits() -> list[int]:
+    """Room below each limit that is set for this process."""
+    found = []
+    for limit_file, used_file in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):
+            limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in (limit_file, used_file))
+            found.append(limit - used + _reclaimable())
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            found.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize())
+    return found
+
+
+def _reclaimable() -> int:
+    """Bytes of the control group that are file cache and would go first."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines():
+            if line.startswith("inactive_file "):
+                return int(line.split()[1])
+    return 0
 
 
 def _total_memory() -> int:

@@ -309,12 +309,16 @@ class TrainSection(Section):
 
     batch_size: Count = Field(32, description="Effective batch: images whose mean gradient makes one step.")
     micro_batch_size: Count | Literal["auto"] = Field(
-        "auto", description="Images in memory at once; auto starts at batch_size and halves when memory runs out."
+        "auto", description="Images in memory at once, on each device; auto finds the largest halving of batch_size that fits. Halves when memory runs out."
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Compute the inside of each block again in the backward pass instead of keeping it: less memory, a third more time, the same bits."
     )
     phases: list[PhaseSection] = Field(min_length=1, description="One or more stretches of training, in order.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Number format of the forward and backward pass; weights stay fp32.")
     channels_last: bool = Field(False, description="Memory format of images and convolutions.")
     compile: bool = Field(False, description="torch.compile the model.")
+    sync_batch_norm: bool = Field(False, description="torchrun: BatchNorm takes its statistics over all processes.")
     clip_grad_norm: Positive | None = Field(None, description="Largest L2 norm of the gradient of a step.")
     ema: EmaSection | None = Field(None, description="Moving average of the weights.")
     balanced_sampling: bool = Field(False, description="Draw every class equally often (with replacement); an epoch keeps its length.")
@@ -324,6 +328,7 @@ class TrainSection(Section):
         description="Weights that are reported: those of the last epoch, or of the best validation accuracy (or early_stop.metric; then the number is selected on val, and says so).",
     )
     evaluate_every: Count = Field(1, description="Epochs between evaluations on val; the last epoch is always evaluated.")
+    checkpoint_seconds: NonNegative = Field(120.0, description="Seconds between checkpoints within a phase; 0 after every step. Not part of the result.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one.")
     threads: Count | None = Field(None, description="CPU threads of torch; default: the number of cores. Part of what fixes the bits.")
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ import torch
 from pellucid.data.augment import Images
 from pellucid.data.draws import permutation, uniforms
 from pellucid.data.store import Pixels
+from pellucid.distributed import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Pack:
 
     With partners (mixup, CutMix) there is one image more, in front: that of position start - 1 (the last of the window
     for start 0), because the partner of a position is the one before it.
+
+    An idle pack (start = stop) belongs to a process without images of its own: it holds one that does not count, because
+    the layers of a synchronised model wait for every process.
     """
 
     window: Window
@@ -49,8 +53,34 @@ class Pack:
     rows: np.ndarray
     draws: np.ndarray
 
+    @property
+    def idle(self) -> bool:
+        return self.start == self.stop
+
     def __len__(self) -> int:
         return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How a window becomes the packs of this process.
+
+    no_single (BatchNorm): no pack of one image, where there are two to be had. together (synchronised BatchNorm): every
+    process gets the same number of packs, idle ones among them.
+    """
+
+    processes: Processes = ALONE
+    no_single: bool = False
+    together: bool = False
+
+    def __call__(self, n: int, micro_batch_size: int) -> list[tuple[int, int]]:
+        """(start, stop) of each pack in a window of n samples."""
+        start, stop = self.processes.share(n, least=2 if self.no_single and not self.together else 1)
+        if not self.together:
+            return [(start + a, start + b) for a, b in _cuts(stop - start, micro_batch_size, self.no_single)] if stop > start else []
+        number = -(-n // (self.processes.size * micro_batch_size))
+        edges = [start + (stop - start) * k // number for k in range(number + 1)]
+        return list(itertools.pairwise(edges))
 
 
 def _cuts(n: int, size: int, no_single: bool) -> list[tuple[int, int]]:
@@ -92,6 +122,15 @@ def ordered_windows(n: int, batch_size: int) -> list[Window]:
     return [Window(0, i, rows[s : s + batch_size], rows[s : s + batch_size]) for i, s in enumerate(range(0, n, batch_size))]
 
 
+def smaller(windows: Iterable[Window], batch_size: int) -> list[Window]:
+    """The same samples in the same order, in windows of at most `batch_size`."""
+    return [
+        replace(window, rows=window.rows[start:stop], draws=window.draws[start:stop])
+        for window in windows
+        for start, stop in _cuts(len(window), batch_size, no_single=False)
+    ]
+
+
 def _balanced_rows(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     n = len(labels)
     by_class = [np.flatnonzero(labels == c) for c in np.unique(labels)]
@@ -106,13 +145,13 @@ class Reader:
     Use as a context manager: leaving it ends the threads.
     """
 
-    def __init__(self, pixels: Pixels, *, workers: int, partners: bool = False, pin: bool = False, no_single: bool = False, ahead: int = 4) -> None:
-        self._pixels, self._partners, self._pin, self._no_single = pixels, partners, pin, no_single
+    def __init__(self, pixels: Pixels, *, workers: int, partners: bool = False, pin: bool = False, cutting: Cutting = Cutting(), ahead: int = 4) -> None:
+        self._pixels, self._partners, self._pin, self._cut = pixels, partners, pin, cutting
         self._pool = ThreadPoolExecutor(workers) if workers else None
         self._depth = max(ahead, 2 * workers)
         self._queue: deque[tuple[tuple[int, int, int, int], Future[Pack]]] = deque()
         self._plan: Iterator[tuple[Window, int, int]] = iter(())
-        self._micro = 0
+        self._windows: list[Window] = []
 
     def __enter__(self) -> Reader:
         return self
@@ -125,13 +164,17 @@ class Reader:
     def plan(self, windows: list[Window], micro_batch_size: int) -> None:
         """Announce what will be asked for, in order; reading starts at once."""
         self._drop()
-        self._micro = micro_batch_size
-        self._plan = ((w, *cut) for w in windows for cut in _cuts(len(w), micro_batch_size, self._no_single))
+        self._windows = windows
+        self._plan = ((w, *cut) for w in windows for cut in self._cut(len(w), micro_batch_size))
         self._fill()
+
+    def shrink(self, micro_batch_size: int, *, after: Window) -> None:
+        """Read what was announced behind a window in packs of another size."""
+        self.plan([w for w in self._windows if w.index > after.index], micro_batch_size)
 
     def packs(self, window: Window, micro_batch_size: int) -> Iterator[Pack]:
         """The packs of one window. What was announced is ready; anything else is read now."""
-        for start, stop in _cuts(len(window), micro_batch_size, self._no_single):
+        for start, stop in self._cut(len(window), micro_batch_size):
             yield self._get(window, start, stop)
 
     def _get(self, window: Window, start: int, stop: int) -> Pack:
@@ -156,6 +199,9 @@ class Reader:
             self._queue.popleft()[1].cancel()
 
     def _read(self, window: Window, start: int, stop: int) -> Pack:
+        if start == stop:  # idle
+            start, stop = min(start, len(window) - 1), min(start, len(window) - 1) + 1
+            return replace(self._read(window, start, stop), stop=start)
         positions = np.arange(start - 1 if self._partners else start, stop)
         rows, draws = window.rows[positions], window.draws[positions]
         return Pack(window, start, stop, pack_images([self._pixels.image(int(row)) for row in rows], pin=self._pin), rows, draws)

@@ -32,7 +32,14 @@ class Task(Protocol):
     def loss(self, module: nn.Module, pack: Pack) -> tuple[Tensor, Tensor | None]: ...
 
     def predictions(
-        self, module: nn.Module, split: Split, pixels: Pixels, *, batch_size: int, workers: int, progress: Callable[[str, int, int], None] | None = None
+        self,
+        module: nn.Module,
+        split: Split,
+        pixels: Pixels,
+        windows: Sequence[Window],
+        *,
+        workers: int,
+        progress: Callable[[str, int, int], None] | None = None,
     ) -> Predictions: ...
 
     def quick(self, predictions: Predictions) -> dict[str, float]: ...

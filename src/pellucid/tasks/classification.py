@@ -24,7 +24,7 @@ from torchmetrics.functional.classification import (
 from pellucid.data.augment import Augment, Images, Mix, evaluate_view, mix_pair, mix_targets, window_mix
 from pellucid.data.dataset import Dataset, Split
 from pellucid.data.images import ENDINGS, as_rgb, decode, resize
-from pellucid.data.loader import Pack, Reader, Window, ordered_windows, pack_images
+from pellucid.data.loader import Pack, Reader, Window, pack_images
 from pellucid.data.store import Pixels
 from pellucid.errors import DataError, MissingError
 from pellucid.intervals import bootstrap, wilson
@@ -107,20 +107,28 @@ class Classification:
 
     @torch.inference_mode()
     def predictions(
-        self, module: nn.Module, split: Split, pixels: Pixels, *, batch_size: int, workers: int, progress: Callable[[str, int, int], None] | None = None
+        self,
+        module: nn.Module,
+        split: Split,
+        pixels: Pixels,
+        windows: Sequence[Window],
+        *,
+        workers: int,
+        progress: Callable[[str, int, int], None] | None = None,
     ) -> Predictions:
-        """Logits of every sample of a split, once each, in its order. The module is put into eval mode and stays there."""
+        """Logits of the samples of some windows of a split, in their order. The module is put into eval mode and stays there."""
         module.eval()
-        rows: list[Tensor] = []
-        windows = ordered_windows(len(split), batch_size)
+        found: list[Tensor] = []
         with Reader(pixels, workers=workers) as reader:
-            reader.plan(windows, batch_size)
-            for window in windows:
-                for pack in reader.packs(window, batch_size):
-                    rows.append(logits_of(module, pack.images, self._runtime, *self._view))
+            reader.plan(list(windows), max(map(len, windows), default=1))
+            for number, window in enumerate(windows, 1):
+                for pack in reader.packs(window, len(window)):
+                    found.append(logits_of(module, pack.images, self._runtime, *self._view))
                 if progress is not None:
-                    progress(f"evaluating {split.name}", window.index + 1, len(windows))
-        return Predictions(list(split.names), split.labels, torch.cat(rows).numpy())
+                    progress(f"evaluating {split.name}", number, len(windows))
+        rows = np.concatenate([window.rows for window in windows]) if windows else np.empty(0, np.int64)
+        logits = torch.cat(found).numpy() if found else np.empty((0, len(self._classes)), np.float32)
+        return Predictions([split.names[int(row)] for row in rows], split.labels[rows], logits)
 
     def quick(self, predictions: Predictions) -> dict[str, float]:
         """{loss, accuracy} for the curves."""

@@ -80,10 +80,16 @@ def entry() -> None:
 
 def _told(error: BaseException) -> int:
     if isinstance(error, PellucidError):
-        print(str(error) if str(error) else type(error).__name__, file=sys.stderr)
+        rank = _rank()
+        print(f"process {rank}: " * bool(rank) + (str(error) if str(error) else type(error).__name__), file=sys.stderr)
         return error.exit_code
     print("interrupted", file=sys.stderr)
     return 130
+
+
+def _rank() -> int:
+    """Number of this process among those that torchrun started; 0 without it. The others train along and print nothing but errors."""
+    return int(os.environ.get("RANK", "0"))
 
 
 @app.callback(invoke_without_command=True)
@@ -103,6 +109,8 @@ def demo(out: Out = None, as_json: AsJson = False, quiet: Quiet = False) -> None
     from pellucid.verify import verify as verify_
 
     run = train_(_shipped("demo"), out=out, quiet=quiet, command=["pellucid", "demo"])
+    if _rank():
+        return
     verification = verify_(run)
     verification.save(run)
     page = run.report()
@@ -131,7 +139,7 @@ def train(
     command = ["pellucid", "train", str(recipe), *[part for s in set_ or [] for part in ("-s", s)], *(["--seeds", str(seeds)] if seeds > 1 else [])]
     if seeds == 1:
         run = train_(recipe, overrides=set_ or [], out=out, quiet=quiet, command=command)
-        if not as_json:
+        if not as_json and not _rank():
             _print_measurements(run)
             print(f"report: {run.report_file}")
         _print_run(run, as_json)
@@ -143,6 +151,8 @@ def _print_seeds(runs: Any, as_json: bool) -> None:
     """Mean, spread and interval of each number over the seeds, and the folder as last line."""
     from pellucid.compare import summarize_seeds
 
+    if _rank():
+        return
     summaries = summarize_seeds(runs)
     folder = runs[0].path.parent
     if as_json:
@@ -163,7 +173,7 @@ def resume(run: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> Non
         _print_seeds(resume_seeds(run, quiet=quiet), as_json)
         return
     finished = resume_(run, quiet=quiet)
-    if not as_json:
+    if not as_json and not _rank():
         _print_measurements(finished)
     _print_run(finished, as_json)
 
@@ -478,6 +488,8 @@ def _print_json(value: Any) -> None:
 
 
 def _print_run(run: Any, as_json: bool) -> None:
+    if _rank():
+        return
     if as_json:
         _print_json({"run": str(run.path), "measurements": {key: m.value for key, m in run.measurements.items()}})
     else:

@@ -139,7 +139,7 @@ def _add_up(t: Training, stage: Stage, *, took_part: bool) -> None:
             gradients.append(parameter.grad)
     processes.add(gradients)
     if t.running and not t.synchronized:
-        takers = torch.ones(1, device=t.runtime.device) if took_part else torch.zeros(1, device=t.runtime.device)
+        takers = torch.tensor(float(took_part), device=t.runtime.device)
         if not took_part:
             torch._foreach_zero_(t.running)
         processes.add([*t.running, takers])

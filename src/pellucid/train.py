@@ -77,15 +77,17 @@ def train_seeds(
     `resume_seeds` finishes a set that was interrupted.
     """
     checked, _, name = _opened(recipe, overrides)
-    folder = Path(out) if out is not None else _free_folder(Path("runs"), name)
     names = [f"seed-{checked.seed + i}" for i in range(seeds)]
-    _refuse_used(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "seeds.json", {"runs": names})
-    return [
-        train(recipe, overrides=[*overrides, f"seed={checked.seed + i}"], out=folder / seed_name, quiet=quiet, figures=figures, command=command)
-        for i, seed_name in enumerate(names)
-    ]
+    with joined() as processes:
+        folder = Path(processes.told(str(out if out is not None else _free_folder(Path("runs"), name))))
+        if processes.first:
+            _refuse_used(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "seeds.json", {"runs": names})
+        return [
+            train(recipe, overrides=[*overrides, f"seed={checked.seed + i}"], out=folder / seed_name, quiet=quiet, figures=figures, command=command)
+            for i, seed_name in enumerate(names)
+        ]
 
 
 def resume(path: str | Path, *, quiet: bool = False, figures: bool = True) -> Run:
@@ -123,18 +125,22 @@ def resume_seeds(path: str | Path, *, quiet: bool = False, figures: bool = True)
     """Finish a folder of `train_seeds`: unfinished runs are resumed, those that were not begun are trained."""
     folder = Path(path)
     names = seed_folders(folder)
-    begun = next((Run(folder / name) for name in names if (folder / name / "run.json").exists()), None)
-    if begun is None:
-        raise RunError(f"{folder}: none of its runs was begun; remove the folder and train again.")
-    recipe, runs = begun.recipe, []
-    for name in names:
-        if (folder / name / "run.json").exists():
-            run = Run(folder / name)
-            runs.append(run if run.record.status == DONE else resume(folder / name, quiet=quiet, figures=figures))
-        else:
-            seeded = recipe.model_copy(update={"seed": int(name.removeprefix("seed-"))})
-            runs.append(train(seeded, out=folder / name, quiet=quiet, figures=figures, command=begun.record.command))
-    return runs
+    with joined() as processes:
+        begun = {name: Run(folder / name).record for name in names if (folder / name / "run.json").exists()}
+        if not begun:
+            raise RunError(f"{folder}: none of its runs was begun; remove the folder and train again.")
+        processes.wait()  # all have seen what stands there, before the first goes on
+        first = next(iter(begun))
+        recipe, runs = Run(folder / first).recipe, []
+        for name in names:
+            if name not in begun:
+                seeded = recipe.model_copy(update={"seed": int(name.removeprefix("seed-"))})
+                runs.append(train(seeded, out=folder / name, quiet=quiet, figures=figures, command=begun[first].command))
+            elif begun[name].status == DONE:
+                runs.append(Run(folder / name))
+            else:
+                runs.append(resume(folder / name, quiet=quiet, figures=figures))
+        return runs
 
 
 def _refuse_changed_recipe(run: Run, recipe: Recipe, checkpoint: Checkpoint) -> None:

@@ -14,7 +14,7 @@ Slower than a fused kernel: some ten elementwise operations in float32 and two s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float, counted: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dims = [0, *range(2, x.ndim)]
-        values = x.float()
+        values = x if x.dtype == torch.float64 else x.float()
         count = values.numel() // values.shape[1] if counted else 0
         mean = values.mean(dims)
         squares = (values - _column(mean, x)).square().sum(dims)
@@ -57,11 +57,11 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         out, inverse = ctx.saved_tensors
-        gradient = gradients[0].float()
+        gradient = gradients[0].to(out.dtype)
         dims = [0, *range(2, out.ndim)]
         sums = torch.stack([gradient.sum(dims), (gradient * out).sum(dims)]) * bool(ctx.counted)
         dist.all_reduce(sums)
-        shared = (_column(sums[0], out) + out * _column(sums[1], out)) / ctx.total
+        shared = (_column(sums[0], out) + out * _column(sums[1], out)) / ctx.total * bool(ctx.counted)  # an image that does not count moves no statistic
         return ((gradient - shared) * _column(inverse, out)).to(ctx.dtype), None, None
 
 
@@ -108,11 +108,26 @@ class _Synchronized(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+_active: list[bool] = []  # `counted` of each block that is entered
+
+
 @contextmanager
 def synchronized_batch_norm(*, counted: bool = True) -> Iterator[None]:
     """Within the block BatchNorm in training mode takes its statistics over all processes; each must pass the same layers.
 
     counted=False: the images of this process do not count, it only takes part.
     """
-    with _Synchronized(counted):
-        yield
+    _active.append(counted)
+    try:
+        with _Synchronized(counted):
+            yield
+    finally:
+        _active.pop()
+
+
+def as_now() -> AbstractContextManager[None]:
+    """A block in which BatchNorm is synchronised if it is now: for what is computed again in the backward pass.
+
+    There the block's own mode is off, because torch switches a function mode off within the call that it handles.
+    """
+    return synchronized_batch_norm(counted=_active[-1]) if _active else nullcontext()

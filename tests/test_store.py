@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from PIL import Image
 from pellucid.data.dataset import Split
 from pellucid.data.images import resize
 from pellucid.data.store import Resizing, Store, Stream, channel_statistics, open_pixels
+from pellucid.errors import DataError
 
 RESIZING = Resizing((24, 20), "crop", None, "bilinear")
 
@@ -96,6 +100,75 @@ def test_a_torn_store_is_built_again(tmp_path: Path, damage: str) -> None:
     np.testing.assert_array_equal(pixels.image(5), expected)
 
 
+def test_rows_are_read_behind_each_other_into_one_place(tmp_path: Path) -> None:
+    split = split_of()
+    store = opened(split, tmp_path, Resizing((24, 20), "crop", None, "bilinear"))
+    rows = np.array([5, 0, 5, 6])
+    expected = [resize(split.open(int(i)), (24, 20), "crop", None, "bilinear") for i in rows]
+    assert store.shapes(rows) == [image.shape[:2] for image in expected]
+    packed = np.zeros(sum(image.size for image in expected), np.uint8)
+    store.read_into(rows, packed)
+    np.testing.assert_array_equal(packed, np.concatenate([image.ravel() for image in expected]))
+
+
+def test_threads_read_the_same_store_at_once(tmp_path: Path) -> None:
+    split = split_of(count=20)
+    store = opened(split, tmp_path)
+    alone = [store.image(i) for i in range(20)]
+    with ThreadPoolExecutor(4) as pool:
+        for i, image in enumerate(pool.map(store.image, [*range(20)] * 20)):
+            np.testing.assert_array_equal(image, alone[i % 20])
+
+
+def test_an_image_belongs_to_its_caller(tmp_path: Path) -> None:
+    store = opened(split_of(), tmp_path)
+    before = store.image(1).copy()
+    store.image(1)[:] = 0
+    np.testing.assert_array_equal(store.image(1), before)
+
+
+def test_a_store_that_is_cut_while_in_use_is_an_error_with_its_name(tmp_path: Path) -> None:
+    store = opened(split_of(), tmp_path)
+    (folder,) = tmp_path.iterdir()
+    file = folder / "pixels.bin"
+    os.truncate(file, file.stat().st_size - 5)
+    store.image(5)
+    with pytest.raises(DataError, match=r"pixels\.bin: the file was changed while it was in use: 5 bytes are missing\. Remove its folder"):
+        store.image(6)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to know what memory the process holds")
+def test_reading_a_store_takes_no_memory_of_its_size(tmp_path: Path) -> None:
+    side, count = 800, 24
+    split = Split(
+        "train",
+        [f"{i}" for i in range(count)],
+        np.zeros(count, np.int64),
+        [f"{i:032x}" for i in range(count)],
+        lambda i: Image.new("RGB", (side, side), (i, i, i)),
+    )
+    store = opened(split, tmp_path, Resizing((side, side), "crop", None, "bilinear"))
+
+    def resident() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+
+    store.image(0)
+    before = resident()
+    assert [int(store.image(i).max()) for i in range(count)] == list(range(count))
+    assert resident() - before < side * side * 3 * count / 4
+
+
+def test_an_unused_store_closes_its_file(tmp_path: Path) -> None:
+    store = opened(split_of(), tmp_path)
+    descriptor = store._file
+    os.fstat(descriptor)
+    del store
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
 def test_a_split_over_the_limit_streams_and_says_so(tmp_path: Path) -> None:
     split = split_of()
     exact = sum(Stream(split, RESIZING, None).image(i).nbytes for i in range(7))
@@ -122,8 +195,6 @@ def test_a_full_disk_streams_with_a_line_and_leaves_nothing(tmp_path: Path, monk
 
 
 def test_an_image_that_cannot_be_decoded_surfaces_and_leaves_nothing(tmp_path: Path) -> None:
-    from pellucid.errors import DataError
-
     split = split_of(count=40)
 
     def failing(i: int) -> Image.Image:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
@@ -168,6 +169,15 @@ def flip_(images: Tensor, dim: int) -> None:
     images.copy_(images.flip(dim))
 
 
+def _flip(images: Tensor, chosen: Mask, dim: int) -> None:
+    """Mirror the chosen images in place; on the CPU one at a time, where gathering and putting back costs ten times the mirroring."""
+    if images.device.type == "cpu":
+        for i in np.flatnonzero(chosen).tolist():
+            flip_(images[i], dim)
+    else:
+        _apply(flip_, images, chosen, dim=dim)
+
+
 def rotate_(images: Tensor, degrees: Floats) -> None:
     """Turn counter-clockwise about the centre, bilinear; uncovered pixels are 0."""
     H, W = images.shape[-2:]
@@ -180,10 +190,38 @@ def rotate_(images: Tensor, degrees: Floats) -> None:
     images.copy_(F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
 
 
-def gray(images: Tensor) -> Tensor:
-    """(B, 1, H, W) luma in [0, 1]."""
-    r, g, b = (channel * weight for channel, weight in zip(images.split(1, dim=1), GRAY_WEIGHTS, strict=True))
-    return r.add_(g).add_(b)
+class _Workspace(threading.local):
+    """What `_planes` hands out on the CPU, kept from one call to the next."""
+
+    memory: Tensor | None = None
+
+
+_workspace = _Workspace()
+WORKSPACE_BYTES = 2**26  # beyond it memory is not kept
+
+
+def _planes(images: Tensor, count: int) -> list[Tensor]:
+    """`count` float32 tensors (B, 1, H, W) of undefined values beside the images, this thread's until it asks again.
+
+    On the CPU they lie in memory that is kept: the C library gives freed memory of this size back to the system and gets it
+    again page by page, which was most of the time of `adjust_hue_`.
+    """
+    B, _, H, W = images.shape
+    wanted, size = count * B * H * W, (B, 1, H, W)
+    if images.device.type != "cpu" or 4 * wanted > WORKSPACE_BYTES:
+        return [torch.empty(size, device=images.device) for _ in range(count)]
+    if _workspace.memory is None or _workspace.memory.numel() < wanted:
+        with torch.inference_mode(False):  # a tensor made in inference mode could not be written to outside it
+            _workspace.memory = torch.empty(wanted)
+    return [part.view(size) for part in _workspace.memory[:wanted].split(B * H * W)]
+
+
+def _luma(images: Tensor) -> Tensor:
+    """(B, 1, H, W) luma in [0, 1], in planes of `_planes`."""
+    out, work = _planes(images, 2)
+    r, g, b = images.split(1, dim=1)
+    torch.mul(r, GRAY_WEIGHTS[0], out=out)
+    return out.add_(torch.mul(g, GRAY_WEIGHTS[1], out=work)).add_(torch.mul(b, GRAY_WEIGHTS[2], out=work))
 
 
 def adjust_brightness_(images: Tensor, factors: Floats) -> None:
@@ -195,35 +233,37 @@ def adjust_contrast_(images: Tensor, factors: Floats) -> None:
     """Blend with the mean luma of each image: factor 0 is grey all over, 1 the image."""
     pixels = images.shape[-2] * images.shape[-1]
     # Summed as integers below 2^53 / 2^20 pixels, so that the order of summation, which follows batch and device, cannot matter.
-    mean = gray(images).mul_(2.0**20).round_().sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64).div_(2.0**20 * pixels).float()
+    mean = _luma(images).mul_(2.0**20).round_().sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64).div_(2.0**20 * pixels).float()
     images.mul_(_column(factors, images)).add_(mean * _column(1 - factors, images)).clamp_(0, 1)
 
 
 def adjust_saturation_(images: Tensor, factors: Floats) -> None:
     """Blend with the luma: factor 0 is black and white, 1 the image."""
-    rest = gray(images).mul_(_column(1 - factors, images))
+    rest = _luma(images).mul_(_column(1 - factors, images))
     images.mul_(_column(factors, images)).add_(rest).clamp_(0, 1)
 
 
 def adjust_hue_(images: Tensor, shifts: Floats) -> None:
     """Turn the hue of HSV by a fraction of the circle in [-0.5, 0.5]; value and saturation stay."""
     r, g, b = images.unbind(1)
-    largest, smallest = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
-    chroma = largest - smallest
+    chroma, smallest, hue, work = (plane[:, 0] for plane in _planes(images, 4))
+    torch.minimum(torch.minimum(r, g, out=smallest), b, out=smallest)
+    torch.maximum(torch.maximum(r, g, out=chroma), b, out=chroma).sub_(smallest)
     # In sixths of the circle, red is 0 and every hue lies 1 - r + g + b from it when the smallest channel is scaled to 0 and
     # the largest to 1: one formula for the six cases of HSV. Green leads on one side, blue on the other. Greys have no hue.
-    from_red = (g + b).sub_(r).sub_(smallest).div_(chroma.clamp_min(1e-12)).add_(1)
-    hue = from_red.copysign_(g - b)
-    hue.add_(_column(6 * shifts, images)[:, 0])
-    hue.sub_((hue * (1 / 6)).floor_().mul_(6))  # in [0, 6]
+    torch.add(g, b, out=hue).sub_(r).sub_(smallest).div_(torch.clamp_min(chroma, 1e-12, out=work)).add_(1)
+    hue.copysign_(torch.sub(g, b, out=work)).add_(_column(6 * shifts, images)[:, 0])
+    hue.sub_(torch.mul(hue, 1 / 6, out=work).floor_().mul_(6))  # in [0, 6]
     # HSV to RGB (Smith 1978) as three trapezoids around the circle: full for a third, falling for a sixth on each side.
-    for channel, trapezoid in enumerate(((hue - 3).abs_().sub_(1), 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_())):
+    for channel, (centre, inverted) in enumerate(((3, False), (2, True), (4, True))):
+        torch.sub(hue, centre, out=work).abs_()
+        trapezoid = work.neg_().add_(2) if inverted else work.sub_(1)
         torch.mul(trapezoid.clamp_(0, 1), chroma, out=images[:, channel]).add_(smallest)
 
 
 def grayscale_(images: Tensor) -> None:
     """Each channel becomes the luma."""
-    images.copy_(gray(images).expand_as(images))
+    images.copy_(_luma(images).expand_as(images))
 
 
 def gaussian_blur_(images: Tensor, sigmas: Floats, radius: int) -> None:
@@ -252,8 +292,8 @@ def solarize_(images: Tensor) -> None:
 
 def normalize_(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
     """(value - mean) / std for each channel."""
-    for channel in range(3):
-        images[:, channel].sub_(mean[channel]).div_(std[channel])
+    centre, scale = (torch.tensor(values, dtype=images.dtype, device=images.device).view(-1, 1, 1) for values in (mean, std))
+    images.sub_(centre).div_(scale)
 
 
 def erase_(images: Tensor, boxes: Integers) -> None:
@@ -356,10 +396,9 @@ class Augment:
             pixels = resized_crop(images, plan.boxes, self.size, self.interpolation)
         else:
             pixels = crop(images, plan.boxes)
-        if plan.horizontal_flip is not None:
-            _apply(flip_, pixels, plan.horizontal_flip, dim=-1)
-        if plan.vertical_flip is not None:
-            _apply(flip_, pixels, plan.vertical_flip, dim=-2)
+        for mask, dim in ((plan.horizontal_flip, -1), (plan.vertical_flip, -2)):
+            if mask is not None:
+                _flip(pixels, mask, dim)
         return _painted(pixels, functools.partial(self._paint, plan))
 
     def plan(self, shapes: Sequence[Size], samples: Integers, epoch: int) -> Plan:

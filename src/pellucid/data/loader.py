@@ -18,7 +18,7 @@ import torch
 
 from pellucid.data.augment import Images
 from pellucid.data.draws import permutation, uniforms
-from pellucid.data.store import Pixels
+from pellucid.data.store import Pixels, Store
 from pellucid.distributed import ALONE, Processes
 
 
@@ -204,7 +204,17 @@ class Reader:
             return replace(self._read(window, start, stop), stop=start)
         positions = np.arange(start - 1 if self._partners else start, stop)
         rows, draws = window.rows[positions], window.draws[positions]
-        return Pack(window, start, stop, pack_images([self._pixels.image(int(row)) for row in rows], pin=self._pin), rows, draws)
+        return Pack(window, start, stop, _packed(self._pixels, rows, self._pin), rows, draws)
+
+
+def _packed(pixels: Pixels, rows: np.ndarray, pin: bool) -> Images:
+    """The images of `rows` behind each other; out of a store they are read straight to their places."""
+    if not isinstance(pixels, Store):
+        return pack_images([pixels.image(int(row)) for row in rows], pin=pin)
+    shapes = pixels.shapes(rows)
+    flat = torch.empty(sum(height * width * 3 for height, width in shapes), dtype=torch.uint8, pin_memory=pin)
+    pixels.read_into(rows, flat.numpy())
+    return Images(flat, shapes)
 
 
 def pack_images(arrays: list[np.ndarray], *, pin: bool = False) -> Images:

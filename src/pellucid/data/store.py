@@ -1,4 +1,4 @@
-"""Decoded pixels: each image is decoded and resized once and kept as uint8 in a memory-mapped file.
+"""Decoded pixels: each image is decoded and resized once and kept as uint8 in one file.
 
 A store is keyed by the content of its images, their order, the resizing and the versions that decide the pixels, so a
 changed image or setting never meets an old store. A split larger than the limit streams: decoded when it is
@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ import PIL
 
 from pellucid.data.dataset import Split
 from pellucid.data.images import resize
+from pellucid.errors import DataError
 
 FORMAT = 1
 Progress = Callable[[str, int, int], None]
@@ -65,7 +67,11 @@ class Stream:
 
 
 class Store:
-    """Decoded images behind each other in one memory-mapped file."""
+    """Decoded images behind each other in one file; any number of threads may read.
+
+    Read and not memory-mapped: mapped pages would count as memory of the process until the whole store is in it, a file that
+    is cut meanwhile would kill the process instead of raising, and an image reaches its place in a batch with one copy either way.
+    """
 
     note: str | None = None
 
@@ -73,16 +79,41 @@ class Store:
         self._shapes = np.load(folder / "shapes.npy")
         sizes = self._shapes.astype(np.int64).prod(axis=1) * 3
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
-        self._pixels = np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="r")
-        if len(self._pixels) != self._starts[-1]:
+        self._path = folder / "pixels.bin"
+        self._file = os.open(self._path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        if os.fstat(self._file).st_size != self._starts[-1]:
             raise ValueError(f"{folder}: pixels and shapes do not belong together")
 
     def __len__(self) -> int:
         return len(self._shapes)
 
     def image(self, index: int) -> np.ndarray:
-        height, width = self._shapes[index]
-        return self._pixels[self._starts[index] : self._starts[index + 1]].reshape(height, width, 3)
+        """(H, W, 3) uint8, RGB, the caller's own. DataError when the file was changed after it was opened."""
+        (height, width), start, stop = self._shapes[index], int(self._starts[index]), int(self._starts[index + 1])
+        pixels = np.empty(stop - start, np.uint8)
+        self._read(pixels.data, start)
+        return pixels.reshape(height, width, 3)
+
+    def shapes(self, rows: np.ndarray) -> list[tuple[int, int]]:
+        """(height, width) of each image of `rows`, (n,) integers."""
+        return [(height, width) for height, width in self._shapes[rows].tolist()]
+
+    def read_into(self, rows: np.ndarray, packed: np.ndarray) -> None:
+        """Fill `packed`, flat uint8 of exactly their size, with the images of `rows` behind each other. DataError as `image`."""
+        view, begin = packed.data, 0
+        for start, stop in zip(self._starts[rows].tolist(), self._starts[rows + 1].tolist(), strict=True):
+            end = begin + stop - start
+            self._read(view[begin:end], start)
+            begin = end
+        assert begin == len(packed), f"expected a place for {begin} bytes, got one for {len(packed)}"
+
+    def _read(self, place: memoryview, start: int) -> None:
+        while len(place):
+            count = os.preadv(self._file, [place], start)
+            if not count:
+                raise DataError(f"{self._path}: the file was changed while it was in use: {len(place)} bytes are missing. Remove its folder and run again.")
+            place, start = place[count:], start + count
 
 
 def open_pixels(split: Split, resizing: Resizing, *, limit_bytes: float, directory: str | None, workers: int, progress: Progress | None = None) -> Pixels:

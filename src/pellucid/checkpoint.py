@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.errors import RunError, WeightsError
+from pellucid.errors import RunError
 from pellucid.models.weights import read_weights, save_weights
 from pellucid.run import file_hash
 
@@ -77,13 +76,20 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def _load(path: Path) -> Checkpoint:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        for name, digest in dict(manifest["files"]).items():
+        files, there = dict(manifest["files"]), {file.name for file in path.iterdir()} - {"manifest.json"}
+        if files.keys() != there or not {"model.safetensors", "state.pt"} <= there or path.name != f"step-{manifest['step']:09d}":
+            raise RunError(f"{path}: not a whole checkpoint (its manifest names other files or another step)")
+        for name, digest in files.items():
             if file_hash(path / name) != digest:
                 raise RunError(f"{path / name}: the file is damaged (its hash is not the one in the manifest)")
-        average = read_weights(path / "average.safetensors") if (path / "average.safetensors").exists() else None
+        average = read_weights(path / "average.safetensors") if "average.safetensors" in there else None
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-        return Checkpoint(path, int(manifest["step"]), read_weights(path / "model.safetensors"), average, state)
-    except (OSError, ValueError, KeyError, TypeError, WeightsError, pickle.UnpicklingError) as error:
+        if not isinstance(state, dict):
+            raise RunError(f"{path}: not a whole checkpoint (state.pt holds no state)")
+        return Checkpoint(path, manifest["step"], read_weights(path / "model.safetensors"), average, state)
+    except RunError:
+        raise
+    except Exception as error:  # a damaged file raises a dozen types out of json, torch and safetensors
         raise RunError(f"{path}: not a whole checkpoint ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from None
 
 

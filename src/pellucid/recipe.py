@@ -2,6 +2,8 @@
 
 YAML is read as version 1.2 (`no` is a string, `1e-3` a number) with the place of every key kept, so that all
 faults of a file are reported at once, each with file:line:column, what was expected and the nearest known name.
+Values are text, numbers, truth values, lists and mappings: no tag of YAML makes anything else, aliases are counted as
+often as they stand there, and size and depth have a limit, so that no file takes all time or memory.
 `extends: other.yaml` lays a recipe over another one: flat (the other may not extend) and single (one name).
 Mappings are merged key by key, lists and scalars replaced.
 """
@@ -19,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from pellucid.errors import MissingError, Problem, RecipeError, did_you_mean
 from pellucid.schema import (
@@ -89,6 +91,17 @@ _PATH_FIELDS = (
     ("model", "weights"),
 )
 _SPLITS = _PATH_FIELDS[:3]
+MAX_BYTES = 400_000  # of a recipe file; those that come with Pellucid have some 2,000
+MAX_VALUES = 50_000  # keys and values, an alias counted with all that it stands for
+MAX_DEPTH = 50
+MAX_DIGITS = 400  # of a number; above 4,300 Python does not even print it
+_TAGS = {
+    ScalarNode: ("str", "int", "float", "bool", "null"),
+    SequenceNode: ("seq",),
+    MappingNode: ("map",),
+}
+_TOO_LONG = f"more than {MAX_BYTES:,} bytes; a long list of classes belongs into a file (data.classes)"
+_OPENED = re.compile(rf"(?:[\[{{]\s*){{{MAX_DEPTH + 1}}}")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -119,8 +132,11 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
 
 
 def save(recipe: Recipe, path: Path) -> None:
-    """Write every value of a recipe, defaults included, as YAML that `load` reads back equal."""
-    path.write_text(to_yaml(recipe))
+    """Write every value of a recipe, defaults included, as YAML that `load` reads back equal. Raises RecipeError where that is too long."""
+    text = to_yaml(recipe)
+    if len(text.encode()) > MAX_BYTES:
+        raise RecipeError([Problem(str(path), None, None, f"with every value written out the recipe has {_TOO_LONG}")])
+    path.write_text(text, encoding="utf-8")
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -158,60 +174,115 @@ def flat(recipe: Recipe) -> dict[str, Any]:
 
 def _read(file: Path, *, extendable: bool) -> tuple[dict[str, Any], Places, list[Problem]]:
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        text = data.decode("utf-8")
     except FileNotFoundError:
         raise MissingError(f"{file}: no such recipe. `pellucid recipes ls` shows those that come with Pellucid.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, and names that no file can have
         raise RecipeError([Problem(str(file), None, None, f"expected a YAML text file in UTF-8: {error}")]) from None
+    if len(data) > MAX_BYTES:
+        raise RecipeError([Problem(str(file), None, None, f"expected a recipe, got {_TOO_LONG}")])
     values, places, problems = _parse(text, str(file), file.parent)
     parent = values.pop("extends", None)
     if parent is None:
         return values, places, problems
-    place = places[("extends",)]
+    place = _place(places, ("extends",))
     if not isinstance(parent, str):
         return values, places, [*problems, Problem(*place, f"extends takes one file name, got {parent!r}")]
     if not extendable:
         return values, places, [*problems, Problem(*place, "a recipe that is extended may not extend another one; put the settings into one file")]
-    try:
-        below, below_places, below_problems = _read(file.parent / parent, extendable=False)
-    except MissingError:
-        return values, places, [*problems, Problem(*place, f"extends {parent!r}: there is no such file beside this recipe")]
+    if not os.path.isfile(file.parent / parent):  # False too for a name that no file can have
+        return values, places, [*problems, Problem(*place, f"extends {_shortened(repr(parent))}: there is no such file beside this recipe")]
+    below, below_places, below_problems = _read(file.parent / parent, extendable=False)
     return _merge(below, values), below_places | places, below_problems + problems
 
 
 def _parse(text: str, name: str, folder: Path) -> tuple[dict[str, Any], Places, list[Problem]]:
-    yaml = YAML(typ="safe", pure=True)
-    try:
-        node = yaml.compose(text)
-        values = yaml.load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
-        raise RecipeError([Problem(name, line, column, f"not valid YAML: {error.problem or error.context}")]) from None
-    except Exception as error:  # the YAML library raises plain ValueError and others on odd scalars and characters
-        raise RecipeError([Problem(name, 1, 1, f"not valid YAML: {str(error).splitlines()[0] if str(error) else error!r}")]) from None
-    if not isinstance(values, dict) or node is None:
+    values, places = _plain(text, name)
+    if not isinstance(values, dict):
         raise RecipeError([Problem(name, 1, 1, f"expected a mapping with task, data, model and train, got {_kind(values)}")])
-    places: Places = {(): (name, 1, 1)}
-    try:
-        _note_places(node, (), name, places)
-    except (RecursionError, TypeError):
-        raise RecipeError([Problem(name, 1, 1, "not a recipe: keys are plain words, and no mapping may hold itself")]) from None
     problems: list[Problem] = []
     for field in _PATH_FIELDS:
         _resolve_path(values, field, folder, places, problems)
     return values, places, problems
 
 
-def _note_places(node: Node, path: Path_, file: str, places: Places) -> None:
-    if isinstance(node, MappingNode):
-        for key, value in node.value:
-            places[(*path, key.value)] = (file, key.start_mark.line + 1, key.start_mark.column + 1)
-            _note_places(value, (*path, key.value), file, places)
-    elif isinstance(node, SequenceNode):
-        for i, value in enumerate(node.value):
-            places[(*path, i)] = (file, value.start_mark.line + 1, value.start_mark.column + 1)
-            _note_places(value, (*path, i), file, places)
+def _plain(text: str, name: str) -> tuple[Any, Places]:
+    """What a YAML text says, built of text, numbers, truth values, lists and mappings only, and the place of each key."""
+    yaml = YAML(typ="safe", pure=True)
+    if opened := _OPENED.search(text):  # on which the library takes seconds before it gives up
+        line = text.count("\n", 0, opened.start()) + 1
+        raise RecipeError([Problem(name, line, 1, f"not a recipe: more than {MAX_DEPTH} brackets are opened at once")])
+    try:
+        node = yaml.compose(text)
+        if node is None:
+            return None, {(): (name, 1, 1)}
+        places = _places(node, name)  # before anything is built: it refuses what would be built without end
+        if yaml.resolver.processing_version != (1, 2):
+            raise RecipeError([Problem(name, 1, 1, "recipes are YAML 1.2; remove the %YAML line")])
+        return yaml.constructor.construct_document(node), places
+    except RecipeError:
+        raise
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place: tuple[int | None, int | None] = (mark.line + 1, mark.column + 1) if mark else (None, None)
+        raise RecipeError([Problem(name, *place, f"not valid YAML: {error.problem or error.context}")]) from None
+    except Exception as error:  # the YAML library raises plain ValueError and others on odd scalars and characters
+        raise RecipeError([Problem(name, 1, 1, f"not valid YAML: {str(error).splitlines()[0] if str(error) else error!r}")]) from None
+
+
+def _places(root: Node, file: str) -> Places:
+    """The place of every key and item. Raises RecipeError for what a recipe cannot hold: too much, tags, keys that are no words."""
+    places: Places = {(): (file, 1, 1)}
+    waiting: list[tuple[Node, Path_]] = [(root, ())]
+    count = 0
+    while waiting:
+        node, path = waiting.pop()
+        count += 1
+        _check_node(node, path, count, file)
+        if isinstance(node, MappingNode):
+            for key, value in node.value:
+                here = (file, key.start_mark.line + 1, key.start_mark.column + 1)
+                if _tag(key) not in ("str", "merge"):
+                    got = _shortened(repr(key.value)) if isinstance(key, ScalarNode) else "a list or a mapping"
+                    raise RecipeError([Problem(*here, f"keys are plain words, got {got}")])
+                places[(*path, key.value)] = here
+                waiting.append((value, (*path, key.value)))
+        elif isinstance(node, SequenceNode):
+            for i, value in enumerate(node.value):
+                places[(*path, i)] = (file, value.start_mark.line + 1, value.start_mark.column + 1)
+                waiting.append((value, (*path, i)))
+    return places
+
+
+def _check_node(node: Node, path: Path_, count: int, file: str) -> None:
+    fault = ""
+    if count > MAX_VALUES or len(path) > MAX_DEPTH:
+        fault = f"not a recipe: it holds itself, nests deeper than {MAX_DEPTH} levels, or has more than {MAX_VALUES:,} values with every alias written out"
+    elif _tag(node) in ("int", "float") and len(node.value) > MAX_DIGITS:
+        fault = f"expected a number that can be used, got one of {len(node.value):,} characters"
+    elif _tag(node) not in _TAGS[type(node)]:
+        shown = f"{_shortened(repr(node.value))} is read as {_tag(node)}" if isinstance(node, ScalarNode) else f"the tag {_tag(node)}"
+        fault = f"expected text, a number, true or false, a list or a mapping; {shown}. Text goes into quotes."
+    if fault:
+        raise RecipeError([Problem(file, node.start_mark.line + 1, node.start_mark.column + 1, fault)])
+
+
+def _tag(node: Node) -> str:
+    """The last part of a node's tag: `str` of tag:yaml.org,2002:str, `!mine` of !mine."""
+    return str(node.tag).removeprefix("tag:yaml.org,2002:")
+
+
+def _place(places: Places, path: Path_) -> tuple[str, int | None, int | None]:
+    """Where a path stands, or the nearest thing around it: keys that came in by a merge have no place of their own."""
+    while path not in places:
+        path = path[:-1]
+    return places[path]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:160]}… ({len(text):,} characters)"
 
 
 def _resolve_path(values: dict[str, Any], field: tuple[str, ...], folder: Path, places: Places, problems: list[Problem]) -> None:
@@ -225,10 +296,16 @@ def _resolve_path(values: dict[str, Any], field: tuple[str, ...], folder: Path, 
     def variable(match: re.Match[str]) -> str:
         found = os.environ.get(match[1], match[2])
         if found is None:
-            problems.append(Problem(*places[field], f"the environment variable {match[1]} is not set; set it or write ${{{match[1]}:-default}}"))
+            problems.append(Problem(*_place(places, field), f"the environment variable {match[1]} is not set; set it or write ${{{match[1]}:-default}}"))
         return found or ""
 
-    holder[field[-1]] = os.path.normpath(folder.absolute() / Path(_VARIABLE.sub(variable, value)).expanduser())
+    path = _VARIABLE.sub(variable, value)
+    try:
+        holder[field[-1]] = os.path.normpath(folder.absolute() / Path(path).expanduser())
+    except RuntimeError:  # of expanduser
+        problems.append(Problem(*_place(places, field), f"{'.'.join(field)}: there is no home folder for {_shortened(path)}"))
+    if "\0" in path:
+        problems.append(Problem(*_place(places, field), f"{'.'.join(field)}: no path holds a NUL character"))
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -247,9 +324,9 @@ def _apply(values: dict[str, Any], places: Places, problems: list[Problem], over
         problems.append(Problem(name, None, None, "expected key.path=value, for example train.batch_size=64"))
         return
     try:
-        value = YAML(typ="safe", pure=True).load(text)
-    except Exception as error:  # as in _parse
-        problems.append(Problem(name, None, None, f"the value is not valid YAML: {str(error).splitlines()[0]}"))
+        value, _ = _plain(text, name)
+    except RecipeError as error:
+        problems.append(Problem(name, None, None, f"the value is {error.problems[0].message}"))
         return
     path: Path_ = tuple(int(part) if part.isdecimal() and part.isascii() else part for part in key.split("."))
     holder: Any = values
@@ -357,9 +434,7 @@ def _problem(error: dict[str, Any], values: dict[str, Any], places: Places, file
                 .replace("a boolean", "true or false")
             )
             message = f"{dotted}: expected {what[:1].lower()}{what[1:]}; got {_kind(got)}"
-    while path not in places and path:
-        path = path[:-1]
-    return Problem(*places.get(path, (file, 1, 1)), message)
+    return Problem(*_place(places, path), message)
 
 
 def _locate(loc: tuple[str | int, ...], values: dict[str, Any]) -> tuple[Path_, list[str]]:

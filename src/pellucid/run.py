@@ -19,14 +19,18 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pellucid import recipe as recipes
 from pellucid.errors import RunError
 from pellucid.files import replacing
 
+_CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # what a record read from JSON may hold: its own fields, of their types
+
+MAX_NUMBER = 1e300  # of a loss in metrics.jsonl: a chart of more would leave the range of floats; NaN and infinity are gaps in it
 RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
 
 
@@ -37,6 +41,8 @@ class Measurement:
     `value` is in `unit`: "fraction" lies in [0, 1], "nats" is a loss, "count" a number of things. `interval` is the
     95 % interval that `interval_how` names, over the `n` samples of `split`.
     """
+
+    __pydantic_config__ = _CLOSED
 
     name: str
     value: float
@@ -73,6 +79,8 @@ def rounded(value: float | None, unit: str = "fraction") -> str:
 class SplitRecord:
     """One split of the data as the run saw it. `hash` covers names, labels and content of all samples."""
 
+    __pydantic_config__ = _CLOSED
+
     name: str
     n: int
     hash: str
@@ -82,6 +90,8 @@ class SplitRecord:
 @dataclass(frozen=True)
 class DataProblem:
     """A fault of one file or of a split: `kind` is one of those that `data check` lists."""
+
+    __pydantic_config__ = _CLOSED
 
     split: str
     file: str
@@ -93,6 +103,8 @@ class DataProblem:
 @dataclass(frozen=True)
 class DataRecord:
     """What data.json holds."""
+
+    __pydantic_config__ = _CLOSED
 
     source: str
     classes: list[str]
@@ -107,6 +119,8 @@ class DataRecord:
 @dataclass
 class RunRecord:
     """What run.json holds; rewritten as a whole."""
+
+    __pydantic_config__ = _CLOSED
 
     pellucid: str
     status: str
@@ -226,9 +240,7 @@ class Run:
     # ── reading ──
     @property
     def record(self) -> RunRecord:
-        raw = self._json("run.json")
-        raw["measurements"] = [Measurement(**{**m, "interval": tuple(m["interval"]) if m["interval"] else None}) for m in raw["measurements"]]
-        return RunRecord(**raw)
+        return _record(self._open("run.json"), _RUN_RECORD)
 
     @property
     def measurements(self) -> dict[str, Measurement]:
@@ -245,36 +257,56 @@ class Run:
 
     @property
     def data(self) -> DataRecord:
-        raw = self._json("data.json")
-        raw["splits"] = {name: SplitRecord(**split) for name, split in raw["splits"].items()}
-        raw["problems"] = [DataProblem(**problem) for problem in raw["problems"]]
-        return DataRecord(**raw)
+        path = self._open("data.json")
+        data = _record(path, _DATA_RECORD)
+        if len(data.mean) != 3 or len(data.std) != 3 or min(data.std) <= 0.0 or len(set(data.classes)) != len(data.classes):
+            raise RunError(f"{path}: expected a mean and a positive std for R, G, B and classes of different names; the file was changed")
+        for name, split in data.splits.items():
+            if split.name != name or len(split.counts) != len(data.classes) or sum(split.counts) != split.n or min(split.counts, default=0) < 0:
+                raise RunError(f"{path}: the counts of {name!r} do not fit its n or the classes; the file was changed")
+        return data
 
     def samples(self, split: str) -> list[tuple[str, int, str]]:
         """(file, label, content hash) of each sample of a split."""
-        with self._open(f"samples/{split}.csv").open(newline="", encoding="utf-8") as file:
-            return [(row["file"], int(row["label"]), row["hash"]) for row in csv.DictReader(file)]
+        path = self._open(f"samples/{split}.csv")
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                return [(str(row["file"]), int(row["label"]), str(row["hash"])) for row in csv.DictReader(file)]
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise RunError(f"{path}: expected a table of file, label and hash: {error!r}; the file was changed") from None
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a torn last line is left out."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        found = []
+        if not file.exists():
+            return []
+        lines = file.read_bytes().splitlines()
+        found: list[dict[str, Any]] = []
         for i, line in enumerate(lines):
             try:
                 found.append(json.loads(line))
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 if i != len(lines) - 1:
                     raise RunError(f"{file}:{i + 1}: expected a JSON object; the file was changed") from None
+                break
+            if fault := _metrics_fault(found[-1]):
+                raise RunError(f"{file}:{i + 1}: {fault}; the file was changed")
         return found
 
     def predictions(self, split: str) -> Predictions:
         path = self._open(f"predictions/{split}.npz")
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return Predictions([str(name) for name in arrays["name"]], arrays["label"], arrays["logits"])
+                names, labels, logits = arrays["name"], arrays["label"], arrays["logits"]
         except Exception as error:  # a damaged zip raises half a dozen types
             raise RunError(f"{path}: cannot be read as predictions: {error}") from None
+        n, kinds = len(labels) if labels.ndim else -1, (names.dtype.kind, labels.dtype.kind, logits.dtype.kind)
+        if kinds != ("U", "i", "f") or names.shape != (n,) or labels.shape != (n,) or logits.ndim != 2 or len(logits) != n:
+            got = ", ".join(f"{a.dtype} {a.shape}" for a in (names, labels, logits))
+            raise RunError(f"{path}: expected text (n,), whole numbers (n,) and floats (n, classes); got {got}. The file was changed.")
+        if n and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
+            raise RunError(f"{path}: labels from {labels.min()} to {labels.max()} for {logits.shape[1]} classes; the file was changed")
+        return Predictions([str(name) for name in names], labels, logits)
 
     @property
     def prediction_splits(self) -> list[str]:
@@ -369,11 +401,41 @@ class Run:
         path = self._open(name)
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(f"{path}: not readable as JSON: {error}") from None
         if not isinstance(value, dict):
             raise RunError(f"{path}: expected a JSON object")
         return value
+
+
+_RUN_RECORD, _DATA_RECORD = TypeAdapter(RunRecord), TypeAdapter(DataRecord)
+_T = TypeVar("_T")
+
+
+def _metrics_fault(line: Any) -> str:
+    """What keeps a line of metrics.jsonl from being read as a point of a curve; "" when nothing does."""
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        return "expected a JSON object with kind"
+    for key in ("step", "epoch"):
+        needed = key == "step" or line["kind"] in ("train", "val")
+        if (needed or key in line) and not (type(line.get(key)) is int and 0 <= line[key] < 2**53):
+            return f"expected a whole number as {key}"
+    odd = [key for key in ("loss", "accuracy", "lr") if type(line.get(key)) not in (int, float, type(None)) or MAX_NUMBER < abs(line.get(key) or 0) < math.inf]
+    return f"expected a number as {odd[0]}" if odd else ""
+
+
+def _record(path: Path, adapter: TypeAdapter[_T]) -> _T:
+    """The record in a JSON file; RunError says what in it is not as it was written."""
+    try:
+        return adapter.validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise RunError(f"{path}: not readable as JSON of a run: {_why(error)}; the file was changed or is from another version of Pellucid") from None
+
+
+def _why(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def seed_folders(folder: Path) -> list[str]:

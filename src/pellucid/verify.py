@@ -271,7 +271,7 @@ def _interval_checks(predictions: Predictions, measurements: list[Measurement], 
             wrong.append(f"{m.key}: {'an interval where none belongs' if exact is None else 'no interval'}")
         elif exact is not None and m.interval is not None and max(abs(exact[0] - m.interval[0]), abs(exact[1] - m.interval[1])) > EXACT:
             wrong.append(f"{m.key}: interval {_between(m.interval)} reported, {_between(exact)} recomputed")
-    split = measurements[0].split
+    split = measurements[0].split if measurements else "these"
     if wrong:
         return [Check(f"intervals {split}", False, "MISMATCH " + "; ".join(wrong))]
     return [Check(f"intervals {split}", True, f"ok {split} numbers: n, seed and intervals recomputed")]

@@ -1,26 +1,32 @@
 """Samples as a source lists them -> their content hashes, the faults of each file and those of the splits as a whole.
 
-Every file is read once: the bytes are hashed and, unless the same bytes were inspected before, decoded. What was found is kept
-by content in the cache folder (`checked/`), so that a second start only reads. No decoded picture outlives its inspection.
+Every file is read once: the bytes are hashed and, unless an earlier start inspected the same bytes, decoded. What was found is kept
+by content in the cache folder (`checked/`), so that a second start only reads. No decoded picture outlives its inspection, and of
+a file without a fault nothing is kept but its hash.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
 import os
+import posixpath
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
 from PIL import Image
 
-from pellucid.data.dataset import Split
-from pellucid.data.images import Finding, findings
+from pellucid.data.dataset import Hashes, Names, Split
+from pellucid.data.images import Finding, decode, findings
 from pellucid.data.store import cache_folder
 from pellucid.errors import DataError
 from pellucid.run import DataProblem, write_json
@@ -31,6 +37,7 @@ IMBALANCE = 10  # largest over smallest class of train above which it is said
 
 _INSPECTION_VERSION = 1  # goes up when images.findings says something else about the same bytes
 _CHUNK = 32  # files that a thread takes at once
+_AHEAD = 4  # chunks that wait for each thread
 
 
 @dataclass(frozen=True)
@@ -38,16 +45,18 @@ class Listing:
     """The samples of one split as a source lists them, before a picture is decoded.
 
     names and open are those of `Split`. labels: class of each sample as the source writes it. read: index -> bytes of an image
-    file, to be hashed and inspected; None where the samples are no files, and then `hashes` says their content.
+    file, to be hashed, inspected and, later, decoded; None where the samples are no files, and then `open` gives them and
+    `hashes` says their content. path: what messages call a file, where that is more than its name.
     problems: what the source noticed while listing.
     """
 
     names: Sequence[str]
     labels: Sequence[str]
-    open: Callable[[int], Image.Image]
+    open: Callable[[int], Image.Image] | None = None
     read: Callable[[int], bytes] | None = None
     hashes: Sequence[str] | None = None
     problems: Sequence[DataProblem] = ()
+    path: Callable[[int], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,33 +73,32 @@ class Inspected:
     """A split with its content known. hashes: "" for a file that could not be read. findings: by index, only where there are any."""
 
     name: str
-    names: Sequence[str]
+    names: Names
     labels: np.ndarray
-    hashes: Sequence[str]
+    hashes: Hashes
     open: Callable[[int], Image.Image]
     findings: Mapping[int, list[Finding]] = field(default_factory=dict)
 
     def is_bad(self, index: int) -> bool:
         return any(finding.fatal for finding in self.findings.get(index, ()))
 
-    def take(self, indices: Sequence[int], name: str) -> Inspected:
-        """The samples of these indices, in this order, as a split of another name."""
-        kept = list(indices)
-        source = self.open
+    def take(self, indices: np.ndarray, name: str) -> Inspected:
+        """The samples of these (m,) int64 indices, in this order, as a split of another name."""
+        names, source = self.names, self.open
+        found = {new: self.findings[old] for new, old in enumerate(indices.tolist()) if old in self.findings} if self.findings else {}
         return Inspected(
             name,
-            [self.names[i] for i in kept],
-            self.labels[kept] if kept else self.labels[:0],
-            [self.hashes[i] for i in kept],
-            lambda i: source(kept[i]),
-            {new: self.findings[old] for new, old in enumerate(kept) if old in self.findings},
+            Names(names[i] for i in indices),
+            self.labels[indices],
+            Hashes(self.hashes.digests[indices]),
+            lambda i: source(int(indices[i])),
+            found,
         )
 
     def usable(self) -> Inspected:
         """Without the samples that have a fatal finding."""
-        if not any(self.is_bad(i) for i in self.findings):
-            return self
-        return self.take([i for i in range(len(self.names)) if not self.is_bad(i)], self.name)
+        bad = [i for i in self.findings if self.is_bad(i)]
+        return self.take(np.delete(np.arange(len(self.names)), bad), self.name) if bad else self
 
     def split(self) -> Split:
         return Split(self.name, self.names, self.labels, self.hashes, self.open)
@@ -98,91 +106,144 @@ class Inspected:
 
 def inspect(listing: Listing, name: str, labels: np.ndarray, *, progress: Progress | None = None) -> Inspected:
     """The split with every file hashed and looked at, a few at a time in threads. labels: (n,) int64 class indices."""
+    names = Names.of(listing.names)
     if listing.read is None:
         assert listing.hashes is not None
-        return Inspected(name, listing.names, labels, listing.hashes, listing.open)
-    read, names, total = listing.read, listing.names, len(listing.names)
+        assert listing.open is not None
+        return Inspected(name, names, labels, Hashes.of(listing.hashes), listing.open)
+    read, total = listing.read, len(names)
     checked = _Checked(cache_folder() / "checked")
-    hashes: list[str] = []
+    digests = np.zeros((total, 16), np.uint8)
     found: dict[int, list[Finding]] = {}
 
-    def look(start: int) -> list[tuple[str, list[Finding]]]:
-        return [_look(read, i, names[i], checked) for i in range(start, min(start + _CHUNK, total))]
+    def look(start: int) -> dict[int, list[Finding]]:
+        faults = {}
+        for i in range(start, min(start + _CHUNK, total)):
+            digest, faults[i] = _look(read, i, names[i], checked)
+            digests[i] = np.frombuffer(digest, np.uint8)
+        return {i: those for i, those in faults.items() if those}
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    for start, faults in _in_threads(look, range(0, total, _CHUNK)):
+        found |= faults
+        if progress is not None:
+            progress(f"checking {name}", min(start + _CHUNK, total), total)
+    checked.save()
+    return Inspected(name, names, labels, Hashes(digests), _opener(read, listing.path or names.__getitem__, digests), found)
+
+
+def _opener(read: Callable[[int], bytes], path: Callable[[int], str], digests: np.ndarray) -> Callable[[int], Image.Image]:
+    """How a file's picture is had after it was inspected: from the bytes that were inspected, never from others.
+
+    Otherwise a file that changes in between would be trained on under its old label, and stand in the store under its old content.
+    """
+
+    def open_image(i: int) -> Image.Image:
         try:
-            for results in pool.map(look, range(0, total, _CHUNK)):
-                for content, faults in results:
-                    if faults:
-                        found[len(hashes)] = faults
-                    hashes.append(content)
-                if progress is not None:
-                    progress(f"checking {name}", len(hashes), total)
+            data = read(i)
+        except OSError as error:
+            raise DataError(f"{path(i)}: cannot be read any more: {error.strerror or error}") from None
+        if hashlib.blake2b(data, digest_size=16).digest() != digests[i].tobytes():
+            raise DataError(f"{path(i)}: the file changed after it was checked; start again when nothing writes to the data")
+        return decode(data, path(i))
+
+    return open_image
+
+
+def _in_threads(look: Callable[[int], dict[int, list[Finding]]], starts: Sequence[int]) -> Iterator[tuple[int, dict[int, list[Finding]]]]:
+    """(start, result) in order, with never more than a few waiting: as futures all chunks of a large set would take memory of their own."""
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[tuple[int, Future[dict[int, list[Finding]]]]] = deque()
+        try:
+            for start in starts:
+                waiting.append((start, pool.submit(look, start)))
+                if len(waiting) > _AHEAD * workers:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for first, future in waiting:
+                yield first, future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    checked.save()
-    return Inspected(name, names, labels, hashes, listing.open, found)
 
 
-def _look(read: Callable[[int], bytes], index: int, name: str, checked: _Checked) -> tuple[str, list[Finding]]:
+def _look(read: Callable[[int], bytes], index: int, name: str, checked: _Checked) -> tuple[bytes, list[Finding]]:
+    """(digest, findings) of one file."""
     try:
         data = read(index)
     except OSError as error:
-        return "", [Finding("unreadable", f"the file cannot be read: {error.strerror or error}", fatal=True)]
-    content = hashlib.blake2b(data, digest_size=16).hexdigest()
-    key = content + PurePosixPath(name).suffix.lower()  # one finding depends on the ending
+        return bytes(16), [Finding("unreadable", f"the file cannot be read: {error.strerror or error}", fatal=True)]
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    key = digest.hex() + posixpath.splitext(name)[1].lower()  # one finding depends on the ending
     faults = checked.get(key)
     if faults is None:
         faults = findings(data, name)
         checked.put(key, faults)
-    return content, faults
+    return digest, faults
 
 
 class _Checked:
-    """What was found in files seen before, by content; 16 JSON files, by the first digit of the hash. Safe across threads."""
+    """What was found in files seen before, by content; 16 JSON files, by the first digit of the hash. Safe across threads.
+
+    In memory are 16 bytes for each file without a fault, those of earlier starts only: what this start finds is asked for again by
+    copies alone, which are decoded once more.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._versions = f"{_INSPECTION_VERSION}, Pillow {PIL.__version__}, at most {Image.MAX_IMAGE_PIXELS} pixels"
-        self._shelves: dict[str, dict[str, list[Finding]]] = {}
-        self._changed: set[str] = set()
+        self._clean: dict[str, np.ndarray] = {}  # digit -> sorted (n,) 16 bytes of each key without a fault
+        self._faulty: dict[str, list[Finding]] = {}
+        self._new: defaultdict[str, bytearray] = defaultdict(bytearray)  # digit -> lines of JSON
         self._lock = threading.Lock()
 
     def get(self, key: str) -> list[Finding] | None:
         with self._lock:
-            return self._shelf(key[0]).get(key)
+            if key[0] not in self._clean:
+                self._open(key[0])
+            clean = self._clean[key[0]]
+        short = _short(key)
+        place = int(np.searchsorted(clean, short))
+        return [] if place < len(clean) and clean[place] == short else self._faulty.get(key)
 
     def put(self, key: str, faults: list[Finding]) -> None:
+        line = json.dumps([key, [asdict(fault) for fault in faults]]).encode() + b"\n"
         with self._lock:
-            self._shelf(key[0])[key] = faults
-            self._changed.add(key[0])
+            self._new[key[0]] += line
 
     def save(self) -> None:
         """Write what is new. Two processes at once may lose each other's lines: those files are looked at again next time."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for digit in sorted(self._changed):
-                lines = {key: [asdict(fault) for fault in faults] for key, faults in self._shelves[digit].items()}
-                write_json(self._folder / f"{digit}.json", {"versions": self._versions, "files": lines})
+            for digit, lines in sorted(self._new.items()):
+                files = self._load(digit) | dict(map(json.loads, lines.splitlines()))
+                write_json(self._folder / f"{digit}.json", {"versions": self._versions, "files": files})
         except OSError as error:
             fault = f"{self._folder}: cannot keep what was found in the images: {error.strerror or error}."
             raise DataError(f"{fault} Set XDG_CACHE_HOME to a folder that can be written.") from None
 
-    def _shelf(self, digit: str) -> dict[str, list[Finding]]:
-        if digit not in self._shelves:
-            self._shelves[digit] = self._load(self._folder / f"{digit}.json")
-        return self._shelves[digit]
+    def _open(self, digit: str) -> None:
+        files = self._load(digit)
+        self._clean[digit] = np.sort(np.array([_short(key) for key, faults in files.items() if not faults], "S16"))
+        self._faulty |= {key: [Finding(**fault) for fault in faults] for key, faults in files.items() if faults}
 
-    def _load(self, file: Path) -> dict[str, list[Finding]]:
-        """A shelf, empty where there is none, it was written by other versions or it is damaged: then files are looked at anew."""
+    def _load(self, digit: str) -> dict[str, list[dict[str, Any]]]:
+        """The notes of a file, none where there is no file, other versions wrote it or it is damaged: then images are looked at anew."""
         try:
-            kept = json.loads(file.read_text(encoding="utf-8"))
+            kept = json.loads((self._folder / f"{digit}.json").read_text(encoding="utf-8"))
             if kept["versions"] != self._versions:
                 return {}
-            return {key: [Finding(**fault) for fault in faults] for key, faults in kept["files"].items()}
+            for faults in kept["files"].values():
+                for fault in faults:
+                    Finding(**fault)
+            return dict(kept["files"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
+
+
+def _short(key: str) -> bytes:
+    """16 bytes that stand for a key, whatever its ending; as in numpy's arrays of bytes, zeros at the end are left out."""
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest().rstrip(b"\0")
 
 
 # ── problems of splits ────────────────────────────────────────────────────────────────────────────────────────
@@ -191,32 +252,43 @@ class _Checked:
 def problems(splits: Mapping[str, Inspected], classes: Sequence[str]) -> list[DataProblem]:
     """Every fault, split by split: those of files, then duplicate, leak, class_missing and imbalance of the usable ones."""
     found: list[DataProblem] = []
-    usable = {name: split.usable() for name, split in splits.items()}
-    earlier: dict[str, tuple[str, str]] = {}  # content -> (split, file) of the splits before
-    for name, split in splits.items():
+    usable = [split.usable() for split in splits.values()]
+    starts = [0, *itertools.accumulate(len(split.names) for split in usable)]  # of each split among the samples of all
+    everywhere = _firsts([split.hashes for split in usable])
+    for split, own, start, stop in zip(splits.values(), usable, starts, starts[1:], strict=False):
         for i, faults in sorted(split.findings.items()):
-            found += [DataProblem(name, split.names[i], fault.kind, fault.detail, fault.fatal) for fault in faults]
-        first = _duplicates(usable[name], classes, found)
-        for content, file in first.items():
-            if content in earlier:
-                where, other = earlier[content]
-                found.append(DataProblem(name, file, "leak", f"same content as {other} in {where}", fatal=False))
-            else:
-                earlier[content] = (name, file)
-        found += _class_problems(usable[name], classes)
+            found += [DataProblem(split.name, split.names[i], fault.kind, fault.detail, fault.fatal) for fault in faults]
+        first = _firsts([own.hashes])
+        found += _duplicates(own, first, classes)
+        seen = everywhere[start:stop]
+        for i in np.flatnonzero((seen < start) & (first == np.arange(len(first)))).tolist():  # of copies within the split the first alone
+            where = bisect.bisect_right(starts, seen[i]) - 1
+            other = usable[where]
+            detail = f"same content as {other.names[seen[i] - starts[where]]} in {other.name}"
+            found.append(DataProblem(split.name, own.names[i], "leak", detail, fatal=False))
+        found += _class_problems(own, classes)
     return found
 
 
-def _duplicates(split: Inspected, classes: Sequence[str], found: list[DataProblem]) -> dict[str, str]:
-    """The first file of each content; later ones are added to the problems, with both labels where they differ."""
-    first: dict[str, int] = {}
-    for i, content in enumerate(split.hashes):
-        j = first.setdefault(content, i)
-        if i != j:
-            one, other = classes[split.labels[j]], classes[split.labels[i]]
-            labels = "" if one == other else f", under another label: {other!r} here, {one!r} there"
-            found.append(DataProblem(split.name, split.names[i], "duplicate", f"same content as {split.names[j]}{labels}", fatal=False))
-    return {content: split.names[i] for content, i in first.items()}
+def _firsts(hashes: Sequence[Hashes]) -> np.ndarray:
+    """(n,) int64: for each of the n samples of these splits behind each other, the first one of the same content."""
+    words = np.concatenate([those.words for those in hashes])
+    order = np.lexsort((words[:, 1], words[:, 0]))  # stable: samples of the same content stay in their order
+    words = words[order]
+    begins = np.ones(len(words), bool)
+    begins[1:] = (words[1:] != words[:-1]).any(axis=1)
+    first = np.empty(len(words), np.int64)
+    first[order] = np.repeat(order[begins], np.diff(np.append(np.flatnonzero(begins), len(words))))
+    return first
+
+
+def _duplicates(split: Inspected, first: np.ndarray, classes: Sequence[str]) -> Iterator[DataProblem]:
+    """Each sample whose content stood in the split before, with both labels where they differ. first: as `_firsts` gives it."""
+    for i in np.flatnonzero(first != np.arange(len(first))).tolist():
+        j = int(first[i])
+        one, other = classes[split.labels[j]], classes[split.labels[i]]
+        labels = "" if one == other else f", under another label: {other!r} here, {one!r} there"
+        yield DataProblem(split.name, split.names[i], "duplicate", f"same content as {split.names[j]}{labels}", fatal=False)
 
 
 def _class_problems(split: Inspected, classes: Sequence[str]) -> list[DataProblem]:

@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 import os
-from collections.abc import Callable, Sequence
+import posixpath
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -25,8 +28,8 @@ import numpy as np
 from PIL import Image
 
 from pellucid.data import hubs, scenes
-from pellucid.data.dataset import Dataset
-from pellucid.data.images import ENDINGS, decode
+from pellucid.data.dataset import Dataset, Hashes, Names
+from pellucid.data.images import ENDINGS
 from pellucid.data.inspection import Inspected, Listed, Listing, Progress, inspect, listed, problems
 from pellucid.errors import DataError, did_you_mean
 from pellucid.recipe import DataSection
@@ -75,7 +78,7 @@ def gather(data: DataSection, *, progress: Progress | None = None) -> Gathered:
     classes, index = _classes(data, source)
     splits: dict[str, Inspected] = {}
     for name, listing in source.splits.items():
-        labels = np.array([_label(index, label, name, file) for label, file in zip(listing.labels, listing.names, strict=True)], np.int64)
+        labels = np.fromiter((_label(index, label, name, file) for label, file in zip(listing.labels, listing.names, strict=True)), np.int64)
         splits[name] = inspect(listing, name, labels, progress=progress)
     if isinstance(data.val, float):
         splits = _with_fraction(splits, data.val)
@@ -86,11 +89,9 @@ def gather(data: DataSection, *, progress: Progress | None = None) -> Gathered:
 def _with_fraction(splits: dict[str, Inspected], fraction: float) -> dict[str, Inspected]:
     """Train divided by content into train and val: a sample's side never changes when others come or go, and copies stay together."""
     train = splits["train"]
-    in_val = [bool(content) and int(content[:16], 16) < fraction * 2**64 for content in train.hashes]
-    sides = {
-        "train": train.take([i for i, chosen in enumerate(in_val) if not chosen], "train"),
-        "val": train.take([i for i, chosen in enumerate(in_val) if chosen], "val"),
-    }
+    # The first half of the hash against the fraction of 2^64, in integers: below a float is below the whole number above it.
+    in_val = (train.hashes.words[:, 0] < np.uint64(math.ceil(fraction * 2**64))) & train.hashes.digests.any(axis=1)
+    sides = {"train": train.take(np.flatnonzero(~in_val), "train"), "val": train.take(np.flatnonzero(in_val), "val")}
     return sides | {name: split for name, split in splits.items() if name != "train"}
 
 
@@ -197,59 +198,60 @@ def _of_folder(root: Path, split: str, source: str, label_of: Callable[[str], st
     if not root.is_dir():
         nearby = [path.name for path in root.parent.iterdir() if path.is_dir()] if root.parent.is_dir() else []
         raise DataError(f"{root}: expected a folder of images for data.{split}, there is none.{did_you_mean(root.name, nearby)}")
-    names, labels, odd, noticed = [], [], [], []
+    names, labels, odd, noticed = Names(), [], [], []
     for name in _files(root):
         label = label_of(name)
-        if PurePosixPath(name).suffix.lower() not in ENDINGS:
+        if posixpath.splitext(name)[1].lower() not in ENDINGS:
             if name != "classes.txt":
                 noticed.append(DataProblem(split, name, "other_file", "the ending is no image's: not used", fatal=False))
         elif label is None:
             odd.append(name)
         else:
             names.append(name)
-            labels.append(label)
+            labels.append(sys.intern(label))  # one object for each class, not for each image
     if odd:
         wanted = "a class folder around each image" if source == "folder" else "names of the form <class>_<name>"
         raise DataError(f"{root}: expected {wanted}, got {len(odd)} without:{listed(odd)}\n{_layout_hint(source)}")
     if not names:
         raise DataError(f"{root}: expected images for data.{split}, found none. {_layout_hint(source)}")
-    return _of_files(names, labels, [f"{root}/{name}" for name in names], noticed)
+    return _of_files(names, labels, lambda i: f"{root}/{names[i]}", noticed)
 
 
-def _files(root: Path) -> list[str]:
-    """Paths below a folder with forward slashes, sorted; hidden files and folders are left aside, links are followed once."""
-    found: list[str] = []
+def _files(root: Path) -> Iterator[str]:
+    """Paths below a folder with forward slashes, sorted; hidden files and folders are left aside, links are followed once.
+
+    One folder at a time is in memory. With a slash behind their names, folders stand where the paths below them belong.
+    """
     seen: set[tuple[int, int]] = set()
-    waiting = [""]
-    while waiting:
-        below = waiting.pop()
-        stat = os.stat(root / below)
+
+    def below(folder: str) -> Iterator[str]:
+        stat = os.stat(root / folder)
         if (stat.st_dev, stat.st_ino) in seen:
-            continue  # a link back up would never end
+            return  # a link back up would never end
         seen.add((stat.st_dev, stat.st_ino))
-        with os.scandir(root / below) as entries:
+        names = []
+        with os.scandir(root / folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 if any("\ud800" <= character <= "\udfff" for character in entry.name):  # bytes that are no text, as Python shows them
-                    raise DataError(f"{root / below}: the name {entry.name!r} is not UTF-8 text; rename it")
-                (waiting if entry.is_dir() else found).append(f"{below}/{entry.name}" if below else entry.name)
-    return sorted(found)
+                    raise DataError(f"{root / folder}: the name {entry.name!r} is not UTF-8 text; rename it")
+                names.append(f"{entry.name}/" if entry.is_dir() else entry.name)
+        for name in sorted(names):
+            if name.endswith("/"):
+                yield from below(folder + name)
+            else:
+                yield folder + name
+
+    return below("")
 
 
-def _of_files(names: list[str], labels: list[str], paths: list[str], noticed: Sequence[DataProblem] = ()) -> Listing:
+def _of_files(names: Names, labels: list[str], path: Callable[[int], str], noticed: Sequence[DataProblem] = ()) -> Listing:
     def read(i: int) -> bytes:
-        with open(paths[i], "rb") as file:
+        with open(path(i), "rb") as file:
             return file.read()
 
-    def open_image(i: int) -> Image.Image:
-        try:
-            content = read(i)
-        except OSError as error:
-            raise DataError(f"{paths[i]}: cannot be read any more: {error.strerror or error}") from None
-        return decode(content, paths[i])
-
-    return Listing(names, labels, open_image, read, problems=noticed)
+    return Listing(names, labels, read=read, problems=noticed, path=path)
 
 
 def _paths(data: DataSection) -> dict[str, str]:
@@ -276,31 +278,32 @@ def table(data: DataSection, progress: Progress | None) -> Listed:
 
 def _of_table(file: Path, split: str, data: DataSection) -> Listing:
     folders = [Path(data.image_dir.replace("{split}", split))] if data.image_dir else [file.parent, file.parent / file.stem]
-    names, labels, paths, faults = [], [], [], []
+    names, labels, faults = Names(), [], []
+    places = bytearray()  # which of the folders each file lies in
     lines: dict[str, int] = {}
     for line, filename, label in _rows(file, data.filename_column, data.label_column):
-        path = next((str(folder / filename) for folder in folders if filename and (folder / filename).is_file()), None)
+        place = next((k for k, folder in enumerate(folders) if filename and (folder / filename).is_file()), None)
         if not filename:
             faults.append(f"{file}:{line}: the file name is empty")
         elif filename in lines:
             faults.append(f"{file}:{line}: {filename} stands in line {lines[filename]} already")
-        elif path is None:
+        elif place is None:
             faults.append(f"{file}:{line}: {filename}: no such file in {' or '.join(str(folder) for folder in folders)}")
         elif not label:
             faults.append(f"{file}:{line}: {filename}: the label is empty")
         else:
             names.append(PurePosixPath(filename.replace(os.sep, "/")).as_posix())
-            labels.append(label)
-            paths.append(path)
+            labels.append(sys.intern(label))
+            places.append(place)
         lines.setdefault(filename, line)
     if faults:
         raise DataError(f"{len(faults)} rows of {file} cannot be used:{listed(faults)}\nCorrect or remove the rows; data.image_dir says where the images lie.")
     if not names:
         raise DataError(f"{file}: expected a row for each image below the header, found none")
-    return _of_files(names, labels, paths)
+    return _of_files(names, labels, lambda i: str(folders[places[i]] / names[i]))
 
 
-def _rows(file: Path, filename_column: str, label_column: str) -> list[tuple[int, str, str]]:
+def _rows(file: Path, filename_column: str, label_column: str) -> Iterator[tuple[int, str, str]]:
     """(line, file name, label) of each row, blanks around both removed."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as text:
@@ -310,7 +313,8 @@ def _rows(file: Path, filename_column: str, label_column: str) -> list[tuple[int
                 if column not in columns:
                     there = ", ".join(columns) or "none"
                     raise DataError(f"{file}:1: expected a column {column!r}; there are: {there}.{did_you_mean(column, columns)} Name it with data.{key}.")
-            return [(reader.line_num, (row[filename_column] or "").strip(), (row[label_column] or "").strip()) for row in reader]
+            for row in reader:
+                yield reader.line_num, (row[filename_column] or "").strip(), (row[label_column] or "").strip()
     except FileNotFoundError:
         nearby = [path.name for path in file.parent.glob("*.csv")]
         raise DataError(f"{file}: expected a CSV table, there is none.{did_you_mean(file.name, nearby)}") from None
@@ -337,9 +341,9 @@ def _of_scenes(split: str, count: int, size: tuple[int, int]) -> Listing:
 
     if min(size) < scenes.SMALLEST_SIDE:
         scenes.draw(0, split=split, image_size=size)  # says what is wrong before training starts
-    names = [scenes.name(i, split=split) for i in range(count)]
+    names = Names(scenes.name(i, split=split) for i in range(count))
     labels = [scenes.SHAPES[i % len(scenes.SHAPES)] for i in range(count)]
-    return Listing(names, labels, open_image, hashes=[scenes.content_hash(i, split=split, image_size=size) for i in range(count)])
+    return Listing(names, labels, open_image, hashes=Hashes.of(scenes.content_hash(i, split=split, image_size=size) for i in range(count)))
 
 
 def digits(data: DataSection, progress: Progress | None) -> Listed:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pickle
 import re
 import sys
@@ -130,7 +131,7 @@ def _read(path: Path, entry: str | None) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _existing(path: Path) -> Path:
-    if not path.is_file():
+    if not os.path.isfile(path):  # False too for a name that no file can have
         raise MissingError(f"{path}: no such weights file. Check the path; in a recipe it starts at the recipe file.")
     return path
 
@@ -182,16 +183,26 @@ def _state_dict(loaded: Any, path: Path, entry: str | None) -> tuple[dict[str, T
 
 
 def _holds_tensors(value: Any) -> bool:
-    """Whether a value is a state dict, or wraps one."""
-    if not isinstance(value, Mapping):
-        return False
-    return any(isinstance(item, Tensor) for item in value.values()) or any(_holds_tensors(value[name]) for name in WRAPPERS if name in value)
+    """Whether a value is a state dict, or wraps one. A mapping that holds itself is looked at once."""
+    waiting, seen = [value], set()
+    while waiting:
+        inner = waiting.pop()
+        if not isinstance(inner, Mapping) or id(inner) in seen:
+            continue
+        seen.add(id(inner))
+        if any(isinstance(item, Tensor) for item in inner.values()):
+            return True
+        waiting += [inner[name] for name in WRAPPERS if name in inner]
+    return False
 
 
 # ── fitting ──
 @dataclass(frozen=True)
 class _Fit:
-    """How a file's tensors meet a model's. `tensors` have the model's names and shapes; `wrong` are shapes that cannot be reconciled."""
+    """How a file's tensors meet a model's.
+
+    `tensors` have the model's names and shapes; `wrong` are shapes that cannot be reconciled, `other_kind` types of numbers.
+    """
 
     tensors: dict[str, Tensor]
     missing: list[str]
@@ -200,10 +211,11 @@ class _Fit:
     reshaped: list[Reshape]
     wrong: list[str]
     prefix: str = ""
+    other_kind: list[str] = field(default_factory=list)
 
     @property
     def matched(self) -> int:
-        return len(self.tensors) + len(self.skipped_head) + len(self.wrong)
+        return len(self.tensors) + len(self.skipped_head) + len(self.wrong) + len(self.other_kind)
 
 
 def load_weights(
@@ -247,6 +259,10 @@ def _fit(module: nn.Module, state: dict[str, Tensor], head: tuple[str, ...]) -> 
             fit.missing.append(name)
             continue
         tensor = state[sources[name]]
+        if not _has_numbers_for(tensor, target):
+            kind = f"{tensor.dtype} on {tensor.device}".replace("torch.", "").removesuffix(" on cpu")
+            fit.other_kind.append(f"{name}: the model has {str(target.dtype).removeprefix('torch.')}, the file {kind}")
+            continue
         if tensor.shape != target.shape and under(name, head):
             fit.skipped_head.append(f"{name} {_shape(tensor.shape)}")
             continue
@@ -273,6 +289,12 @@ def _sources(names: list[str], own: set[str]) -> tuple[str, dict[str, str]]:
         if new in own:
             sources.setdefault(new, name)
     return prefix, sources
+
+
+def _has_numbers_for(tensor: Tensor, target: Tensor) -> bool:
+    """Whether a tensor's numbers can stand in the place of the model's: floats for floats, and real data behind them."""
+    real = tensor.layout == torch.strided and tensor.device.type != "meta" and not tensor.is_complex()
+    return real and (tensor.is_floating_point() or not target.is_floating_point())
 
 
 def _resize_positions(module: nn.Module, name: str, tensor: Tensor, target: Tensor) -> tuple[Tensor, str]:
@@ -325,19 +347,21 @@ def _with_timm_filter(module: nn.Module, state: dict[str, Tensor], fit: _Fit, he
 
 def _faults(fit: _Fit, head: tuple[str, ...]) -> list[str]:
     """Names that keep a model from starting where the file ends."""
-    return fit.wrong + [name for name in fit.missing if not under(name, head) and not name.endswith(_COMPUTED)]
+    return fit.wrong + fit.other_kind + [name for name in fit.missing if not under(name, head) and not name.endswith(_COMPUTED)]
 
 
 def _raise_misfit(module: nn.Module, state: Mapping[str, Tensor], fit: _Fit, file: str, head: tuple[str, ...]) -> None:
-    if 2 * fit.matched < len(state) or not fit.tensors:
+    if 2 * fit.matched < len(state) or not (fit.tensors or fit.wrong or fit.other_kind):
         raise WeightsError(
             f"{file}: does not fit the model: {fit.matched} of {len(state)} tensors match by name. The file has "
             f"{_listed(list(state), 3)}; the model {_listed(list(module.state_dict()), 3)}. Check model.name and model.options."
         )
-    missing = [name for name in _faults(fit, head) if name not in fit.wrong]
+    missing = [name for name in _faults(fit, head) if name not in fit.wrong and name not in fit.other_kind]
     faults = []
     if fit.wrong:
         faults.append(f"{len(fit.wrong)} of another shape: {_listed(fit.wrong, len(fit.wrong))}")
+    if fit.other_kind:
+        faults.append(f"{len(fit.other_kind)} without numbers that fit: {_listed(fit.other_kind)}")
     if missing:
         faults.append(f"{len(missing)} missing from the file (training would start from random parts): {_listed(missing)}")
     if faults:

@@ -139,10 +139,12 @@ def _verification(run: Run) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: not readable as JSON: {error}. `pellucid verify {run.path}` writes it anew.") from None
     if not isinstance(found, dict) or found.get("result") not in ("verified", "mismatch"):
         raise RunError(f"{path}: expected a result that is verified or mismatch. `pellucid verify {run.path}` writes it anew.")
+    if not isinstance(found.get("lines", []), list):
+        raise RunError(f"{path}: expected a list of lines. `pellucid verify {run.path}` writes it anew.")
     return found
 
 

@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# The parts of the bench: `make bench-steps` runs bench/steps.py.
+BENCHES := bench-steps bench-exactness bench-photographs
 
-.PHONY: help demo install test check bench proof reference clean
+.PHONY: help demo install test check bench $(BENCHES) proof reference clean
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -20,8 +22,10 @@ check: $(VENV)/dev.stamp          ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/dev.stamp          ## Pellucid beside a plain torchvision loop
-	OMP_WAIT_POLICY=passive $(BIN)/python bench/photographs.py
+bench: $(BENCHES)                 ## Pellucid beside its peers: every part, hours; or one: bench-steps, bench-exactness, ...
+
+$(BENCHES): bench-%: $(VENV)/bench.stamp
+	OMP_WAIT_POLICY=passive $(BIN)/python bench/$*.py
 
 proof: $(VENV)/dev.stamp          ## the long demonstrations
 	$(BIN)/python -m pytest -q -m proof
@@ -37,6 +41,10 @@ $(VENV)/core.stamp: requirements.lock pyproject.toml
 
 $(VENV)/dev.stamp: $(VENV)/core.stamp requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	touch $@
+
+$(VENV)/bench.stamp: $(VENV)/dev.stamp requirements-bench.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	touch $@
 
 clean:

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -234,17 +234,26 @@ class Clocked:
 
 
 class Premade(Clocked):
-    """The same, but the loss is that of a batch made beforehand: augmentation and targets are left out."""
+    """The same, but the loss is that of a batch made beforehand, and it alone is logged, as by the peers: augmentation and targets are left out."""
 
     def __init__(self, task: Any, clock: Clock) -> None:
         super().__init__(task, clock)
         self._made = premade_batches()
 
-    def loss(self, module: nn.Module, pack: Any) -> tuple[Tensor, Tensor | None]:
+    def loss(self, module: nn.Module, pack: Any) -> tuple[Tensor, None]:
+        self._clock.tick()
+        x, y = self._made[pack.window.index % NUM_BATCHES]
+        return F.cross_entropy(module(x), y, reduction="sum"), None
+
+
+class Counted(Premade):
+    """With training accuracy, which Pellucid logs besides."""
+
+    def loss(self, module: nn.Module, pack: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         self._clock.tick()
         x, y = self._made[pack.window.index % NUM_BATCHES]
         logits = module(x)
-        return F.cross_entropy(logits, y, reduction="sum"), (logits.detach().argmax(1) == y).sum()
+        return F.cross_entropy(logits, y, reduction="sum"), torch.count_nonzero(logits.detach().argmax(1) == y)
 
 
 RECIPE = """\
@@ -304,7 +313,7 @@ def _premade_reader() -> type:
 
         def packs(self, window: Window, micro_batch_size: int) -> Iterator[Pack]:
             assert self.made is not None
-            yield replace(self.made, window=window)
+            yield Pack(window, self.made.start, self.made.stop, self.made.images, self.made.rows, self.made.draws)
 
     return PremadeReader
 
@@ -360,6 +369,7 @@ CONTENDERS: dict[str, tuple[str, Contender]] = {  # name: (the package that it n
     "Lightning, bar and CSV log": ("lightning", partial(lightning_trainer, told=True)),
     "HF Trainer, bar and log": ("transformers", hf_trainer),
     "Pellucid, bar and log": ("pellucid", partial(pellucid_loop, task=Premade, reads=False)),
+    "Pellucid, bar, log and training accuracy": ("pellucid", partial(pellucid_loop, task=Counted, reads=False)),
     "Pellucid, bar and log, reading its images": ("pellucid", partial(pellucid_loop, task=Premade, reads=True)),
     BARE_WITH_LOADER: ("torchvision", bare_with_loader),
     "Pellucid, whole": ("pellucid", partial(pellucid_loop, task=Clocked, reads=True)),

@@ -134,12 +134,14 @@ def _write_metrics(run: Run, made: recipe.Recipe, *, stop: int | None, mixup: bo
     rate = made.train.phases[0].optimizer.lr
     for epoch in range(1, (stop or made.epochs) + 1):
         for step in range((epoch - 1) * steps + 1, epoch * steps + 1):
-            run.append_metrics({"kind": "lr", "step": step, "lr": rate * min(step / 8, 0.5 * (1 + float(np.cos(np.pi * step / (steps * made.epochs)))))})
+            run.append_metrics([{"kind": "lr", "step": step, "lr": rate * min(step / 8, 0.5 * (1 + float(np.cos(np.pi * step / (steps * made.epochs)))))}])
         loss = 1.6 * float(np.exp(-epoch / 3)) + 0.1 + 0.03 * float(noise.normal())
         common: dict[str, Any] = {"epoch": epoch, "step": epoch * steps}
         accuracy = None if mixup else 1 - loss / 2
-        run.append_metrics({"kind": "train", **common, "phase": 0, "loss": loss, "accuracy": accuracy, "lr": rate, "seconds": 1.5, "images_per_second": 400.0})
-        run.append_metrics({"kind": "val", **common, "loss": loss * 1.2 + 0.05, "accuracy": 1 - 0.6 * loss, "seconds": 0.2})
+        run.append_metrics(
+            [{"kind": "train", **common, "phase": 0, "loss": loss, "accuracy": accuracy, "lr": rate, "seconds": 1.5, "images_per_second": 400.0}]
+        )
+        run.append_metrics([{"kind": "val", **common, "loss": loss * 1.2 + 0.05, "accuracy": 1 - 0.6 * loss, "seconds": 0.2}])
 
 
 def _write_thumbnails(run: Run, predictions: Predictions, split: str, most: int) -> None:

@@ -60,7 +60,7 @@ def window_gradients(text: str, folder: Path, overrides: Sequence[str] = ()) -> 
         train_mode(t.module, t.frozen)
         found = []
         for window in windows_of(t):
-            step._gradient(t, stage, reader_of(t), window)
+            step._gradient(t, stage, reader_of(t), window, t.task.window_weight(window))
             found.append(flat(stage.parameters))
         return found
 

@@ -31,6 +31,7 @@ from pellucid.step import Stage, divergence, take_step
 from pellucid.trial import find_micro_batch
 
 LEARNING_RATE_POINTS = 300
+LOOK_STEPS = 20
 NOT_PART_OF_THE_RESULT = ("train.checkpoint_seconds", "data.workers", "data.store.directory", "data.store.limit_gb")
 
 
@@ -66,9 +67,10 @@ def fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> No
                 windows = all_windows(epoch=at.epoch)
                 train_mode(t.module, t.frozen)
                 reader.plan(windows[at.window :], t.micro)
+                rates = [rate(step=(at.epoch - first_epoch) * steps + window.index) for window in windows]
                 for window in windows[at.window :]:
                     began = time.perf_counter()
-                    lr = rate(step=(at.epoch - first_epoch) * steps + window.index)
+                    lr = rates[window.index]
                     set_learning_rate(stage.optimizer, lr)
                     take_step(t, stage, reader, window)
                     at.step, at.window = at.step + 1, window.index + 1
@@ -76,7 +78,7 @@ def fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> No
                     _after_step(t, lr, len(windows))
                     _perhaps_save(t, stage, stop)
                 # A run that is resumed at the end of an epoch has no window left and comes straight here.
-                _end_epoch(t, rate(step=(at.epoch - first_epoch) * steps + len(windows) - 1))
+                _end_epoch(t, rates[-1])
             first_epoch = last_epoch
 
 
@@ -89,12 +91,12 @@ def _stage(t: Training, phase: PhaseSection, scale: LossScale) -> Stage:
 
 
 def _after_step(t: Training, lr: float, num_windows: int) -> None:
-    """Progress, and a look at the losses: every step on the CPU, every 20 on a GPU, where looking means waiting."""
+    """Progress, and a look at the losses: every 20 steps, because on a GPU looking means waiting; where a step takes long, every step."""
     at = t.at
     every = max(1, t.record.total_steps // LEARNING_RATE_POINTS)
     if at.step % every == 0 or at.step == 1:
         t.log({"kind": "lr", "step": at.step, "lr": lr})
-    if t.runtime.device.type == "cpu" or at.window % 20 == 0 or at.window == num_windows:
+    if at.window % LOOK_STEPS == 0 or at.window == num_windows or (t.runtime.processes.alone and t.progress.due(at.step, t.record.total_steps)):
         settle(t)
         if t.progress.due(at.step, t.record.total_steps):
             mean = at.tally.loss / max(at.tally.weight, 1e-12)
@@ -107,7 +109,7 @@ def settle(t: Training) -> None:
     tally, processes = t.at.tally, t.runtime.processes
     if not tally.pending:
         return
-    rows = [(float(sums.loss), int(sums.correct) if sums.correct is not None else 0, sums.counted) for _, sums, _ in tally.pending]
+    rows = [(float(sums.loss), int(sums.correct), sums.counted) for _, sums, _ in tally.pending]
     if not processes.alone:
         together = torch.tensor(rows, dtype=torch.float64)
         processes.add([together])
@@ -155,6 +157,7 @@ def _end_epoch(t: Training, lr: float) -> None:
         line += f"  val loss {numbers['loss']:.4f}  val accuracy {numbers['accuracy']:.4f}"
     t.progress.line(f"{line}  {tally.seconds:.1f} s")
     _share_notes(t)
+    t.write_log()
     at.epoch, at.window, at.tally = at.epoch + 1, 0, Tally()
     t.record.epoch, t.record.step = at.epoch, at.step
     t.write_record()
@@ -214,6 +217,7 @@ def save(t: Training, stage: Stage) -> str | None:
     t.last_checkpoint = time.monotonic()
     if not t.first:
         return None
+    t.write_log()
     state = {
         "optimizer": stage.optimizer.state_dict(), "scale": stage.scale.state_dict(), "phase": at.phase, "epoch": at.epoch, "window": at.window,
         "best": at.best, "best_epoch": at.best_epoch, "stale": at.stale, "stopped": at.stopped, "tally": at.tally.state(), "micro": t.micro,

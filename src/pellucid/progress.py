@@ -11,6 +11,7 @@ from typing import Self
 from pellucid.tables import duration
 
 INTERVAL = 5.0  # seconds between plain lines
+LIVE = 0.5  # seconds between drawings of a bar; each costs 3 ms of CPU
 
 
 class Progress:
@@ -32,7 +33,7 @@ class Progress:
 
     def due(self, done: int, total: int) -> bool:
         """Whether a call now would say something, for callers whose text takes time to make."""
-        return not self._quiet and (done in (1, total) or time.monotonic() - self._last >= (0.1 if self._live else INTERVAL))
+        return not self._quiet and (done in (1, total) or time.monotonic() - self._last >= (LIVE if self._live else INTERVAL))
 
     def __call__(self, what: str, done: int, total: int, detail: str = "") -> None:
         """`done` of `total` of the job named `what`; cheap enough to call at every step."""
@@ -43,7 +44,7 @@ class Progress:
         finished = done >= total
         if finished:
             del self._started[what]  # the next job of that name starts its own clock
-        if not finished and now - self._last < (0.1 if self._live else INTERVAL):
+        if not finished and now - self._last < (LIVE if self._live else INTERVAL):
             return
         if not self._live and now - started < 1.0:
             return  # done before anybody would have looked
@@ -78,12 +79,12 @@ class Progress:
         if self._rich is None:
             self._rich = RichProgress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
-                console=Console(stderr=True), transient=True,
+                console=Console(stderr=True), transient=True, auto_refresh=False,
             )  # fmt: skip
             self._rich.start()
         bars: RichProgress = self._rich  # type: ignore[assignment]
         if what not in self._bars:
             self._bars[what] = bars.add_task(what, total=total, detail="")
-        bars.update(self._bars[what], completed=done, total=total, detail=detail)  # type: ignore[arg-type]
+        bars.update(self._bars[what], completed=done, total=total, detail=detail, refresh=True)  # type: ignore[arg-type]
         if done >= total:
             bars.remove_task(self._bars.pop(what))  # type: ignore[arg-type]

@@ -329,9 +329,9 @@ class Run:
                 writer.writerow(["file", "label", "hash"])
                 writer.writerows(rows)
 
-    def append_metrics(self, line: Mapping[str, Any]) -> None:
+    def append_metrics(self, lines: Iterable[Mapping[str, Any]]) -> None:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
 
     def truncate_metrics(self, step: int, *, epoch_ended: bool) -> None:
         """Drop what a run resumed at `step` writes again: the lines after it, and those of an epoch that had not ended."""

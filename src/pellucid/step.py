@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -37,18 +36,27 @@ class Stage:
     optimizer: torch.optim.Optimizer
     parameters: list[Tensor]
     scale: LossScale
+    _shares: dict[float, Tensor] = field(default_factory=dict)
+
+    def share(self, value: float, device: torch.device) -> Tensor:
+        """() float32; nearly every step asks for the same one."""
+        if value not in self._shares:
+            self._shares.clear()
+            self._shares[value] = torch.tensor(value, device=device)
+        return self._shares[value]
 
 
 def take_step(t: Training, stage: Stage, reader: Reader, window: Window) -> None:
     """One optimiser step on a window; its loss waits in the tally."""
-    sums = _gradient(t, stage, reader, window)
+    weight = t.task.window_weight(window)
+    sums = _gradient(t, stage, reader, window, weight)
     finite = stage.scale.unscale(stage.parameters)
-    t.at.tally.pending.append((window, sums, t.task.window_weight(window)))
+    t.at.tally.pending.append((window, sums, weight))
     sam = stage.phase.optimizer.sam
     if sam is not None and finite:
-        saved = _spared(lambda: sam_perturb(stage.parameters, rho=sam.rho, adaptive=sam.adaptive), t)
+        saved = _spared(lambda: sam_perturb(stage.parameters, rho=sam.rho, adaptive=sam.adaptive), t, stage)
         try:
-            _gradient(t, stage, reader, window)
+            _gradient(t, stage, reader, window, weight)
             finite = stage.scale.unscale(stage.parameters)
         finally:
             sam_restore(saved)
@@ -56,7 +64,7 @@ def take_step(t: Training, stage: Stage, reader: Reader, window: Window) -> None
     if finite:
         if t.recipe.train.clip_grad_norm is not None:
             clip_gradients(stage.parameters, t.recipe.train.clip_grad_norm)
-        _spared(stage.optimizer.step, t, between=lambda: drop_unfinished_state(stage.optimizer))
+        _spared(stage.optimizer.step, t, stage)
         if t.averaged is not None and t.recipe.train.ema is not None:
             # Early on a short memory, else the average would stay near the random start: min(decay, (1 + t) / (10 + t)).
             decay = min(t.recipe.train.ema.decay, (1 + t.at.step) / (10 + t.at.step))
@@ -66,12 +74,11 @@ def take_step(t: Training, stage: Stage, reader: Reader, window: Window) -> None
     stage.scale.update(finite)
 
 
-def _gradient(t: Training, stage: Stage, reader: Reader, window: Window) -> Sums:
+def _gradient(t: Training, stage: Stage, reader: Reader, window: Window, weight: float) -> Sums:
     """Set the gradients to those of the window's loss, over all processes; the sums are those of this one.
 
     Halves the micro-batch when memory runs out, and begins again.
     """
-    weight = t.task.window_weight(window)
     t.buffers.keep()
     while True:
         try:
@@ -90,7 +97,8 @@ def _gradient(t: Training, stage: Stage, reader: Reader, window: Window) -> Sums
         # Outside of the handler: the error's frames hold the activations that have to go.
         t.buffers.restore()
         _shrink(t, reader, window)
-    _add_up(t, stage, took_part=sums.took_part)
+    if not t.runtime.processes.alone:
+        _add_up(t, stage, took_part=sums.took_part)
     return sums
 
 
@@ -98,37 +106,33 @@ def accumulate(t: Training, stage: Stage, packs: Iterable[Pack], weight: float) 
     """Gradients summed over packs, in `.grad`, and what the packs sum to."""
     for parameter in stage.parameters:
         parameter.grad = None
-    factor = stage.scale.scale / weight
+    # The gradient of loss times scale / weight, given to the backward pass instead of multiplied into the loss: the same bits, one node less.
+    share = stage.share(stage.scale.scale / weight, t.runtime.device)
     losses, hits, counted = [], [], 0
     for pack in packs:
         # Dropout and drop-path are keyed like all else, so that a repeated pass draws the same.
         t.runtime.seed(derived_seed(t.recipe.seed, "model", pack.window.epoch, pack.window.index, pack.start))
-        with _statistics(t, counted=not pack.idle):
+        if t.synchronized:
+            with synchronized_batch_norm(counted=not pack.idle):
+                loss, correct = t.task.loss(t.forward, pack)  # type: ignore[arg-type]
+                loss.backward(share if not pack.idle else torch.zeros_like(share))  # type: ignore[no-untyped-call]
+            if pack.idle:
+                continue
+        else:
             loss, correct = t.task.loss(t.forward, pack)  # type: ignore[arg-type]
-            (loss * (factor if not pack.idle else 0.0)).backward()  # type: ignore[no-untyped-call]
-        if not pack.idle:
-            losses.append(loss.detach())
-            if correct is not None:
-                hits.append(correct)
-                counted += len(pack)
+            loss.backward(share)  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+        if correct is not None:
+            hits.append(correct)
+            counted += len(pack)
     if not losses:
-        return Sums(torch.zeros((), device=t.runtime.device), None, 0, took_part=False)
-    return Sums(_sum(losses), _sum(hits) if hits else None, counted)
-
-
-def _sum(values: list[Tensor]) -> Tensor:
-    return values[0] if len(values) == 1 else torch.stack(values).sum()
-
-
-def _statistics(t: Training, *, counted: bool) -> AbstractContextManager[None]:
-    return synchronized_batch_norm(counted=counted) if t.synchronized else nullcontext()
+        return Sums(torch.zeros((), device=t.runtime.device), 0, 0, took_part=False)
+    return Sums(losses[0] if len(losses) == 1 else torch.stack(losses).sum(), sum(hits), counted)
 
 
 def _add_up(t: Training, stage: Stage, *, took_part: bool) -> None:
     """Sum the gradients over all processes, and average the running statistics of BatchNorm over those that had images."""
     processes = t.runtime.processes
-    if processes.alone:
-        return
     # A parameter without a gradient anywhere keeps none, because the optimiser then leaves it alone.
     somewhere = processes.largest(*(float(parameter.grad is not None) for parameter in stage.parameters))
     gradients = []
@@ -165,7 +169,7 @@ def _shrink(t: Training, reader: Reader, window: Window) -> None:
     reader.shrink(t.micro, after=window)
 
 
-def _spared(job: Callable[[], T], t: Training, between: Callable[[], None] = lambda: None) -> T:
+def _spared(job: Callable[[], T], t: Training, stage: Stage) -> T:
     """What the job returns; where memory runs out, once more after torch has given back what it keeps for later.
 
     For jobs that change nothing before they have all the memory they need.
@@ -176,7 +180,7 @@ def _spared(job: Callable[[], T], t: Training, between: Callable[[], None] = lam
         if not out_of_memory(error):
             raise
     t.runtime.free_cached()
-    between()
+    drop_unfinished_state(stage.optimizer)
     try:
         return job()
     except RuntimeError as error:

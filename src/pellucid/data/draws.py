@@ -26,6 +26,7 @@ _ROUNDS = 10
 _LOW = np.uint64(0xFFFFFFFF)
 _WORD = np.uint64(32)
 _LIMIT = 1 << 32
+_BLOCK = 1 << 14  # samples whose order is drawn at once
 
 
 def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
@@ -70,7 +71,11 @@ def permutation(seed: int, epoch: int, n: int) -> Integers:
 
     A stable sort of our own numbers gives one answer; the shuffle of a numpy Generator may change between versions.
     """
-    return np.argsort(uniforms(seed, epoch, np.arange(n), "order", 1)[:, 0], kind="stable").astype(np.int64)
+    keys = np.empty(n)
+    for start in range(0, n, _BLOCK):  # a draw takes 130 bytes while it is made, and keeps 8
+        stop = min(start + _BLOCK, n)
+        keys[start:stop] = uniforms(seed, epoch, np.arange(start, stop), "order", 1)[:, 0]
+    return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
 
 
 def beta(seed: int, epoch: int, samples: Integers, operation: str, alpha: float) -> Floats:
@@ -94,9 +99,6 @@ def _key(seed: int, operation: str) -> tuple[int, int]:
 
 
 def _digest(*parts: int | str) -> bytes:
-    """BLAKE2b-64 of the parts, each with its type and length so that no two lists of parts read the same."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        text = str(part).encode()
-        digest.update(f"{type(part).__name__}:{len(text)}:".encode() + text)
-    return digest.digest()
+    """BLAKE2b-64 of the parts, each with its type and length in bytes so that no two lists of parts read the same."""
+    text = "".join([f"{type(part).__name__}:{len(str(part).encode())}:{part}" for part in parts])
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()

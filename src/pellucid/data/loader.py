@@ -219,10 +219,7 @@ def _packed(pixels: Pixels, rows: np.ndarray, pin: bool) -> Images:
 
 def pack_images(arrays: list[np.ndarray], *, pin: bool = False) -> Images:
     """Decoded (H, W, 3) uint8 images behind each other in one flat tensor, so that one copy brings them to the device."""
-    shapes = [(int(a.shape[0]), int(a.shape[1])) for a in arrays]
     flat = torch.empty(sum(a.size for a in arrays), dtype=torch.uint8, pin_memory=pin)
-    view, start = flat.numpy(), 0
-    for array in arrays:
-        view[start : start + array.size] = array.reshape(-1)
-        start += array.size
-    return Images(flat, shapes)
+    if arrays:
+        np.concatenate([a.reshape(-1) for a in arrays], out=flat.numpy())
+    return Images(flat, [a.shape[:2] for a in arrays])

@@ -97,7 +97,7 @@ class Classification:
         with self._runtime.autocast():
             logits = module(images)
         loss = cross_entropy(logits, targets, class_weights=self._class_weights, label_smoothing=self._smoothing)
-        return loss, None if mix is not None else (logits.detach().argmax(1) == labels).sum()
+        return loss, None if mix is not None else torch.count_nonzero(logits.detach().argmax(1) == labels)
 
     def _mixed(self, images: Tensor, targets: Tensor, labels: Tensor, mix: Mix) -> tuple[Tensor, Tensor, Tensor]:
         """Images and targets without the one in front, mixed with their neighbours."""

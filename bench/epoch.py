@@ -4,8 +4,9 @@ The scripts themselves are on no package index. `torchvision` below is its class
 the transforms of its presets, a DataLoader with workers, losses and accuracies read at each step, evaluation after each epoch. `timm` is
 its train.py wired from its parts: create_dataset, create_loader with the prefetcher, create_optimizer_v2, CosineLRScheduler,
 AverageMeter, accuracy. Model, weights, batch size, crop, flip, optimiser, schedule, epochs, memory format, two torch threads and two
-loader workers are the same for all. Each is run as published and with `torch.set_flush_denormal(True)`, which neither script
-sets and without which some networks slow down on a CPU.
+loader workers are the same for all. Each is run as published and tuned, with what Pellucid sets and neither script does: denormal
+numbers flushed, and OpenMP threads that wait asleep after a short look, without which loader processes and torch's threads get in
+each other's way.
 
 Each training has a process of its own; they take turns. Seconds are the wall time of epochs with their evaluations, without imports.
 What comes before the first step is listed apart: Pellucid hashes, checks and decodes every image there, into an empty store, while the
@@ -49,7 +50,8 @@ from photographs import RECIPES, machine, plain_model, plain_schedule
 THREADS = WORKERS = 2
 GOAL = 0.8
 PELLUCID = "Pellucid"
-FLUSHED = ", denormals flushed"
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}  # what Pellucid's command line sets; the scripts set nothing
+TUNED = ", tuned"
 CLOTHING = "${PELLUCID_DATA:-../../shared/data}/clothing"
 MODELS = {
     "squeezenet": ("clothing-squeezenet", []),
@@ -265,7 +267,7 @@ def timm_evaluated(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], 
 # ── turns, each in a process of its own ───────────────────────────────────────────────────────────────────────
 
 LOOPS: dict[str, Callable[[Path, Sequence[str], Recipe], Outcome]] = {PELLUCID: pellucid, "torchvision": torchvision_loop, "timm": timm_loop}
-CONTENDERS = [PELLUCID, *(loop + flush for loop in ("torchvision", "timm") for flush in ("", FLUSHED))]
+CONTENDERS = [PELLUCID, *(loop + flush for loop in ("torchvision", "timm") for flush in ("", TUNED))]
 
 
 def one(contender: str, model: str, epochs: int, seed: int) -> Outcome:
@@ -274,9 +276,15 @@ def one(contender: str, model: str, epochs: int, seed: int) -> Outcome:
     recipe = recipes.load(file, overrides)
     torch.set_num_threads(THREADS)
     torch.manual_seed(seed)
-    if contender.endswith(FLUSHED):
+    if contender.endswith(TUNED):
         torch.set_flush_denormal(True)
-    return LOOPS[contender.removesuffix(FLUSHED)](file, overrides, recipe)
+    return LOOPS[contender.removesuffix(TUNED)](file, overrides, recipe)
+
+
+def environment(contender: str) -> dict[str, str]:
+    """How OpenMP's threads wait: as the command line of Pellucid sets it, and as a user's shell leaves it for a script as published."""
+    plain = {name: value for name, value in os.environ.items() if name not in WAITING}
+    return plain | (WAITING if contender == PELLUCID or contender.endswith(TUNED) else {})
 
 
 def turns(contenders: Sequence[str], model: str, epochs: int, seeds: int, out: Path) -> Iterator[tuple[str, int, Outcome]]:
@@ -287,7 +295,7 @@ def turns(contenders: Sequence[str], model: str, epochs: int, seeds: int, out: P
             if not result.exists():
                 options = {"--one": contender, "--model": model, "--epochs": epochs, "--seed": seed, "--result": result}
                 command = [sys.executable, __file__, *(str(word) for option in options.items() for word in option)]
-                subprocess.run(command, check=True, env={**os.environ, "OMP_WAIT_POLICY": "passive"})
+                subprocess.run(command, check=True, env=environment(contender))
             outcome = Outcome(**json.loads(result.read_text(encoding="utf-8")))
             print(f"{model}, {contender}, seed {seed}: {outcome.epochs[0]:.1f} s, accuracy {outcome.accuracy:.4f}", file=sys.stderr, flush=True)
             yield contender, seed, outcome
@@ -360,7 +368,7 @@ def main() -> int:
             keep(one(given.one, given.model, given.epochs, given.seed), given.result)
             return 0
         chosen = given.loops.split(",")
-        found: dict[str, list[Outcome]] = {name: [] for name in CONTENDERS if name.removesuffix(FLUSHED) in {PELLUCID, *chosen}}
+        found: dict[str, list[Outcome]] = {name: [] for name in CONTENDERS if name.removesuffix(TUNED) in {PELLUCID, *chosen}}
         with suppress(KeyboardInterrupt):  # what is finished is still worth its table
             for contender, _, outcome in turns(list(found), given.model, given.epochs, given.seeds, given.out):
                 found[contender].append(outcome)

@@ -1,13 +1,14 @@
 """What fixes the bits besides recipe and data: device, number format, threads, determinism; and a description of the machine.
 
 `start` sets torch's global state once, before the first operation: denormal numbers are flushed to zero (without it
-fine-tuning SqueezeNet on a CPU becomes 5 times slower after the first epoch), kernels are the deterministic ones where
+fine-tuning SqueezeNet on a CPU becomes 5 times slower after the first epoch), freed memory is kept, kernels are the deterministic ones where
 torch has them, TF32 is off, and the number of threads is fixed because it decides the order of CPU sums.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib.metadata
 import os
@@ -26,6 +27,7 @@ from pellucid.errors import UsageError
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "torchmetrics", "scikit-learn", "safetensors", "pydantic")
 DECIDES_BITS = ("device_class", "precision", "threads", "processes", "channels_last", "libraries")  # of what `describe` gives
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -84,6 +86,7 @@ def start(*, device: str, precision: str, threads: int | None, channels_last: bo
         chosen = torch.device("cuda", processes.local)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     count = threads or max(1, num_cores() // processes.local_size)
+    _keep_freed_memory()
     torch.set_flush_denormal(True)
     torch.set_num_threads(count)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -93,6 +96,16 @@ def start(*, device: str, precision: str, threads: int | None, channels_last: bo
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     return Runtime(chosen, precision, count, channels_last, processes)
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep what is freed. Activations come and go at every step, and by default glibc returns the large ones
+    to the system, which hands them out again zeroed, page by page: a fifth of an epoch of SqueezeNet on a CPU (docs/log.md).
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # bytes, the most that glibc takes
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def out_of_memory(error: BaseException) -> bool:

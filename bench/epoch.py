@@ -17,6 +17,7 @@ What is finished in `--out` is not trained again.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -47,6 +48,7 @@ from pellucid.errors import PellucidError
 from pellucid.recipe import Recipe
 from photographs import RECIPES, machine, plain_model, plain_schedule
 
+ROOT = Path(__file__).resolve().parent.parent
 THREADS = WORKERS = 2
 GOAL = 0.8
 PELLUCID = "Pellucid"
@@ -72,11 +74,11 @@ class Outcome:
     start: float
     epochs: list[float]
     rest: float
-    correct: list[bool]  # of each val image, in the order of the files
+    correct: dict[str, bool]  # of each val image, by its path below the split
 
     @property
     def accuracy(self) -> float:
-        return sum(self.correct) / len(self.correct)
+        return sum(self.correct.values()) / len(self.correct)
 
 
 def recipe_of(model: str, epochs: int, seed: int) -> tuple[Path, list[str]]:
@@ -104,7 +106,8 @@ def pellucid(file: Path, overrides: Sequence[str], _: Recipe) -> Outcome:
         epochs = [a + b for a, b in zip(trained, evaluated, strict=True)]
         predictions = run.predictions("val")
     correct = predictions.logits.argmax(1) == predictions.labels
-    return Outcome(passed - record.seconds, epochs, record.seconds - sum(epochs), correct.tolist())
+    right = dict(zip(predictions.files, correct.tolist(), strict=True))
+    return Outcome(passed - record.seconds, epochs, record.seconds - sum(epochs), right)
 
 
 # ── torchvision's reference, from its parts ───────────────────────────────────────────────────────────────────
@@ -168,7 +171,8 @@ def torchvision_loop(_: Path, __: Sequence[str], recipe: Recipe) -> Outcome:
             schedule.step()
         return evaluated(module, val_batches, memory_format, criterion)
 
-    return timed(epoch, phase.epochs, began)
+    files = [str(Path(path).relative_to(places[1])) for path, _ in val.samples]
+    return timed(epoch, phase.epochs, began, files)
 
 
 def placed_model(recipe: Recipe, train: Path) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
@@ -192,14 +196,14 @@ def evaluated(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], memor
     return correct
 
 
-def timed(epoch: Callable[[int], list[bool]], epochs: int, began: float) -> Outcome:
+def timed(epoch: Callable[[int], list[bool]], epochs: int, began: float, files: Sequence[str]) -> Outcome:
     """Run the epochs; `began` is when the loop was set up."""
     start, seconds, correct = time.perf_counter() - began, [], []
     for index in range(epochs):
         before = time.perf_counter()
         correct = epoch(index)
         seconds.append(time.perf_counter() - before)
-    return Outcome(start, seconds, 0.0, correct)
+    return Outcome(start, seconds, 0.0, dict(zip(files, correct, strict=True)))
 
 
 # ── timm's train.py, from its parts ───────────────────────────────────────────────────────────────────────────
@@ -234,7 +238,7 @@ def timm_loop(_: Path, __: Sequence[str], recipe: Recipe) -> Outcome:
             schedule.step_update(num_updates=index * updates + step + 1, metric=losses.avg)
         return timm_evaluated(module, val_batches, memory_format, criterion)
 
-    return timed(epoch, phase.epochs, began)
+    return timed(epoch, phase.epochs, began, val_batches.dataset.filenames())
 
 
 def timm_loaders(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> tuple[Any, Any]:
@@ -288,14 +292,19 @@ def environment(contender: str) -> dict[str, str]:
 
 
 def turns(contenders: Sequence[str], model: str, epochs: int, seeds: int, out: Path) -> Iterator[tuple[str, int, Outcome]]:
-    """(contender, seed, outcome) of all trainings; the contenders take turns, seed by seed."""
+    """(contender, seed, outcome) of all trainings; the contenders take turns, seed by seed. What the same code and versions gave before is used again."""
+    digest = hashlib.blake2b(machine().encode(), digest_size=8)
+    for file in sorted([*ROOT.glob("src/pellucid/**/*.py"), *ROOT.glob("recipes/*.yaml"), Path(__file__)]):
+        digest.update(file.read_bytes())
+    code = digest.hexdigest()
     for seed in range(1, seeds + 1):
         for contender in contenders:
-            result = out / f"{model}-{epochs}-{contender.replace(', ', '-').replace(' ', '-')}-{seed}.json"
+            result = out / code / f"{model}-{epochs}-{contender.replace(', ', '-').replace(' ', '-')}-{seed}.json"
             if not result.exists():
                 options = {"--one": contender, "--model": model, "--epochs": epochs, "--seed": seed, "--result": result}
                 command = [sys.executable, __file__, *(str(word) for option in options.items() for word in option)]
-                subprocess.run(command, check=True, env=environment(contender))
+                if subprocess.run(command, check=False, env=environment(contender)).returncode:
+                    raise SystemExit(f"{contender} failed; what it said stands above")
             outcome = Outcome(**json.loads(result.read_text(encoding="utf-8")))
             print(f"{model}, {contender}, seed {seed}: {outcome.epochs[0]:.1f} s, accuracy {outcome.accuracy:.4f}", file=sys.stderr, flush=True)
             yield contender, seed, outcome
@@ -314,8 +323,8 @@ def keep(outcome: Outcome, result: Path) -> None:
 def seconds_rows(found: dict[str, list[Outcome]]) -> list[str]:
     """A line for each contender: seconds of an epoch, and the ratio of ours to it, turn by turn."""
     rows = [
-        "| loop | s an epoch, median (smallest to largest) | n | Pellucid's share of it | before the first step, s | after the last, s |",
-        "|---|---|---|---|---|---|",
+        "| loop | s an epoch, median (smallest to largest) | n | Pellucid's share of it | before the first step, s | share with that | after the last, s |",
+        "|---|---|---|---|---|---|---|",
     ]
     ours = [statistics.median(outcome.epochs) for outcome in found[PELLUCID]]
     for contender, outcomes in found.items():
@@ -324,7 +333,9 @@ def seconds_rows(found: dict[str, list[Outcome]]) -> list[str]:
         share = "" if contender == PELLUCID else f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
         start, rest = (statistics.median(getattr(outcome, name) for outcome in outcomes) for name in ("start", "rest"))
         spread = f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
-        rows.append(f"| {contender} | {spread} | {len(seconds)} | {share} | {start:.1f} | {rest:.1f} |")
+        whole = statistics.median((a.start + sum(a.epochs)) / (b.start + sum(b.epochs)) for a, b in zip(found[PELLUCID], outcomes, strict=True))
+        with_start = "" if contender == PELLUCID else f"{whole:.2f}"
+        rows.append(f"| {contender} | {spread} | {len(seconds)} | {share} | {start:.1f} | {with_start} | {rest:.1f} |")
     return rows
 
 
@@ -337,10 +348,13 @@ def accuracy_rows(found: dict[str, list[Outcome]]) -> list[str]:
     ours = found[PELLUCID]
     for contender, outcomes in found.items():
         first, accuracies = outcomes[0].correct, [outcome.accuracy for outcome in outcomes]
-        wilson = intervals.wilson(sum(first), len(first))
+        wilson = intervals.wilson(sum(first.values()), len(first))
         over_seeds = over_images = ""
         if contender != PELLUCID:
-            paired = intervals.paired(np.array(ours[0].correct), np.array(first))
+            files = sorted(ours[0].correct)
+            if files != sorted(first):
+                raise SystemExit(f"{contender} evaluated other images than {PELLUCID}")
+            paired = intervals.paired(np.array([ours[0].correct[file] for file in files]), np.array([first[file] for file in files]))
             over_images = f"{ours[0].accuracy - outcomes[0].accuracy:+.4f}, {paired.low:+.4f} to {paired.high:+.4f}"
             difference = statistics.fmean(outcome.accuracy for outcome in ours) - statistics.fmean(accuracies)
             over_seeds = f"{difference:+.4f}, one seed"

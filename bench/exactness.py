@@ -181,15 +181,16 @@ def lightning_fit(folder: Path, images: np.ndarray, labels: Tensor, how: How) ->
 # ── accelerate ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def accelerate_fit(folder: Path, images: np.ndarray, labels: Tensor, how: How) -> nn.Module:
-    """The loop of its documentation, with `accumulate`, `save_state`, `load_state` and `skip_first_batches`."""
+def accelerate_fit(folder: Path, images: np.ndarray, labels: Tensor, how: How, *, seedable: bool = False) -> nn.Module:
+    """The loop of its documentation, with `accumulate`, `save_state`, `load_state` and `skip_first_batches`; seedable: with its option use_seedable_sampler."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import set_seed
+    from accelerate.utils import DataLoaderConfiguration, set_seed
 
     AcceleratorState._reset_state(True)
     set_seed(1)
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=how.accumulate)
+    sampler = DataLoaderConfiguration(use_seedable_sampler=seedable)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=how.accumulate, dataloader_config=sampler)
     module = network()
     loader = DataLoader(TensorDataset(inputs(images), labels), batch_size=4, shuffle=how.shuffle)
     module, optimizer, loader = accelerator.prepare(module, torch.optim.SGD(module.parameters(), lr=LR, momentum=0.9), loader)
@@ -239,7 +240,10 @@ def hf_fit(folder: Path, images: np.ndarray, labels: Tensor, how: How) -> nn.Mod
     return module.network
 
 
-FITS: dict[str, Callable[[Path, np.ndarray, Tensor, How], nn.Module]] = {"Lightning": lightning_fit, "accelerate": accelerate_fit, "HF Trainer": hf_fit}
+SEEDABLE = "accelerate, use_seedable_sampler"
+FITS: dict[str, Callable[[Path, np.ndarray, Tensor, How], nn.Module]] = {
+    "Lightning": lightning_fit, "accelerate": accelerate_fit, SEEDABLE: partial(accelerate_fit, seedable=True), "HF Trainer": hf_fit,
+}  # fmt: skip
 
 
 def trainer_column(name: str) -> dict[str, str]:
@@ -326,6 +330,7 @@ COLUMNS: dict[str, tuple[str, Callable[[], dict[str, str]]]] = {  # name: (the p
     "Pellucid": ("pellucid", pellucid_column),
     "Lightning": ("lightning", partial(trainer_column, "Lightning")),
     "accelerate": ("accelerate", partial(trainer_column, "accelerate")),
+    SEEDABLE: ("accelerate", partial(trainer_column, SEEDABLE)),
     "HF Trainer": ("transformers", partial(trainer_column, "HF Trainer")),
     "timm's loader": ("timm", timm_column),
 }

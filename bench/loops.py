@@ -266,6 +266,7 @@ train:
   micro_batch_size: 32
   threads: 1
   device: cpu
+  checkpoint_seconds: 0.25
   phases:
     - {{epochs: 1, optimizer: {{name: adamw, lr: 1e-4, weight_decay: 0.01}}}}
 """

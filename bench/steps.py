@@ -22,7 +22,7 @@ import termios
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean
 
 import torch
 
@@ -129,7 +129,8 @@ def costs(found: dict[str, list[dict[str, list[float]]]]) -> dict[str, Cost]:
         base = BASES.get(name, BARE)
         if name in (BARE, BARE_WITH_LOADER) or base not in found:
             return None
-        return Spread.of(median(own[kind]) - median(others[kind]) for own, others in zip(found[name], found[base], strict=True))
+        # Means over a round, not medians of its blocks: what comes rarely (a bar, a line in the log) is paid for too.
+        return Spread.of(fmean(own[kind]) - fmean(others[kind]) for own, others in zip(found[name], found[base], strict=True))
 
     def all_blocks(name: str, kind: str) -> Spread:
         return Spread.of(value for one in found[name] for value in one[kind])
@@ -198,7 +199,7 @@ def main() -> int:
     print(f"{machine()}\n")
     print(
         f"One thread, batch of {BATCH}; {given.rounds} rounds of {given.steps} steps ({BARE_WITH_LOADER}, and Pellucid, whole: an eighth of that), the loops "
-        f"in turn. Median (quartiles) over the {given.rounds * given.blocks} blocks; differences: of the medians of each of the {given.rounds} rounds. "
+        f"in turn. Median (quartiles) over the {given.rounds * given.blocks} blocks; differences: of the means of each of the {given.rounds} rounds. "
         f"`Pellucid, whole` over `{BARE_WITH_LOADER}`.\n"
     )
     print(table(found, absent))

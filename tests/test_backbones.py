@@ -383,3 +383,9 @@ def test_layers_of_timm_models_are_timms_own(name):
     oracle = timm.models.group_parameters(built.module, built.module.group_matcher(coarse=False), reverse=True)
     below = [key for key in ids if not key.startswith(tuple(f"{path}." for path in built.classifier))]
     assert all((ids[a] < ids[b]) == (oracle[a] < oracle[b]) for a in below for b in below)
+
+
+@pytest.mark.parametrize("options", [{"patch_size": 0}, {"num_heads": 0}])
+def test_a_division_by_nought_in_a_constructor_is_a_usage_error(options: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="timm/test_vit cannot be built with"):
+        build_classifier("timm/test_vit", num_classes=3, pretrained=False, options=options, drop_rate=None, drop_path_rate=None, image_size=(32, 32))

@@ -165,7 +165,7 @@ def test_an_interrupted_run_of_two_goes_on_with_one_and_says_so(recipe_file: Pat
     assert told.count("interrupted at step") == 2
     run = resume(out, quiet=True, figures=False)
     assert run.record.status == "done"
-    assert "resumed with another processes (2 before, 1 now): no longer the bits of an unbroken run" in run.record.notes
+    assert "resumed with another number of processes (2 before, 1 now): no longer the bits of an unbroken run" in run.record.notes
 
 
 def test_the_first_process_alone_prints_and_an_error_is_told_once_each(recipe_file: Path, tmp_path: Path) -> None:

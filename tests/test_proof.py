@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pellucid.run import Run, file_hash
@@ -39,11 +40,13 @@ def test_published_weights_beat_random_ones_on_photographs(name: str, photograph
     assert pretrained.interval[0] > scratch.interval[1]
 
 
-def test_runs_killed_at_ten_random_moments_resume_to_the_same_bits(small_recipe: str, small_run: Path, tmp_path: Path) -> None:
+def test_runs_killed_at_twenty_random_moments_resume_to_the_same_bits(small_recipe: str, small_run: Path, tmp_path: Path) -> None:
+    """A checkpoint after every step, so that many of the kills fall into the writing of one: its torn folder is left behind."""
     (tmp_path / "r.yaml").write_text(small_recipe)
     script = "import pellucid, sys; pellucid.train(sys.argv[1], overrides=['train.checkpoint_seconds=0'], out=sys.argv[2], quiet=True)"
     moments = random.Random(0)
-    for i in range(10):
+    torn = 0
+    for i in range(20):
         folder = tmp_path / f"killed-{i}"
         child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "r.yaml"), str(folder)], stderr=subprocess.DEVNULL)
         while not (folder / "data.json").exists() and child.poll() is None:
@@ -51,5 +54,32 @@ def test_runs_killed_at_ten_random_moments_resume_to_the_same_bits(small_recipe:
         time.sleep(moments.uniform(0.0, 1.0))
         child.send_signal(signal.SIGKILL)
         child.wait()
-        run = Run(folder) if Run(folder).record.status == "done" else resume(folder, quiet=True, figures=False)
-        assert file_hash(run.final_weights) == file_hash(Run(small_run).final_weights), i
+        torn += bool(list(folder.glob("checkpoints/.step-*")))
+        unbroken, run = Run(small_run), Run(folder) if Run(folder).record.status == "done" else resume(folder, quiet=True, figures=False)
+        assert file_hash(run.final_weights) == file_hash(unbroken.final_weights), i
+        np.testing.assert_array_equal(run.predictions("val").logits, unbroken.predictions("val").logits)
+        assert {key: m.value for key, m in run.measurements.items()} == {key: m.value for key, m in unbroken.measurements.items()}
+        timed = ("seconds", "images_per_second")
+        assert [{k: v for k, v in line.items() if k not in timed} for line in run.metrics()] == [
+            {k: v for k, v in line.items() if k not in timed} for line in unbroken.metrics()
+        ]
+    assert torn > 0, "no kill fell into the writing of a checkpoint: choose other moments"
+
+
+def test_two_processes_that_were_interrupted_go_on_to_the_bits_of_two_that_were_not(small_recipe: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(small_recipe)
+    long = ["-s", "train.phases.0.epochs=60", "-s", "train.evaluate_every=60", "-s", "train.checkpoint_seconds=0.2"]
+
+    def torchrun(*words: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pellucid", *words, "-q"]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert torchrun("train", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "unbroken"), *long).wait() == 0
+    child = torchrun("train", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "broken"), *long)
+    while not list(tmp_path.glob("broken/checkpoints/step-*")) and child.poll() is None:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait() != 0
+    assert Run(tmp_path / "broken").record.status == "interrupted"
+    assert torchrun("resume", str(tmp_path / "broken")).wait() == 0
+    assert file_hash(Run(tmp_path / "broken").final_weights) == file_hash(Run(tmp_path / "unbroken").final_weights)

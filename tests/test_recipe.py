@@ -185,3 +185,27 @@ def test_every_field_has_a_description() -> None:
 
     missing = [f"{s.__name__}.{n}" for s in sections(recipes.Recipe) for n, f in s.model_fields.items() if not f.description]
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("train.threads", "99999999999", "less than or equal to 4096"),
+        ("data.workers", "5000", "less than or equal to 4096"),
+        ("data.train", "999999999", "draws at most 10,000,000 images for train, got 999,999,999"),
+        ("train.phases.0.epochs", "9" * 300, "less than or equal to 1000000"),
+        ("train.batch_size", "9" * 30, "less than or equal to 1000000000"),
+    ],
+)
+def test_numbers_that_no_machine_can_follow_are_refused(small_recipe: str, key: str, value: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        recipes.override(recipes.loads(small_recipe), [f"{key}={value}"])
+
+
+def test_a_run_folder_reads_back_what_is_longer_than_a_recipe_may_be(small_recipe: str, tmp_path: Path) -> None:
+    """20,000 classes in a list: 360 kB as written, more with every value written out."""
+    classes = ", ".join(f"class-{i:09d}-" for i in range(20_000))
+    long = recipes.loads(small_recipe.replace("image_size: 32}", f"image_size: 32, classes: [{classes}]}}"))
+    recipes.save(long, tmp_path / "resolved.yaml")
+    assert (tmp_path / "resolved.yaml").stat().st_size > recipes.MAX_BYTES
+    assert recipes.load(tmp_path / "resolved.yaml", most_bytes=20 * recipes.MAX_BYTES) == long

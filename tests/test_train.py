@@ -346,3 +346,34 @@ def test_an_average_with_a_long_memory_does_not_stay_at_the_random_start(small_r
     averaged = weights_of(run_of(small_recipe, tmp_path / "averaged", "train.ema.decay=0.9999"))
     share = float((averaged - start).norm() / (plain - start).norm())
     assert 0.6 < share < 1.0
+
+
+def test_an_image_that_goes_away_after_training_costs_its_thumbnail_only(
+    photo_folder: Path, small_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = small_recipe.replace("source: scenes, train: 50, val: 24", f"source: folder, train: {photo_folder}, val: 0.5")
+    results = sys.modules["pellucid.results"]
+    real = results._write_thumbnails
+
+    def changed(*arguments):
+        for file in photo_folder.rglob("*.png"):
+            file.write_bytes(file.read_bytes() + b"edited")
+        real(*arguments)
+
+    monkeypatch.setattr(results, "_write_thumbnails", changed)
+    run = run_of(text, tmp_path / "r")
+    assert run.record.status == "done"
+    assert any("no picture of a mistake in the report" in note and "changed after it was checked" in note for note in run.record.notes)
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path) -> Path:
+    """Two classes of eight drawn pictures, which no small model tells apart in two epochs."""
+    import PIL.Image
+
+    numbers = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(8):
+            PIL.Image.fromarray(numbers.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / "photos" / name / f"{i}.png")
+    return tmp_path / "photos"

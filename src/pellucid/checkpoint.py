@@ -73,6 +73,12 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, passed
 
 
+def drop_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints, and what a killed process left half-written."""
+    for path in [*_folders(folder), *folder.glob(".step-*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _load(path: Path) -> Checkpoint:
     try:
         manifest = json.loads((path / "manifest.json").read_text())

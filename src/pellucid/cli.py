@@ -186,6 +186,7 @@ def plan(
     recipe: RecipeFile,
     set_: Set = None,
     timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Measure a few steps to estimate the time.")] = True,
+    formats: Annotated[bool, typer.Option("--formats", help="Measure fp32 and bf16, contiguous and channels_last: which is fastest here.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -196,7 +197,7 @@ def plan(
 
     checked = recipes.load(recipe, set_ or [])
     with Progress(quiet=quiet) as progress:
-        found = plan_(checked, timing=timing, progress=progress)
+        found = plan_(checked, timing=timing, formats=formats, progress=progress)
     if as_json:
         _print_json({**asdict(found), "resolved": checked.model_dump(mode="json")})
     else:
@@ -539,6 +540,9 @@ def _print_plan(p: Any, batch_size: int) -> None:
         ("time", "not measured" if p.seconds is None else f"about {duration(p.seconds)} ({p.seconds_per_image * 1e3:.1f} ms an image, measured here)"),
     ]  # fmt: skip
     print(table(["what", "figure"], rows))
+    if p.formats:
+        own = [(f.settings, f"{f.seconds_per_image * 1e3:.1f} ms", f"{f.ratio:.2f}") for f in p.formats]
+        print("\n" + table(["format", "an image", "times the recipe's"], own))
     for note in p.notes:
         print(f"note: {note}")
     print(f"\nresolved values:\n{p.resolved}", end="")

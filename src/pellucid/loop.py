@@ -64,19 +64,20 @@ def fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> No
             steps = t.steps_per_epoch
             rate = partial(learning_rate, phase.schedule, peak=phase.optimizer.lr, total_steps=phase.epochs * steps, steps_per_epoch=steps)
             while at.epoch < last_epoch and not at.stopped:
+                clock = time.perf_counter()
                 windows = all_windows(epoch=at.epoch)
                 train_mode(t.module, t.frozen)
                 reader.plan(windows[at.window :], t.micro)
                 rates = [rate(step=(at.epoch - first_epoch) * steps + window.index) for window in windows]
                 for window in windows[at.window :]:
-                    began = time.perf_counter()
                     lr = rates[window.index]
                     set_learning_rate(stage.optimizer, lr)
                     take_step(t, stage, reader, window)
                     at.step, at.window = at.step + 1, window.index + 1
-                    at.tally.seconds += time.perf_counter() - began
                     _after_step(t, lr, len(windows))
                     _perhaps_save(t, stage, stop)
+                    before, clock = clock, time.perf_counter()
+                    at.tally.seconds += clock - before
                 # A run that is resumed at the end of an epoch has no window left and comes straight here.
                 _end_epoch(t, rates[-1])
             first_epoch = last_epoch

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,12 +20,13 @@ from pellucid.data.dataset import Dataset
 from pellucid.data.sources import load_dataset
 from pellucid.memory import fitting_micro_batch, forward_cost, step_memory
 from pellucid.models import set_trainable, train_mode
-from pellucid.optim import learning_rate
+from pellucid.optim import learning_rate, warmup_steps
 from pellucid.recipe import Recipe
-from pellucid.runtime import Runtime, free_memory, start
+from pellucid.runtime import Runtime, free_memory, out_of_memory, start
 from pellucid.tasks import MODELS
 
 TIMED_IMAGES = 4
+TIMED_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,23 @@ class Plan:
     device: str
     notes: tuple[str, ...]
     resolved: str
+    formats: tuple[Format, ...] = ()
 
 
-def plan(recipe: Recipe, *, timing: bool = True, progress: Callable[[str, int, int], None] | None = None) -> Plan:
-    """The plan of a recipe on this machine. Reads the data, downloads nothing, writes nothing but caches."""
+@dataclass(frozen=True)
+class Format:
+    """A number and memory format with its measured seconds of one image, forward and backward; ratio to the recipe's own."""
+
+    settings: str
+    seconds_per_image: float
+    ratio: float
+
+
+def plan(recipe: Recipe, *, timing: bool = True, formats: bool = False, progress: Callable[[str, int, int], None] | None = None) -> Plan:
+    """The plan of a recipe on this machine. Reads the data, downloads nothing, writes nothing but caches.
+
+    formats: also measure the other number and memory formats, of which none is the fastest everywhere.
+    """
     t = recipe.train
     runtime = start(device=t.device, precision=t.precision, threads=t.threads, channels_last=t.channels_last)
     dataset = load_dataset(recipe.data, seed=recipe.seed, progress=progress)
@@ -89,12 +103,15 @@ def plan(recipe: Recipe, *, timing: bool = True, progress: Callable[[str, int, i
         tuple(_phase_plan(phase, steps_per_epoch) for phase in t.phases), sum(p.numel() for p in params), sum(p.numel() for p in params if p.requires_grad),
         memory.weights, memory.checkpoint, memory.fixed, activations, micro, memory.total(micro), free, flops, per_image, seconds,
         str(runtime.device), tuple(_notes(recipe, dataset, built.notes)), recipes.to_yaml(recipe),
+        _formats(built.module, recipe, runtime, frozen) if formats else (),
     )  # fmt: skip
 
 
 def _phase_plan(phase: recipes.PhaseSection, steps_per_epoch: int) -> PhasePlan:
     total = phase.epochs * steps_per_epoch
-    rates = [learning_rate(phase.schedule, peak=phase.optimizer.lr, step=s, total_steps=total, steps_per_epoch=steps_per_epoch) for s in range(total)]
+    peak = min(total - 1, warmup_steps(phase.schedule, steps_per_epoch))  # the highest rate stands here or one step before
+    some = sorted({0, max(0, peak - 1), peak, total - 1, *range(0, total, max(1, total // 1000))})
+    rates = [learning_rate(phase.schedule, peak=phase.optimizer.lr, step=s, total_steps=total, steps_per_epoch=steps_per_epoch) for s in some]
     name = phase.optimizer.name + (f" with SAM (rho {phase.optimizer.sam.rho:g})" if phase.optimizer.sam else "")
     return PhasePlan(name, phase.schedule.name, phase.epochs, total, rates[0], max(rates), rates[-1])
 
@@ -111,21 +128,48 @@ def _notes(recipe: Recipe, dataset: Dataset, built: Any) -> list[str]:
     return notes
 
 
+def _formats(module: nn.Module, recipe: Recipe, runtime: Runtime, frozen: list[str]) -> tuple[Format, ...]:
+    """fp32 and bf16 in both memory formats, the fastest first; each measured twice in turn, the faster time counts."""
+    settings = [(precision, last) for precision in ("fp32", "bf16") for last in (False, True)]
+    own = (recipe.train.precision, recipe.train.channels_last)
+    settings += [own] if own not in settings else []
+    times = dict.fromkeys(settings, math.inf)
+    for _ in range(2):
+        for precision, last in settings:
+            seconds = _seconds_per_image(module, recipe, replace(runtime, precision=precision, channels_last=last), frozen)
+            times[precision, last] = min(times[precision, last], seconds)
+    return tuple(
+        Format(f"train.precision: {precision}, train.channels_last: {str(last).lower()}", seconds, seconds / times[own])
+        for (precision, last), seconds in sorted(times.items(), key=lambda item: item[1])
+    )
+
+
 def _seconds_per_image(module: nn.Module, recipe: Recipe, runtime: Runtime, frozen: list[str]) -> float:
-    """Measured seconds of forward and backward pass for one image: the faster of two passes after a warm-up."""
-    device = runtime.device
+    """Measured seconds of forward and backward pass for one image: the fastest of three passes after a warm-up.
+
+    As many images at once as take about half a second, at most the batch: a few images alone would make small networks look slow.
+    """
     runtime.place(module)
     train_mode(module, frozen)
-    count = min(recipe.train.batch_size, 32 if device.type == "cuda" else TIMED_IMAGES)
-    images = torch.zeros((max(2, count), 3, *recipe.data.size), device=device).to(memory_format=runtime.memory_format)
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        with runtime.autocast():
-            output = module(images)
-        output.float().sum().backward()
-        module.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times[1:]) / len(images)
+    count = max(2, min(recipe.train.batch_size, TIMED_IMAGES))
+    _timed_pass(module, recipe, runtime, count)
+    first = _timed_pass(module, recipe, runtime, count)
+    count = max(count, min(recipe.train.batch_size, int(count * TIMED_SECONDS / first)))
+    try:
+        return min(_timed_pass(module, recipe, runtime, count) for _ in range(3)) / count
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return first / max(2, min(recipe.train.batch_size, TIMED_IMAGES))
+
+
+def _timed_pass(module: nn.Module, recipe: Recipe, runtime: Runtime, count: int) -> float:
+    images = torch.zeros((count, 3, *recipe.data.size), device=runtime.device).to(memory_format=runtime.memory_format)
+    began = time.perf_counter()
+    with runtime.autocast():
+        output = module(images)
+    output.float().sum().backward()
+    module.zero_grad(set_to_none=True)
+    if runtime.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

@@ -100,18 +100,17 @@ _TAGS = {
     SequenceNode: ("seq",),
     MappingNode: ("map",),
 }
-_TOO_LONG = f"more than {MAX_BYTES:,} bytes; a long list of classes belongs into a file (data.classes)"
 _OPENED = re.compile(rf"(?:[\[{{]\s*){{{MAX_DEPTH + 1}}}")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(path: str | Path, overrides: Sequence[str] = (), *, most_bytes: int = MAX_BYTES) -> Recipe:
     """The checked recipe of a file, with `key.path=value` overrides laid over it.
 
     Raises RecipeError with every fault found, MissingError when the file is not there.
     """
     file = Path(path)
-    values, places, problems = _read(file, extendable=True)
+    values, places, problems = _read(file, extendable=True, most_bytes=most_bytes)
     for override in overrides:
         _apply(values, places, problems, override)
     return _check(values, places, problems, str(file))
@@ -132,11 +131,8 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
 
 
 def save(recipe: Recipe, path: Path) -> None:
-    """Write every value of a recipe, defaults included, as YAML that `load` reads back equal. Raises RecipeError where that is too long."""
-    text = to_yaml(recipe)
-    if len(text.encode()) > MAX_BYTES:
-        raise RecipeError([Problem(str(path), None, None, f"with every value written out the recipe has {_TOO_LONG}")])
-    path.write_text(text, encoding="utf-8")
+    """Write every value of a recipe, defaults included, as YAML that `load` reads back equal."""
+    path.write_text(to_yaml(recipe), encoding="utf-8")
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -172,17 +168,23 @@ def flat(recipe: Recipe) -> dict[str, Any]:
     return dict(walk(recipe.model_dump(mode="json"), ""))
 
 
-def _read(file: Path, *, extendable: bool) -> tuple[dict[str, Any], Places, list[Problem]]:
+def _read(file: Path, *, extendable: bool, most_bytes: int) -> tuple[dict[str, Any], Places, list[Problem]]:
     try:
         with file.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
+            data = stream.read(most_bytes + 1)
         text = data.decode("utf-8")
     except FileNotFoundError:
         raise MissingError(f"{file}: no such recipe. `pellucid recipes ls` shows those that come with Pellucid.") from None
     except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, and names that no file can have
         raise RecipeError([Problem(str(file), None, None, f"expected a YAML text file in UTF-8: {error}")]) from None
-    if len(data) > MAX_BYTES:
-        raise RecipeError([Problem(str(file), None, None, f"expected a recipe, got {_TOO_LONG}")])
+    if len(data) > most_bytes:
+        raise RecipeError(
+            [
+                Problem(
+                    str(file), None, None, f"expected a recipe, got more than {most_bytes:,} bytes; a long list of classes belongs into a file (data.classes)"
+                )
+            ]
+        )
     values, places, problems = _parse(text, str(file), file.parent)
     parent = values.pop("extends", None)
     if parent is None:
@@ -194,7 +196,7 @@ def _read(file: Path, *, extendable: bool) -> tuple[dict[str, Any], Places, list
         return values, places, [*problems, Problem(*place, "a recipe that is extended may not extend another one; put the settings into one file")]
     if not os.path.isfile(file.parent / parent):  # False too for a name that no file can have
         return values, places, [*problems, Problem(*place, f"extends {_shortened(repr(parent))}: there is no such file beside this recipe")]
-    below, below_places, below_problems = _read(file.parent / parent, extendable=False)
+    below, below_places, below_problems = _read(file.parent / parent, extendable=False, most_bytes=most_bytes)
     return _merge(below, values), below_places | places, below_problems + problems
 
 

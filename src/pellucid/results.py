@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 
 import numpy as np
@@ -10,7 +9,7 @@ from torch import nn
 
 import pellucid
 from pellucid.data.loader import Window, ordered_windows, smaller
-from pellucid.errors import DivergedError, OutOfMemoryError, PellucidError
+from pellucid.errors import DataError, DivergedError, OutOfMemoryError, PellucidError
 from pellucid.memory import no_room
 from pellucid.models import read_weights, save_weights
 from pellucid.prepare import Training
@@ -103,8 +102,6 @@ def report_numbers(t: Training) -> None:
         t.record.note("no val and no test split: nothing was measured")
     files += t.run.hashed_files(list(t.dataset.splits))
     t.record.files = {str(path.relative_to(t.run.path)): file_hash(path) for path in files}
-    for checkpoint in t.run.checkpoints.glob("step-*"):
-        shutil.rmtree(checkpoint)
 
 
 def _write_thumbnails(t: Training, split: str, predictions: Predictions) -> None:
@@ -112,7 +109,11 @@ def _write_thumbnails(t: Training, split: str, predictions: Predictions) -> None
     folder = t.run.thumbnails / split
     folder.mkdir(parents=True, exist_ok=True)
     for row in confident_mistakes(predictions, THUMBNAILS):
-        image = t.dataset.splits[split].open(int(row))
+        try:
+            image = t.dataset.splits[split].open(int(row))
+        except (DataError, OSError) as error:  # gone or changed since it was predicted: the numbers stand all the same
+            t.record.note(f"no picture of a mistake in the report: {error}")
+            continue
         image.thumbnail((160, 160))
         image.save(folder / f"{int(row):06d}.webp", quality=80)
 

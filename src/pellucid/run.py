@@ -249,7 +249,7 @@ class Run:
 
     @property
     def recipe(self) -> recipes.Recipe:
-        return recipes.load(self.path / "resolved.yaml")
+        return recipes.load(self.path / "resolved.yaml", most_bytes=20 * recipes.MAX_BYTES)  # with every default written out it is longer
 
     @property
     def environment(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pellucid.distributed import ALONE, Processes
 from pellucid.errors import UsageError
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "torchmetrics", "scikit-learn", "safetensors", "pydantic")
-DECIDES_BITS = ("device_class", "precision", "threads", "processes", "channels_last", "libraries")  # of what `describe` gives
+DECIDES_BITS = ("device_class", "precision", "threads", "channels_last", "libraries")  # of what `describe` gives
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

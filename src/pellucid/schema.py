@@ -15,7 +15,10 @@ from pellucid.errors import did_you_mean
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Threads = Annotated[int, Field(ge=1, le=4096)]
+MOST_DRAWN = 10_000_000  # images of a drawn split: their names and labels are held in memory
+MOST_EPOCHS = 1_000_000
 
 SOURCES = ("folder", "prefix", "table", "scenes", "digits", "torchvision:<Name>", "huggingface:<name>")
 DRAWN_SOURCES = ("scenes", "digits")
@@ -68,7 +71,7 @@ class DataSection(Section):
     )
     on_bad: Literal["refuse", "skip"] = Field("refuse", description="A bad image: refuse to start, or leave it out and name it in run and report.")
     store: StoreSection = Field(default_factory=lambda: StoreSection.model_validate({}), description="Where decoded images are kept.")
-    workers: Annotated[int, Field(ge=0)] = Field(2, description="Threads that decode and read ahead; the result does not depend on it.")
+    workers: Annotated[int, Field(ge=0, le=4096)] = Field(2, description="Threads that decode and read ahead; the result does not depend on it.")
 
     @field_validator("source")
     @classmethod
@@ -88,6 +91,8 @@ class DataSection(Section):
             value = getattr(self, split)
             if drawn and isinstance(value, str):
                 raise ValueError(f"source {self.source} takes a number of images for {split}, got {value!r}")
+            if drawn and isinstance(value, int) and value > MOST_DRAWN:
+                raise ValueError(f"source {self.source} draws at most {MOST_DRAWN:,} images for {split}, got {value:,}")
             if not drawn and not hub and isinstance(value, int):
                 raise ValueError(f"source {self.source} takes a path for {split}, got the number {value}")
         if isinstance(self.val, float) and not 0.0 < self.val < 1.0:
@@ -272,7 +277,7 @@ Schedule = Annotated[ConstantSchedule | CosineSchedule | LinearSchedule | NoamSc
 class PhaseSection(Section):
     """A stretch of training with one optimiser and one schedule."""
 
-    epochs: Count = Field(description="Passes over the training set.")
+    epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)] = Field(description="Passes over the training set.")
     optimizer: OptimizerSection = Field(description="The update rule.")
     schedule: Schedule = Field(
         default_factory=lambda: ConstantSchedule.model_validate({"name": "constant"}), description="Learning rate as a function of the step within the phase."
@@ -330,7 +335,7 @@ class TrainSection(Section):
     evaluate_every: Count = Field(1, description="Epochs between evaluations on val; the last epoch is always evaluated.")
     checkpoint_seconds: NonNegative = Field(120.0, description="Seconds between checkpoints within a phase; 0 after every step. Not part of the result.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one.")
-    threads: Count | None = Field(None, description="CPU threads of torch; default: the number of cores. Part of what fixes the bits.")
+    threads: Threads | None = Field(None, description="CPU threads of torch; default: the number of cores. Part of what fixes the bits.")
 
 
 class Recipe(Section):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pellucid
 from pellucid import recipe as recipes
-from pellucid.checkpoint import Checkpoint, latest_checkpoint
+from pellucid.checkpoint import Checkpoint, drop_checkpoints, latest_checkpoint
 from pellucid.distributed import Processes, joined
 from pellucid.errors import InterruptedError, RunError
 from pellucid.loop import fit, settings, stop_signals
@@ -164,6 +164,9 @@ def _note_other_machine(run: Run, record: RunRecord, runtime: Runtime) -> None:
     for key in DECIDES_BITS:
         if then.get(key) != now[key]:
             record.note(f"resumed with another {key} ({then.get(key)} before, {now[key]} now): no longer the bits of an unbroken run")
+    before = then.get("processes", 1)
+    if before != now["processes"]:
+        record.note(f"resumed with another number of processes ({before} before, {now['processes']} now): no longer the bits of an unbroken run")
 
 
 @contextmanager
@@ -243,6 +246,7 @@ def _finish_or_fail(t: Training, checkpoint: Checkpoint | None, figures: bool) -
         raise
     close(DONE, None)
     if t.first:
+        drop_checkpoints(t.run.checkpoints)  # not before: until the record says done, a run killed here goes on from them
         draw(t, figures)
     t.runtime.processes.wait()
     return t.run

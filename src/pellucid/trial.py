@@ -25,10 +25,13 @@ def find_micro_batch(t: Training, window: Window) -> None:
 
     Only where the recipe leaves it open, and on the CPU only where it could be close. OutOfMemoryError when one image does not fit.
     """
-    if t.recipe.train.micro_batch_size != "auto" or not _could_be_close(t):
+    _agree(t)
+    # Each process asks its own memory; that one of them has doubts is enough for all, because they agree on the result.
+    if not any(t.runtime.processes.largest(t.recipe.train.micro_batch_size == "auto" and _could_be_close(t))):
         return
     begun_at = t.micro
     kept = {name: value.to("cpu", copy=True) for name, value in t.module.state_dict().items()}
+    t.buffers.keep()  # those too that no state dict holds
     while not _fits(t, window):
         if t.micro == 1:
             raise OutOfMemoryError(no_room(t.recipe, t.runtime, t.rebuild))
@@ -36,7 +39,8 @@ def find_micro_batch(t: Training, window: Window) -> None:
         t.record.evaluation_batch_size = max(1, t.record.evaluation_batch_size // 2)
         t.runtime.free_cached()
     t.module.load_state_dict(kept)
-    t.micro = -int(t.runtime.processes.largest(-t.micro)[0])
+    t.buffers.restore()
+    _agree(t)
     if t.micro < begun_at:
         t.record.note(
             f"the micro-batch is {t.micro}: a trial step with {begun_at} images ran out of memory; the batch stays {t.recipe.train.batch_size}. "
@@ -44,6 +48,12 @@ def find_micro_batch(t: Training, window: Window) -> None:
         )
         if t.batch_norm:
             t.record.note(f"BatchNorm sees micro-batches of {t.micro} images: the gradient is not exactly that of the batch")
+
+
+def _agree(t: Training) -> None:
+    """The smallest micro-batch and evaluation batch of all processes, for all."""
+    micro, batch = t.runtime.processes.largest(-t.micro, -t.record.evaluation_batch_size)
+    t.micro, t.record.evaluation_batch_size = -int(micro), -int(batch)
 
 
 def _could_be_close(t: Training) -> bool:
@@ -64,6 +74,8 @@ def _fits(t: Training, window: Window) -> bool:
         if not out_of_memory(error):
             raise
         return False
+    except ValueError:
+        return True  # BatchNorm that refuses a single image: the first step says so in full
     finally:
         t.synchronized = synchronized
         for parameter in t.module.parameters():

@@ -209,10 +209,10 @@ def _planes(images: Tensor, count: int) -> list[Tensor]:
     B, _, H, W = images.shape
     wanted, size = count * B * H * W, (B, 1, H, W)
     if images.device.type != "cpu" or 4 * wanted > WORKSPACE_BYTES:
-        return [torch.empty(size, device=images.device) for _ in range(count)]
+        return [torch.empty(size, dtype=torch.float32, device=images.device) for _ in range(count)]
     if _workspace.memory is None or _workspace.memory.numel() < wanted:
         with torch.inference_mode(False):  # a tensor made in inference mode could not be written to outside it
-            _workspace.memory = torch.empty(wanted)
+            _workspace.memory = torch.empty(wanted, dtype=torch.float32, device="cpu")
     return [part.view(size) for part in _workspace.memory[:wanted].split(B * H * W)]
 
 
@@ -292,8 +292,14 @@ def solarize_(images: Tensor) -> None:
 
 def normalize_(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
     """(value - mean) / std for each channel."""
-    centre, scale = (torch.tensor(values, dtype=images.dtype, device=images.device).view(-1, 1, 1) for values in (mean, std))
-    images.sub_(centre).div_(scale)
+    images.sub_(_channels(tuple(mean), images.dtype, images.device)).div_(_channels(tuple(std), images.dtype, images.device))
+
+
+@functools.lru_cache(maxsize=32)
+def _channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(3, 1, 1), made once: on a GPU making it means waiting for the copy."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device).view(-1, 1, 1)
 
 
 def erase_(images: Tensor, boxes: Integers) -> None:

@@ -29,6 +29,7 @@ from torchvision.ops import StochasticDepth
 from pellucid.errors import PellucidError, UsageError, did_you_mean
 from pellucid.models.hub import timm_file, timm_tags, torch_hub_file
 from pellucid.models.weights import load_weights
+from pellucid.runtime import out_of_memory
 
 HOMES = ("timm", "torchvision")
 Color = tuple[float, float, float]
@@ -127,7 +128,9 @@ def _constructing(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
     """Turn a constructor's complaint into ours: the option it does not know, or its reason."""
     try:
         yield
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         fixed = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
         if unknown and unknown.group(1) in arguments:

@@ -101,7 +101,7 @@ def test_readers_of_runs_never_import_the_loop(module: str) -> None:
 @pytest.mark.parametrize("module", sorted(name for name in FILES if name.split(".")[0] in ("models", "losses")))
 def test_models_and_losses_can_be_lifted_out(module: str) -> None:
     known = {name.split(".")[0] for name in imports(ast.walk(TREES[module]))}
-    assert known <= {"models", "losses", "errors", "files"}
+    assert known <= {"models", "losses", "errors", "files", "distributed"}  # the last stands on errors alone
 
 
 def test_only_the_run_reaches_up_and_only_when_asked() -> None:

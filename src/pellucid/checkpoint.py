@@ -7,6 +7,7 @@ not agree with its manifest is passed over, so a torn write costs the steps sinc
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -46,7 +47,10 @@ def save_checkpoint(folder: Path, *, step: int, model: Mapping[str, Tensor], ave
         save_weights(model, temporary / "model.safetensors", {"step": str(step)})
         if average is not None:
             save_weights(average, temporary / "average.safetensors", {"step": str(step)})
-        torch.save(dict(state), temporary / "state.pt")
+        try:
+            torch.save(dict(state), temporary / "state.pt")
+        except RuntimeError as error:  # what torch's own writer says of a full disk
+            raise OSError(errno.EIO, f"state.pt could not be written: {str(error).splitlines()[0]}") from None
         names = sorted(path.name for path in temporary.iterdir())
         for name in names:
             _sync(temporary / name)
@@ -57,9 +61,24 @@ def save_checkpoint(folder: Path, *, step: int, model: Mapping[str, Tensor], ave
         _sync(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in _folders(folder)[KEPT:]:
+    for old in [path for path in _folders(folder) if path != target][KEPT - 1 :]:
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def set_damaged_aside(folder: Path, chosen: Checkpoint | None) -> None:
+    """Rename checkpoints newer than the one that training goes on from, which are damaged, and remove what was half-written.
+
+    Otherwise they would count among the newest, and push the next good ones out.
+    """
+    for path in _folders(folder):
+        if chosen is not None and path == chosen.path:
+            break
+        aside = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -75,7 +94,7 @@ def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def drop_checkpoints(folder: Path) -> None:
     """Remove all checkpoints, and what a killed process left half-written."""
-    for path in [*_folders(folder), *folder.glob(".step-*")]:
+    for path in [*_folders(folder), *folder.glob(".step-*"), *folder.glob("damaged-step-*")]:
         shutil.rmtree(path, ignore_errors=True)
 
 

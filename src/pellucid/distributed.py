@@ -52,7 +52,7 @@ class Processes:
             return
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            with _others_may_end():
+            with others_may_end():
                 dist.all_reduce(flat)
             start = 0
             for tensor in bucket:
@@ -64,7 +64,7 @@ class Processes:
         if self.alone:
             return list(values)
         together = torch.tensor(values, dtype=torch.float64)
-        with _others_may_end():
+        with others_may_end():
             dist.all_reduce(together, op=dist.ReduceOp.MAX)
         return together.tolist()
 
@@ -73,7 +73,7 @@ class Processes:
         if self.alone:
             return [value]
         values: list[Any] | None = [None] * self.size if self.first else None
-        with _others_may_end():
+        with others_may_end():
             dist.gather_object(value, values)
         return values or []
 
@@ -82,7 +82,7 @@ class Processes:
         if self.alone:
             return value
         box = [value]
-        with _others_may_end():
+        with others_may_end():
             dist.broadcast_object_list(box)
         return box[0]
 
@@ -157,9 +157,11 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _others_may_end() -> Iterator[None]:
+def others_may_end() -> Iterator[None]:
     """A broken connection means that another process of the run has ended; it has said why."""
     try:
         yield
     except RuntimeError as error:  # dist.DistError is one
+        if not any(word in str(error).lower() for word in ("connection", "peer", "socket", "timed out", "timeout", "gloo", "nccl", "abort")):
+            raise
         raise PellucidError(f"another process of this run ended, so this one stops too ({str(error).splitlines()[0]})") from None

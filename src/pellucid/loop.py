@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,19 +20,23 @@ import torch
 
 from pellucid.checkpoint import Checkpoint, save_checkpoint
 from pellucid.data.loader import Cutting, Reader, epoch_windows
+from pellucid.distributed import Processes
 from pellucid.errors import DataError, DivergedError, InterruptedError, RunError
 from pellucid.models import layer_ids, save_weights, train_mode
 from pellucid.optim import LossScale, build_optimizer, learning_rate, parameter_groups, parameters_of, set_learning_rate
 from pellucid.prepare import Position, Tally, Training
 from pellucid.recipe import PhaseSection, Recipe, flat
 from pellucid.results import predict_split
-from pellucid.run import file_hash
-from pellucid.step import Stage, divergence, take_step
+from pellucid.step import Stage, divergence, make_room, take_step
 from pellucid.trial import find_micro_batch
 
 LEARNING_RATE_POINTS = 300
 LOOK_STEPS = 20
-NOT_PART_OF_THE_RESULT = ("train.checkpoint_seconds", "data.workers", "data.store.directory", "data.store.limit_gb")
+# May differ when a run is resumed: where images lie (their content is compared), how they are read, how a batch is cut.
+NOT_PART_OF_THE_RESULT = (
+    "train.checkpoint_seconds", "train.micro_batch_size", "data.workers", "data.store.directory", "data.store.limit_gb", "data.train", "data.val", "data.test",
+    "data.image_dir",
+)  # fmt: skip
 
 
 def fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> None:
@@ -54,6 +58,7 @@ def fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> No
         for phase_index, phase in enumerate(recipe.train.phases):
             last_epoch = first_epoch + phase.epochs
             stage = _stage(t, phase, scale)
+            make_room(t, stage)
             if checkpoint is not None:
                 if int(checkpoint.state["phase"]) != phase_index:
                     first_epoch = last_epoch
@@ -80,6 +85,7 @@ def fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> No
                     at.tally.seconds += clock - before
                 # A run that is resumed at the end of an epoch has no window left and comes straight here.
                 _end_epoch(t, rates[-1])
+                _perhaps_save(t, stage, stop)
             first_epoch = last_epoch
 
 
@@ -175,7 +181,8 @@ def _validate(t: Training) -> dict[str, float]:
     if at.best is None or value > at.best:
         at.best, at.best_epoch, at.stale = value, at.epoch + 1, 0
         if t.recipe.train.keep == "best" and t.first:
-            save_weights(t.evaluated, t.run.best_weights, {"epoch": str(at.epoch + 1)})
+            save_weights(t.evaluated, t.run.best_weights(at.best_epoch), {"epoch": str(at.best_epoch)})
+            _drop_best(t)
     else:
         at.stale += 1
     if stopping is not None and at.stale >= stopping.patience:
@@ -184,6 +191,14 @@ def _validate(t: Training) -> dict[str, float]:
         if at.phase + 1 < len(t.recipe.train.phases):
             t.record.note(f"because of the early stop, phase {at.phase + 2} and later were not run")
     return numbers
+
+
+def _drop_best(t: Training) -> None:
+    """Remove the weights of earlier best epochs, but for those that the kept checkpoints go back to."""
+    wanted = {t.run.best_weights(epoch) for epoch in (*t.saved_best, t.at.best_epoch)}
+    for file in t.run.checkpoints.glob("best-*.safetensors"):
+        if file not in wanted:
+            file.unlink(missing_ok=True)
 
 
 def _share_notes(t: Training) -> None:
@@ -215,21 +230,35 @@ def save(t: Training, stage: Stage) -> str | None:
     """Write a checkpoint; None, or a line that says why it could not be written. The last good one then stays."""
     at = t.at
     settle(t)
+    _share_notes(t)
+    micros = t.runtime.processes.gather(t.micro)
     t.last_checkpoint = time.monotonic()
     if not t.first:
         return None
-    t.write_log()
     state = {
         "optimizer": stage.optimizer.state_dict(), "scale": stage.scale.state_dict(), "phase": at.phase, "epoch": at.epoch, "window": at.window,
-        "best": at.best, "best_epoch": at.best_epoch, "stale": at.stale, "stopped": at.stopped, "tally": at.tally.state(), "micro": t.micro,
-        "evaluation_batch_size": t.record.evaluation_batch_size, "recipe": settings(t.recipe), "recipe_file": file_hash(t.run.recipe_file),
+        "best": at.best, "best_epoch": at.best_epoch, "stale": at.stale, "stopped": at.stopped, "tally": at.tally.state(), "micro": micros,
+        "evaluation_batch_size": t.record.evaluation_batch_size, "recipe": settings(t.recipe),
     }  # fmt: skip
     average = t.average.state_dict() if t.average is not None else None
     try:
+        t.write_log()
+        t.record.epoch, t.record.step = at.epoch, at.step
+        t.write_record()  # with the notes so far: what a run that is killed now still has to say
         save_checkpoint(t.run.checkpoints, step=at.step, model=t.module.state_dict(), average=average, state=state)
     except OSError as error:
         return f"no checkpoint could be written at step {at.step:,} ({error.strerror or error}); the one before it stays"
+    t.saved_best = [*t.saved_best[-1:], at.best_epoch]
+    _drop_best(t)
     return None
+
+
+def resumed_micro_batch(recipe: Recipe, state: Mapping[str, Any], processes: Processes) -> int:
+    """The micro-batch of this process as the checkpoint has it, that of the smallest for another number of processes; at most what the recipe says now."""
+    micros = state["micro"]
+    micro = micros[processes.rank] if len(micros) == processes.size else min(micros)
+    wanted = recipe.train.micro_batch_size
+    return micro if wanted == "auto" else min(micro, wanted)
 
 
 def settings(recipe: Recipe) -> str:
@@ -255,7 +284,8 @@ def _restore(t: Training, checkpoint: Checkpoint, stage: Stage) -> None:
         state["stopped"],
         Tally(**state["tally"]),
     )
-    t.micro, t.record.evaluation_batch_size = state["micro"], state["evaluation_batch_size"]
+    t.record.evaluation_batch_size = state["evaluation_batch_size"]
+    t.saved_best = [state["best_epoch"]]
     if t.first:
         t.run.truncate_metrics(checkpoint.step, epoch_ended=state["window"] == 0)
     t.progress.line(f"resuming at step {checkpoint.step:,} of {t.record.total_steps:,}")

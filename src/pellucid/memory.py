@@ -131,6 +131,7 @@ def fitting_micro_batch(batch_size: int, memory: StepMemory, free: int) -> int:
 
 def no_room(recipe: Recipe, runtime: Runtime, build: Callable[[Recipe], nn.Module] | None = None, *, what: str = "") -> str:
     """The message of an OutOfMemoryError, with what would fit."""
+    runtime.free_cached()
     height, width = recipe.data.size
     wanted = what or f"for one image of {height}x{width} pixels"
     return f"no memory {wanted} on {runtime.device} ({free_memory(runtime.device) / 1e9:.1f} GB free). {what_would_fit(recipe, runtime, build)}"

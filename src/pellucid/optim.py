@@ -90,11 +90,21 @@ def build_optimizer(groups: list[dict[str, Any]], settings: OptimizerSection) ->
             return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True)
 
 
-def drop_unfinished_state(optimizer: torch.optim.Optimizer) -> None:
-    """Forget the moments that an optimiser was still making when memory ran out, so that its next step makes them again."""
-    wanted = 0 if isinstance(optimizer, torch.optim.SGD) else 3  # step and two moments
-    for parameter in [parameter for parameter, state in optimizer.state.items() if len(state) < wanted]:
-        del optimizer.state[parameter]
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter the moments, all 0, that the optimiser's first step would make on its way.
+
+    torch makes them group by group and updates each group at once: memory that ran out in the second group would leave the
+    first one moved. The bits are the same: a momentum of 0 decays to 0.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if isinstance(optimizer, torch.optim.SGD):
+                if group["momentum"] and "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+            elif len(state) < 3:  # none, or half of it when memory ran out
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

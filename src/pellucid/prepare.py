@@ -109,21 +109,21 @@ class Training:
     random: bool = field(init=False)  # whether a forward pass draws (dropout)
     last_checkpoint: float = field(default_factory=time.monotonic)
     lines: list[dict[str, Any]] = field(default_factory=list)
+    saved_best: list[int] = field(default_factory=list)  # the best epoch as each kept checkpoint has it
     forward: Callable[..., Any] = field(init=False)
     # What every step needs and a walk over the model finds; parameters and buffers stay the same objects throughout.
     buffers: Buffers = field(init=False)
-    running: list[Tensor] = field(init=False)  # running mean and variance of each BatchNorm
+    norms: list[nn.modules.batchnorm._BatchNorm] = field(init=False)
     averaged: tuple[list[Tensor], list[Tensor]] | None = field(init=False, default=None)  # the average's tensors and those that they follow
 
     def __post_init__(self) -> None:
         module = self.built.module
         self.forward = torch.compile(module) if self.recipe.train.compile else module
         self.buffers = Buffers(module)
-        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self.running = [stat for m in norms for stat in (m.running_mean, m.running_var) if stat is not None]
-        self.batch_norm = bool(norms)  # then no pack and no window may hold one image alone
+        self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.batch_norm = bool(self.norms)  # then no pack and no window may hold one image alone
         self.synchronized = self.batch_norm and self.recipe.train.sync_batch_norm and not self.runtime.processes.alone
-        self.random = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in module.modules())
+        self.random = any(_draws(m) for m in module.modules())
         if self.average is not None:
             self.averaged = list(self.average.state_dict().values()), list(module.state_dict().values())
 
@@ -162,6 +162,13 @@ class Training:
     @property
     def steps_per_epoch(self) -> int:
         return num_windows(len(self.dataset.splits["train"]), self.recipe.train.batch_size, no_single=self.batch_norm)
+
+
+def _draws(module: nn.Module) -> bool:
+    """Whether a module is dropout, or stochastic depth as timm (DropPath) and torchvision (StochasticDepth) have it, and on."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    return type(module).__name__ in ("DropPath", "StochasticDepth") and bool(getattr(module, "drop_prob", None) or getattr(module, "p", None))
 
 
 @dataclass(frozen=True)
@@ -223,8 +230,8 @@ def _data_notes(dataset: Dataset) -> list[str]:
     return [f"data: {len(found)} x {kind}, first {found[0].split}/{found[0].file}: {found[0].detail}" for kind, found in kinds.items()]
 
 
-def assemble(run: Run, record: RunRecord, recipe: Recipe, prepared: Prepared, progress: Progress) -> Training:
-    """The state of the loop; writes what the run says of its data and machine."""
+def assemble(run: Run, record: RunRecord, recipe: Recipe, prepared: Prepared, progress: Progress, *, micro_batch_size: int | None = None) -> Training:
+    """The state of the loop; writes what the run says of its data and machine. micro_batch_size: that of a checkpoint, instead of a first one by count."""
     dataset, runtime, built = prepared.dataset, prepared.runtime, prepared.built
     mean, std, source = _normalization(recipe, built, prepared.pixels["train"])
     task = build_task(recipe, dataset, runtime, mean, std)
@@ -233,7 +240,7 @@ def assemble(run: Run, record: RunRecord, recipe: Recipe, prepared: Prepared, pr
         average = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=False)[0].module
         average.load_state_dict(built.module.state_dict())
         runtime.place(average).eval()
-    micro = _first_micro_batch(recipe, record, runtime, built.module, prepared.activations)
+    micro = micro_batch_size or _first_micro_batch(recipe, record, runtime, built.module, prepared.activations)
     training = Training(run, record, recipe, runtime, dataset, prepared.pixels, task, built, prepared.frozen, average, progress, micro, prepared.activations)
     for line in _batch_norm_notes(training):
         record.note(line)
@@ -241,8 +248,11 @@ def assemble(run: Run, record: RunRecord, recipe: Recipe, prepared: Prepared, pr
     record.evaluation_batch_size = 1 << (min(EVALUATION_BATCH, micro).bit_length() - 1)
     record.total_steps = recipe.epochs * training.steps_per_epoch
     record.num_params = sum(p.numel() for p in built.module.parameters())
+    environment = describe(runtime)
+    if not environment["flush_denormal"]:
+        record.note("denormal numbers are not flushed to zero in every thread, because torch had worked before: slower, and other bits than in a fresh process")
     if training.first:
-        run.write_environment(describe(runtime))
+        run.write_environment(environment)
         run.write_data(
             DataRecord(
                 recipe.data.source, list(dataset.classes), {name: split.record(len(dataset.classes)) for name, split in dataset.splits.items()},
@@ -264,7 +274,7 @@ def _first_micro_batch(recipe: Recipe, record: RunRecord, runtime: Runtime, modu
         return min(wanted, share)
     if activations is None or runtime.device.type != "cpu":
         return share
-    memory, free = step_memory(module, recipe, activations), free_memory(runtime.device)
+    memory, free = step_memory(module, recipe, activations), free_memory(runtime.device) // runtime.processes.local_size
     micro = fitting_micro_batch(share, memory, free)
     if micro < share:
         record.note(

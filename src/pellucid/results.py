@@ -9,7 +9,7 @@ from torch import nn
 
 import pellucid
 from pellucid.data.loader import Window, ordered_windows, smaller
-from pellucid.errors import DataError, DivergedError, OutOfMemoryError, PellucidError
+from pellucid.errors import DataError, DivergedError, OutOfMemoryError, PellucidError, RunError
 from pellucid.memory import no_room
 from pellucid.models import read_weights, save_weights
 from pellucid.prepare import Training
@@ -43,7 +43,7 @@ def _predict_windows(t: Training, module: nn.Module, split: str, windows: list[W
     while True:
         try:
             return t.task.predictions(module, t.dataset.splits[split], t.pixels[split], windows, workers=t.recipe.data.workers, progress=t.progress)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
         if t.record.evaluation_batch_size == 1:
@@ -77,8 +77,11 @@ def _diverged(t: Training, split: str, predictions: Predictions) -> str | None:
 def report_numbers(t: Training) -> None:
     """Write the final weights, then predict and measure with them: every process predicts, the first one writes."""
     module, selected = t.evaluated, "last epoch"
-    if t.recipe.train.keep == "best" and t.run.best_weights.exists():
-        module.load_state_dict(read_weights(t.run.best_weights), strict=True)
+    if t.recipe.train.keep == "best":
+        best = t.run.best_weights(t.at.best_epoch)
+        if not best.exists():
+            raise RunError(f"{best}: the weights of the best epoch are missing; train anew.")
+        module.load_state_dict(read_weights(best), strict=True)
         metric = t.recipe.train.early_stop.metric if t.recipe.train.early_stop else t.task.headline
         selected = f"epoch {t.at.best_epoch}, the best {metric} on val"
     if t.average is not None:

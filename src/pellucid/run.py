@@ -139,6 +139,7 @@ class RunRecord:
     files: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     error: str | None = None
+    began_with: dict[str, str] = field(default_factory=dict)  # hashes of what decides the result, and of the recipe file
 
     def note(self, line: str) -> None:
         """Keep a line about something that was decided for the user; each line once."""
@@ -178,7 +179,7 @@ class Run:
         """Make the folder of a new run."""
         for folder in ("samples", "predictions", "checkpoints", "figures"):
             (path / folder).mkdir(parents=True, exist_ok=True)
-        (path / "recipe.yaml").write_text(recipe_text)
+        (path / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
         recipes.save(recipe, path / "resolved.yaml")
         write_json(path / "run.json", record)
         return cls(path)
@@ -193,10 +194,9 @@ class Run:
         """The weights that the measurements belong to."""
         return self.path / "checkpoints" / "final.safetensors"
 
-    @property
-    def best_weights(self) -> Path:
-        """The weights of the best evaluation so far (train.keep: best)."""
-        return self.path / "checkpoints" / "best.safetensors"
+    def best_weights(self, epoch: int) -> Path:
+        """The weights of the best evaluation so far (train.keep: best), that of this epoch, counted from 1."""
+        return self.path / "checkpoints" / f"best-{epoch}.safetensors"
 
     @property
     def has_data(self) -> bool:
@@ -445,6 +445,11 @@ def seed_folders(folder: Path) -> list[str]:
         return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))["runs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{file}: expected the runs of `pellucid train --seeds`: {error}") from None
+
+
+def text_hash(text: str) -> str:
+    """BLAKE2b-128 of a text as a file would hold it, as hex."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def file_hash(path: Path) -> str:

@@ -28,6 +28,9 @@ from pellucid.errors import UsageError
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "torchmetrics", "scikit-learn", "safetensors", "pydantic")
 DECIDES_BITS = ("device_class", "precision", "threads", "channels_last", "libraries")  # of what `describe` gives
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+_NO_MEMORY = (
+    "not enough memory", "can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "std::bad_alloc",
+)  # fmt: skip
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -70,6 +73,8 @@ class Runtime:
         gc.collect()  # an error's frames may still hold tensors in a cycle
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # what `_keep_freed_memory` kept
 
 
 def start(*, device: str, precision: str, threads: int | None, channels_last: bool, processes: Processes = ALONE) -> Runtime:
@@ -109,8 +114,8 @@ def _keep_freed_memory() -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether torch's error says that an allocation failed, on any device."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    """Whether an error says that an allocation failed, on any device, by torch or by what it calls."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def num_cores() -> int:
@@ -166,8 +171,11 @@ def describe(runtime: Runtime) -> dict[str, Any]:
 
 
 def _flushes_denormals() -> bool:
-    """Whether this thread gives 0 for what float32 could only hold as a denormal number."""
-    return float(torch.tensor(1e-30) * torch.tensor(1e-10)) == 0.0
+    """Whether all threads give 0 for what float32 could only hold as a denormal number.
+
+    Those that were there before `start` do not: OpenMP's threads inherit the setting when they are made.
+    """
+    return not bool((torch.full((1 << 20,), 1e-30) * 1e-10).any())
 
 
 def _device_class(device: torch.device) -> str:

@@ -337,6 +337,13 @@ class TrainSection(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one.")
     threads: Threads | None = Field(None, description="CPU threads of torch; default: the number of cores. Part of what fixes the bits.")
 
+    @model_validator(mode="after")
+    def _compiled_as_it_is(self) -> Self:
+        if self.compile and (self.activation_checkpointing or self.sync_batch_norm):
+            other = "activation_checkpointing" if self.activation_checkpointing else "sync_batch_norm"
+            raise ValueError(f"compile and {other} do not work together; choose one of the two")
+        return self
+
 
 class Recipe(Section):
     """Everything that decides a run."""

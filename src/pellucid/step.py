@@ -20,7 +20,7 @@ from pellucid.data.loader import Pack, Reader, Window
 from pellucid.errors import DivergedError, OutOfMemoryError, UsageError
 from pellucid.memory import no_room
 from pellucid.models.synchronized import synchronized_batch_norm
-from pellucid.optim import LossScale, clip_gradients, drop_unfinished_state, sam_perturb, sam_restore, update_average
+from pellucid.optim import LossScale, clip_gradients, make_state, sam_perturb, sam_restore, update_average
 from pellucid.prepare import Sums, Training
 from pellucid.recipe import PhaseSection
 from pellucid.runtime import out_of_memory
@@ -54,7 +54,7 @@ def take_step(t: Training, stage: Stage, reader: Reader, window: Window) -> None
     t.at.tally.pending.append((window, sums, weight))
     sam = stage.phase.optimizer.sam
     if sam is not None and finite:
-        saved = _spared(lambda: sam_perturb(stage.parameters, rho=sam.rho, adaptive=sam.adaptive), t, stage)
+        saved = _spared(lambda: sam_perturb(stage.parameters, rho=sam.rho, adaptive=sam.adaptive), t)
         try:
             _gradient(t, stage, reader, window, weight)
             finite = stage.scale.unscale(stage.parameters)
@@ -64,7 +64,7 @@ def take_step(t: Training, stage: Stage, reader: Reader, window: Window) -> None
     if finite:
         if t.recipe.train.clip_grad_norm is not None:
             clip_gradients(stage.parameters, t.recipe.train.clip_grad_norm)
-        _spared(stage.optimizer.step, t, stage)
+        stage.optimizer.step()
         if t.averaged is not None and t.recipe.train.ema is not None:
             # Early on a short memory, else the average would stay near the random start: min(decay, (1 + t) / (10 + t)).
             decay = min(t.recipe.train.ema.decay, (1 + t.at.step) / (10 + t.at.step))
@@ -84,11 +84,13 @@ def _gradient(t: Training, stage: Stage, reader: Reader, window: Window, weight:
         try:
             sums = accumulate(t, stage, reader.packs(window, t.micro), weight)
             break
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
         except ValueError as error:
             if "more than 1 value per channel" in str(error):
+                if t.recipe.train.micro_batch_size != 1 and t.recipe.train.batch_size > 1:  # it came to 1 because memory ran out
+                    raise OutOfMemoryError(no_room(t.recipe, t.runtime, t.rebuild, what="for two images, the fewest that BatchNorm takes,")) from None
                 raise UsageError(
                     f"BatchNorm of {t.recipe.model.name} cannot take its statistics from one image of this size: "
                     "set train.micro_batch_size to at least 2, or choose a model without BatchNorm."
@@ -142,12 +144,13 @@ def _add_up(t: Training, stage: Stage, *, took_part: bool) -> None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
     processes.add(gradients)
-    if t.running and not t.synchronized:
+    running = [stat for norm in t.norms if norm.training for stat in (norm.running_mean, norm.running_var) if stat is not None]
+    if running and not t.synchronized:
         takers = torch.tensor(float(took_part), device=t.runtime.device)
         if not took_part:
-            torch._foreach_zero_(t.running)
-        processes.add([*t.running, takers])
-        torch._foreach_div_(t.running, takers)
+            torch._foreach_zero_(running)
+        processes.add([*running, takers])
+        torch._foreach_div_(running, takers)
 
 
 def _shrink(t: Training, reader: Reader, window: Window) -> None:
@@ -157,7 +160,7 @@ def _shrink(t: Training, reader: Reader, window: Window) -> None:
     if t.synchronized:
         raise OutOfMemoryError(
             f"memory ran out at a micro-batch of {t.micro}, and with train.sync_batch_norm the processes wait for each other in every layer: "
-            f"set train.micro_batch_size to {math.ceil(t.micro / 2)} and `pellucid resume`, or train without sync_batch_norm."
+            f"set train.micro_batch_size to {math.ceil(t.micro / 2)} (in the run's resolved.yaml, and `pellucid resume`), or train without sync_batch_norm."
         )
     t.micro = math.ceil(t.micro / 2)
     t.record.note(f"memory ran out: the micro-batch is {t.micro} since step {t.at.step + 1}; the batch stays {t.recipe.train.batch_size}")
@@ -169,23 +172,24 @@ def _shrink(t: Training, reader: Reader, window: Window) -> None:
     reader.shrink(t.micro, after=window)
 
 
-def _spared(job: Callable[[], T], t: Training, stage: Stage) -> T:
+def make_room(t: Training, stage: Stage) -> None:
+    """Allocate the optimiser's own state, which its first step would do half way through."""
+    _spared(lambda: make_state(stage.optimizer), t)
+
+
+def _spared(job: Callable[[], T], t: Training) -> T:
     """What the job returns; where memory runs out, once more after torch has given back what it keeps for later.
 
     For jobs that change nothing before they have all the memory they need.
     """
-    try:
-        return job()
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-    t.runtime.free_cached()
-    drop_unfinished_state(stage.optimizer)
-    try:
-        return job()
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
+    for again in (True, False):
+        try:
+            return job()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        if again:
+            t.runtime.free_cached()
     raise OutOfMemoryError(no_room(t.recipe, t.runtime, t.rebuild, what="for the optimiser's own state"))
 
 

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import pellucid
 from pellucid import recipe as recipes
-from pellucid.checkpoint import Checkpoint, drop_checkpoints, latest_checkpoint
+from pellucid.checkpoint import Checkpoint, drop_checkpoints, latest_checkpoint, set_damaged_aside
 from pellucid.distributed import Processes, joined
 from pellucid.errors import InterruptedError, RunError
-from pellucid.loop import fit, settings, stop_signals
+from pellucid.loop import fit, resumed_micro_batch, settings, stop_signals
 from pellucid.prepare import Training, assemble, prepare
 from pellucid.progress import Progress
 from pellucid.recipe import Recipe
 from pellucid.results import draw, report_numbers
-from pellucid.run import DONE, FAILED, INTERRUPTED, RUNNING, Run, RunRecord, file_hash, seed_folders, write_json
+from pellucid.run import DONE, FAILED, INTERRUPTED, RUNNING, Run, RunRecord, file_hash, seed_folders, text_hash, write_json
 from pellucid.runtime import DECIDES_BITS, Runtime, describe, named_nondeterminism
 
 # ── entry points ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -55,6 +55,7 @@ def train(
             if processes.first:
                 _refuse_used(folder)
             prepared = prepare(checked, record, progress, processes, start_weights=True)
+            record.began_with = {"settings": text_hash(settings(checked)), "recipe.yaml": text_hash(text)}
             if processes.first:
                 Run.create(folder, record=record, recipe=checked, recipe_text=text)
             processes.wait()
@@ -103,8 +104,7 @@ def resume(path: str | Path, *, quiet: bool = False, figures: bool = True) -> Ru
         checkpoint, damaged = latest_checkpoint(run.checkpoints)
         for line in damaged:
             record.note(f"resume passed over a checkpoint: {line}")
-        if checkpoint is not None:
-            _refuse_changed_recipe(run, checked, checkpoint)
+        _refuse_changed_recipe(run, record, checked, checkpoint)
         prepared = prepare(checked, record, progress, processes, start_weights=checkpoint is None)
         if run.has_data:
             for name, split in prepared.dataset.splits.items():
@@ -117,7 +117,9 @@ def resume(path: str | Path, *, quiet: bool = False, figures: bool = True) -> Ru
             run.verify_file.unlink(missing_ok=True)
             if checkpoint is None:
                 run.truncate_metrics(-1, epoch_ended=False)
-        training = assemble(run, record, checked, prepared, progress)
+            set_damaged_aside(run.checkpoints, checkpoint)
+        micro = resumed_micro_batch(checked, checkpoint.state, processes) if checkpoint is not None else None
+        training = assemble(run, record, checked, prepared, progress, micro_batch_size=micro)
         return _finish_or_fail(training, checkpoint, figures)
 
 
@@ -143,15 +145,18 @@ def resume_seeds(path: str | Path, *, quiet: bool = False, figures: bool = True)
         return runs
 
 
-def _refuse_changed_recipe(run: Run, recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """RunError when the recipe is not the one that the checkpoint was written under."""
-    if "recipe" not in checkpoint.state:
-        raise RunError(f"{checkpoint.path}: written by an earlier version of Pellucid, which this one cannot continue; train anew.")
-    then, now = json.loads(checkpoint.state["recipe"]), json.loads(settings(recipe))
+def _refuse_changed_recipe(run: Run, record: RunRecord, recipe: Recipe, checkpoint: Checkpoint | None) -> None:
+    """RunError when the recipe is not the one that the run began with."""
+    if not record.began_with or (checkpoint is not None and "recipe" not in checkpoint.state):
+        raise RunError(f"{run.path}: written by an earlier version of Pellucid, which this one cannot continue; train anew.")
+    now_text = settings(recipe)
+    if checkpoint is None and record.began_with["settings"] != text_hash(now_text):
+        raise RunError(f"{run.path / 'resolved.yaml'}: the recipe was changed since the run began. Put it back, or train anew.")
+    then, now = json.loads(checkpoint.state["recipe"] if checkpoint is not None else now_text), json.loads(now_text)
     changed = [f"{key} ({then.get(key)} then, {now.get(key)} now)" for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     if changed:
         raise RunError(f"{run.path / 'resolved.yaml'}: the recipe was changed since the run began: {', '.join(changed)}. Put it back, or train anew.")
-    if checkpoint.state["recipe_file"] != file_hash(run.recipe_file):
+    if record.began_with["recipe.yaml"] != file_hash(run.recipe_file):
         raise RunError(
             f"{run.recipe_file}: the file was changed since the run began, and a resumed run follows resolved.yaml. "
             "Put it back, or train anew with the changed recipe."

@@ -70,7 +70,7 @@ def _fits(t: Training, window: Window) -> bool:
     try:
         _try_step(t, window)
         _try_evaluation(t)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         return False

@@ -20,6 +20,7 @@ from typing import Any
 import timm
 import timm.data
 import timm.models
+import torch
 import torchvision.models
 from timm.layers.drop import DropPath
 from timm.models import efficientnet, mobilenetv3
@@ -29,7 +30,6 @@ from torchvision.ops import StochasticDepth
 from pellucid.errors import PellucidError, UsageError, did_you_mean
 from pellucid.models.hub import timm_file, timm_tags, torch_hub_file
 from pellucid.models.weights import load_weights
-from pellucid.runtime import out_of_memory
 
 HOMES = ("timm", "torchvision")
 Color = tuple[float, float, float]
@@ -129,7 +129,7 @@ def _constructing(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if out_of_memory(error):
+        if isinstance(error, torch.OutOfMemoryError):
             raise
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         fixed = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pellucid.distributed import others_may_end
+
 
 class _Normalize(torch.autograd.Function):
     """(x - mean) / sqrt(var + eps) with statistics over all processes; without scale and shift.
@@ -39,7 +41,8 @@ class _Normalize(torch.autograd.Function):
         squares = (values - _column(mean, x)).square().sum(dims)
         own = torch.cat([mean * bool(counted), squares * bool(counted), mean.new_tensor([float(count)])])
         every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(every, own)
+        with others_may_end():
+            dist.all_gather(every, own)
         means, sums, counts = (part.double() for part in torch.stack(every).split([len(mean), len(mean), 1], dim=1))
         total = counts.sum()
         if total <= 1:
@@ -52,7 +55,7 @@ class _Normalize(torch.autograd.Function):
         ctx.save_for_backward(out, inverse)
         ctx.total, ctx.counted, ctx.dtype = float(total), counted, x.dtype
         ctx.mark_non_differentiable(mean, var)
-        return out.to(x.dtype), mean, var, total
+        return out, mean, var, total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
@@ -60,7 +63,8 @@ class _Normalize(torch.autograd.Function):
         gradient = gradients[0].to(out.dtype)
         dims = [0, *range(2, out.ndim)]
         sums = torch.stack([gradient.sum(dims), (gradient * out).sum(dims)]) * bool(ctx.counted)
-        dist.all_reduce(sums)
+        with others_may_end():
+            dist.all_reduce(sums)
         shared = (_column(sums[0], out) + out * _column(sums[1], out)) / ctx.total * bool(ctx.counted)  # an image that does not count moves no statistic
         return ((gradient - shared) * _column(inverse, out)).to(ctx.dtype), None, None
 
@@ -94,7 +98,7 @@ def batch_norm(
         out = out * _column(weight.to(out.dtype), out)
     if bias is not None:
         out = out + _column(bias.to(out.dtype), out)
-    return out
+    return out.to(input.dtype)
 
 
 class _Synchronized(TorchFunctionMode):

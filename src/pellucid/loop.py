@@ -58,13 +58,13 @@ def fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> No
         for phase_index, phase in enumerate(recipe.train.phases):
             last_epoch = first_epoch + phase.epochs
             stage = _stage(t, phase, scale)
-            make_room(t, stage)
             if checkpoint is not None:
                 if int(checkpoint.state["phase"]) != phase_index:
                     first_epoch = last_epoch
                     continue
                 _restore(t, checkpoint, stage)
                 checkpoint, at = None, t.at
+            make_room(t, stage)
             at.phase = phase_index
             steps = t.steps_per_epoch
             rate = partial(learning_rate, phase.schedule, peak=phase.optimizer.lr, total_steps=phase.epochs * steps, steps_per_epoch=steps)

@@ -2,7 +2,7 @@
 
 Activations are counted on the meta device: every tensor that autograd would keep for the backward pass, no arithmetic
 done. Weights, gradients, moments, SAM's copy and the moving average are known to the byte. What kernels take for
-themselves is not counted, which is why `find_micro_batch` in `loop` tries a whole step where it could be close.
+themselves is not counted, which is why `find_micro_batch` in `trial` tries a whole step where it could be close.
 """
 
 from __future__ import annotations

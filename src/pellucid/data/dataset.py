@@ -6,6 +6,7 @@ A sample takes 32 bytes and its name: 16 of content hash, 8 of label and 8 of wh
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,23 @@ import PIL.Image
 from pellucid.run import DataProblem, SplitRecord
 
 
-class Names(Sequence[str]):
+class _Packed(Sequence[str]):
+    """Texts that are kept packed and made when asked for."""
+
+    @abstractmethod
+    def _at(self, i: int) -> str:
+        """Text i, which is there."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        chosen = range(len(self))[index]  # from the end where negative; IndexError beyond
+        return self._at(chosen) if isinstance(chosen, int) else [self._at(i) for i in chosen]
+
+
+class Names(_Packed):
     """Texts behind each other in one piece of memory: 8 bytes each besides their own, where a str takes 49."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
@@ -37,14 +54,7 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]  # from the end where negative; IndexError beyond
+    def _at(self, i: int) -> str:
         return self._text[self._ends[i - 1] if i else 0 : self._ends[i]].decode("utf-8", "surrogatepass")
 
     def __iter__(self) -> Iterator[str]:
@@ -54,7 +64,7 @@ class Names(Sequence[str]):
             start = end
 
 
-class Hashes(Sequence[str]):
+class Hashes(_Packed):
     """Content hashes, kept as (n, 16) uint8 `digests` and read as 32 hex digits; "" where all bytes are 0, for no content."""
 
     def __init__(self, digests: np.ndarray) -> None:
@@ -80,14 +90,8 @@ class Hashes(Sequence[str]):
     def __len__(self) -> int:
         return len(self.digests)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return _hex(self.digests[index].tobytes())
+    def _at(self, i: int) -> str:
+        return _hex(self.digests[i].tobytes())
 
     def __iter__(self) -> Iterator[str]:
         return (_hex(digest.tobytes()) for digest in self.digests)

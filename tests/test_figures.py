@@ -121,6 +121,6 @@ def test_figures_of_an_interrupted_run_are_its_curves(tmp_path: Path) -> None:
 
 
 def test_pyplot_is_never_imported() -> None:
-    code = "import sys; sys.modules['matplotlib.pyplot'] = None; from pellucid import figures; figures.learning_curves([], [figures.Curve('v', [1], [0.5])])"
+    code = "import sys; sys.modules['matplotlib.pyplot'] = None; from pellucid import figures, readings; figures.learning_curves([], [readings.Curve('v', [1], [0.5])])"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert isinstance(figures.learning_curves(LOSS, []), Figure)

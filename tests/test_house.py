@@ -19,14 +19,32 @@ ROOT = Path(pellucid.__file__).parent
 # Top to bottom. A module may import from its own layer and from those below; everything has a place here.
 LAYERS = (
     {"cli", "__main__"},
-    {"report", "explore", "verify", "compare", "study", "train", "loop", "step", "trial", "prepare", "results", "plan", "evaluate", "doctor"},
+    {
+        "report",
+        "explore",
+        "verify",
+        "compare",
+        "study",
+        "train",
+        "loop",
+        "step",
+        "trial",
+        "prepare",
+        "results",
+        "snapshots",
+        "plan",
+        "evaluate",
+        "subjects",
+        "look",
+        "doctor",
+    },
     {"tasks"},
-    {"inside", "data", "checkpoint", "optim", "figures", "export", "readings", "intervals", "progress", "tables", "run", "memory"},
+    {"inside", "data", "checkpoint", "optim", "figures", "export", "readings", "intervals", "progress", "tables", "run", "findings", "memory"},
     {"models", "losses", "recipe", "schema"},
     {"errors", "runtime", "distributed", "files"},
 )
 READERS = {"verify", "report", "compare", "explore"}  # of runs; they never train
-LOOP = {"train", "loop", "step", "trial", "prepare", "results"}
+LOOP = {"train", "loop", "step", "trial", "prepare", "results", "snapshots"}
 
 
 def module_name(file: Path) -> str:
@@ -114,7 +132,7 @@ def test_only_the_run_reaches_up_and_only_when_asked() -> None:
     assert reaching == {"run": ["report", "tasks"]}
 
 
-@pytest.mark.parametrize("module", ["errors", "recipe", "run", "report", "compare", "intervals", "readings"])
+@pytest.mark.parametrize("module", ["errors", "recipe", "run", "findings", "report", "compare", "intervals", "readings"])
 def test_reading_needs_no_torch(module: str) -> None:
     script = (
         f"import sys, pellucid.{module}; print(sorted({{name.split('.')[0] for name in sys.modules}} & {{'torch', 'timm', 'torchvision', 'torchmetrics'}}))"

@@ -240,7 +240,7 @@ class Run:
     # ── reading ──
     @property
     def record(self) -> RunRecord:
-        return _record(self._open("run.json"), _RUN_RECORD)
+        return read_record(self._open("run.json"), _RUN_RECORD)
 
     @property
     def measurements(self) -> dict[str, Measurement]:
@@ -258,7 +258,7 @@ class Run:
     @property
     def data(self) -> DataRecord:
         path = self._open("data.json")
-        data = _record(path, _DATA_RECORD)
+        data = read_record(path, _DATA_RECORD)
         if len(data.mean) != 3 or len(data.std) != 3 or min(data.std) <= 0.0 or len(set(data.classes)) != len(data.classes):
             raise RunError(f"{path}: expected a mean and a positive std for R, G, B and classes of different names; the file was changed")
         for name, split in data.splits.items():
@@ -424,7 +424,7 @@ def _metrics_fault(line: Any) -> str:
     return f"expected a number as {odd[0]}" if odd else ""
 
 
-def _record(path: Path, adapter: TypeAdapter[_T]) -> _T:
+def read_record(path: Path, adapter: TypeAdapter[_T]) -> _T:
     """The record in a JSON file; RunError says what in it is not as it was written."""
     try:
         return adapter.validate_json(path.read_bytes())

@@ -1,8 +1,4 @@
-"""Arrays -> figures on paper (matplotlib, no display): PNG, SVG and PDF whose bytes depend on the numbers alone.
-
-Each function returns a `matplotlib.figure.Figure` without pyplot's global state; `save` writes it. Colours are Okabe and
-Ito's, with dashes as the second channel. Images are (H, W, 3) uint8 RGB; fractions lie in [0, 1].
-"""
+"""Figures of a run's numbers: curves, learning rate, confusion, reliability, overview. Images are (H, W, 3) uint8 RGB; fractions lie in [0, 1]."""
 
 from __future__ import annotations
 
@@ -18,31 +14,12 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from PIL.Image import Image
 
+from pellucid.figures.style import COLOURS, DASHES, STYLE, plain_text, save
 from pellucid.readings import Calibration, Curve, by_epoch, calibrate, confusion_counts, learning_rate
 from pellucid.run import Run, rounded
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", ":", "-.")
 NUMBERED_CLASSES = 12  # up to here a confusion matrix shows its counts
 NAMED_CLASSES = 40  # and up to here the names of its classes
-
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#e6e8eb",
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "svg.hashsalt": "pellucid",  # else the ids of an SVG differ from run to run
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-}
 
 
 @dataclass(frozen=True)
@@ -55,26 +32,12 @@ class Shown:
     confidence: float
 
 
-def save(figure: Figure, path: Path, formats: Sequence[str] = ("png", "svg", "pdf"), *, dpi: int = 160) -> list[Path]:
-    """Write `path` with each format's ending and return the files. Without dates, so that the same figure gives the same bytes."""
-    # Dates are the only thing that would differ between two equal files; PNG's metadata has none to leave out.
-    undated: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None, "ModDate": None}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = []
-    with matplotlib.rc_context(_STYLE):
-        for kind in formats:
-            file = path.with_name(f"{path.name}.{kind}")
-            figure.savefig(file, format=kind, dpi=dpi, metadata=undated.get(kind))
-            written.append(file)
-    return written
-
-
 def learning_curves(loss: Sequence[Curve], accuracy: Sequence[Curve]) -> Figure:
     """Loss and accuracy by epoch beside each other; a side without a point is left out."""
     sides = [(curves, name) for curves, name in ((loss, "loss (nats)"), (accuracy, "accuracy")) if any(c.points for c in curves)]
     if not sides:
         raise ValueError("no curve has a point")
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.2 * len(sides), 3.0), layout="constrained")
         for i, (curves, name) in enumerate(sides):
             _lines(figure.add_subplot(1, len(sides), i + 1), curves, x_label="epoch", y_label=name)
@@ -83,7 +46,7 @@ def learning_curves(loss: Sequence[Curve], accuracy: Sequence[Curve]) -> Figure:
 
 def learning_rate_curve(curve: Curve) -> Figure:
     """The learning rate by step."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 3.0), layout="constrained")
         _lines(figure.add_subplot(), [curve], x_label="step", y_label="learning rate")
     return figure
@@ -91,7 +54,7 @@ def learning_rate_curve(curve: Curve) -> Figure:
 
 def compare_curves(curves: Sequence[Curve], *, y_label: str, x_label: str = "epoch") -> Figure:
     """Curves of several runs over each other; curves of one style share a name in the legend."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         _lines(figure.add_subplot(), curves, x_label=x_label, y_label=y_label)
     return figure
@@ -100,7 +63,7 @@ def compare_curves(curves: Sequence[Curve], *, y_label: str, x_label: str = "epo
 def confusion_matrix(counts: ArrayLike, classes: Sequence[str]) -> Figure:
     """Counts (C, C), row = label and column = prediction; the shade is the share of the label's samples."""
     side = 1.8 + min(max(0.42 * len(classes), 2.2), 8.0)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(side, side), layout="constrained")
         _matrix(figure.add_subplot(), np.asarray(counts), classes)
     return figure
@@ -110,7 +73,7 @@ def reliability_diagram(calibration: Calibration) -> Figure:
     """Accuracy of each confidence bin against the diagonal, with the number of samples in each bin below."""
     edges, counts = np.asarray(calibration.edges), np.asarray(calibration.counts)
     middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.8, 4.4), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         above.bar(middles, np.nan_to_num(calibration.accuracies), widths * 0.94, color=COLOURS[0])
@@ -123,7 +86,7 @@ def reliability_diagram(calibration: Calibration) -> Figure:
 
 def overview(shown: Sequence[Shown], loss: Sequence[Curve], accuracy: Sequence[Curve], counts: ArrayLike, classes: Sequence[str], *, title: str) -> Figure:
     """One wide picture of a run: up to eight images with predictions, its curves and its confusion matrix."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13.0, 4.3), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         parts: Any = figure.subfigures(1, 3, width_ratios=(5.2, 3.4, 4.4))
@@ -181,7 +144,7 @@ def _lines(axes: Axes, curves: Sequence[Curve], *, x_label: str, y_label: str) -
         x = np.asarray(curve.x, dtype=np.float64)
         y = np.array([np.nan if value is None else value for value in curve.y], dtype=np.float64)  # NaN draws a gap
         dash = DASHES[curve.style % len(DASHES)]
-        label = "_nolegend_" if (curve.name, curve.style) in named else _text(curve.name)
+        label = "_nolegend_" if (curve.name, curve.style) in named else plain_text(curve.name)
         axes.plot(x, y, color=COLOURS[curve.style % len(COLOURS)], linestyle=dash, marker="o" if len(x) <= 12 else None, markersize=3, label=label)
         named.add((curve.name, curve.style))
     axes.set(xlabel=x_label, ylabel=y_label)
@@ -196,7 +159,7 @@ def _matrix(axes: Axes, counts: NDArray[np.int64], classes: Sequence[str]) -> No
     axes.spines[:].set_visible(False)
     axes.set(xlabel="prediction", ylabel="label")
     if len(classes) <= NAMED_CLASSES:
-        names = [_text(name if len(name) <= 18 else f"{name[:17]}…") for name in classes]
+        names = [plain_text(name if len(name) <= 18 else f"{name[:17]}…") for name in classes]
         size = 8 if len(classes) <= NUMBERED_CLASSES else 6
         axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=size)
         axes.set_yticks(range(len(classes)), names, fontsize=size)
@@ -205,9 +168,3 @@ def _matrix(axes: Axes, counts: NDArray[np.int64], classes: Sequence[str]) -> No
         for (i, j), count in np.ndenumerate(counts):
             if count:
                 axes.text(j, i, f"{count:,}", ha="center", va="center", fontsize=7, color="white" if share[i, j] > 0.55 else "black")
-
-
-def _text(name: str) -> str:
-    """A name that matplotlib draws as it is: `$` would start a formula, a leading `_` hides a legend entry."""
-    name = name.replace("$", r"\$")
-    return f"\u200b{name}" if name.startswith("_") else name

@@ -1,0 +1,158 @@
+"""What looking inside a model found, as typed records: `findings.json` beside `arrays.npz` and the pictures. Needs no torch.
+
+    findings.json    this record                arrays.npz    maps, masks, scores of each image, projections, positions
+    images/          <i>.webp, what was looked at             <name>.png, .svg, .pdf: the figures
+
+Keys of arrays.npz (n images, in the order of `Findings.images`; grid gh x gw of the method; E epochs; p probe images):
+
+    maps/<method>              (n, gh, gw) float32, >= 0, sums to 1 where it is not all zero
+    maps/<method>/<epoch>      the same of a snapshot, epoch counted from 1
+    target/<gh>x<gw>           (n, gh, gw) bool: patches that belong to the target; valid/<gh>x<gw>: patches that count
+    scores/<method>/<measure>  (n,) float64, NaN where an image has none
+    projection/<name>          (E, p, 2) float32; labels of the probe: (p,) int64 under `probe/labels`
+    positions                  (gh, gw, gh, gw) float32 cosine similarities
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ConfigDict, TypeAdapter
+
+from pellucid.errors import RunError
+from pellucid.run import Measurement, read_record, write_json
+
+_CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+FINDINGS, ARRAYS, IMAGES = "findings.json", "arrays.npz", "images"
+
+
+@dataclass(frozen=True)
+class Score:
+    """How far a map can be believed: the mean over images of one measure, beside that of its baselines.
+
+    `value.name` is "<measure>[<method>]". `baselines` has a Measurement for each of "uniform", "centre", "shuffled" and
+    "random model" that applies; deletion, insertion and randomisation have their own. `higher_is_better` says which way is up.
+    """
+
+    __pydantic_config__ = _CLOSED
+
+    method: str
+    measure: str
+    value: Measurement
+    baselines: dict[str, Measurement]
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class MapKind:
+    """One kind of map: what was drawn, from which layer, for which query or class, on which grid (height, width)."""
+
+    __pydantic_config__ = _CLOSED
+
+    method: str
+    layer: str
+    grid: tuple[int, int]
+    how: str
+
+
+@dataclass(frozen=True)
+class ImageFinding:
+    """One image that was looked at. `view` is (top, left, height, width) in its own pixels: the part that the model saw.
+
+    scores: {method: {measure: value}}; artefacts: {method: {"prefix_share" | "largest_patch" | "entropy" | "norm_outliers": value}}, fractions in [0, 1].
+    flags: sentences for readers, each naming an artefact above its threshold.
+    """
+
+    __pydantic_config__ = _CLOSED
+
+    file: str
+    size: tuple[int, int]
+    view: tuple[float, float, float, float]
+    label: str | None = None
+    prediction: str | None = None
+    confidence: float | None = None
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    artefacts: dict[str, dict[str, float]] = field(default_factory=dict)
+    flags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The numbers under one panel of a projection, which the eye cannot see."""
+
+    __pydantic_config__ = _CLOSED
+
+    epoch: int
+    knn_accuracy: Measurement
+    silhouette: Measurement
+    plane_silhouette: Measurement
+    neighbours_kept: Measurement
+    trustworthiness: Measurement
+
+
+@dataclass(frozen=True)
+class ProjectionFinding:
+    """One projection of the probe's features at several epochs; `name` is its key in arrays.npz."""
+
+    __pydantic_config__ = _CLOSED
+
+    name: str
+    how: str
+    panels: list[Panel]
+
+
+@dataclass(frozen=True)
+class PositionsFinding:
+    """Position embeddings: `kind` is learned, fixed, relative, rotary or none; `grid` None where there is nothing to show."""
+
+    __pydantic_config__ = _CLOSED
+
+    kind: str
+    how: str
+    grid: tuple[int, int] | None = None
+
+
+@dataclass
+class Findings:
+    """Everything that was found inside one model."""
+
+    __pydantic_config__ = _CLOSED
+
+    pellucid: str
+    model: str
+    weights: str
+    images: list[ImageFinding] = field(default_factory=list)
+    maps: list[MapKind] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
+    projections: list[ProjectionFinding] = field(default_factory=list)
+    positions: PositionsFinding | None = None
+    epochs: list[int] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def measurements(self) -> list[Measurement]:
+        """Every number among them, for the report's table and for verify."""
+        panels = [panel for projection in self.projections for panel in projection.panels]
+        return [score.value for score in self.scores] + [
+            m for p in panels for m in (p.knn_accuracy, p.silhouette, p.plane_silhouette, p.neighbours_kept, p.trustworthiness)
+        ]
+
+    def save(self, folder: Path) -> Path:
+        """Write `findings.json` into the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / FINDINGS, self)
+        return folder / FINDINGS
+
+
+_FINDINGS = TypeAdapter(Findings)
+
+
+def load_findings(folder: Path) -> Findings:
+    """The findings in a folder. RunError where there are none, or where they were changed into something else."""
+    path = folder / FINDINGS
+    if not path.is_file():
+        raise RunError(f"{path}: expected what `pellucid inside` writes; there is no such file.")
+    return read_record(path, _FINDINGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pellucid.errors import PellucidError
 from pellucid.memory import StepMemory, fitting_micro_batch, forward_cost
 from pellucid.plan import Plan, plan
 from pellucid.run import Run
+from pellucid.train import train
 
 TWO_PHASES = "train.phases=[{epochs: 3, optimizer: {name: adam, lr: 1e-3}, schedule: {name: noam, warmup_steps: 4}}, {epochs: 2, optimizer: {name: sgd, lr: 0.01, sam: {rho: 0.1}}}]"
 
@@ -67,6 +69,43 @@ def test_measured_time_grows_with_the_epochs(small_recipe: str, tmp_path: Path) 
     assert found.seconds is not None
     assert 0 < found.seconds_per_image < 1
     assert found.seconds == pytest.approx(found.seconds_per_image * (2 * 50 + 2 * 24 / 3))
+
+
+# ── snapshots ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_snapshots_take_is_what_they_take_on_the_disk(small_recipe: str, tmp_path: Path) -> None:
+    inside = "inside={epochs: [0, first, last], samples: 3, features: 20, methods: [attention, rollout]}"
+    found = planned(small_recipe, tmp_path, inside).snapshots
+    assert found is not None
+    assert (found.epochs, found.split, found.images, found.features, found.pictures) == ((0, 1, 2), "val", 20, 32, 3)
+    assert found.features_bytes == 3 * 20 * 32 * 2
+    assert found.maps_bytes == 3 * 3 * 2 * (32 // 8) ** 2 * 4, "patches of 8 pixels, float32"
+    run = train(tmp_path / "r.yaml", overrides=[inside], out=tmp_path / "run", quiet=True, figures=False)
+    assert tuple(run.snapshot_epochs) == found.epochs
+    assert sum(kept.nbytes for epoch in found.epochs if (kept := run.snapshot(epoch).features) is not None) == found.features_bytes
+
+
+@pytest.mark.parametrize(
+    ("model", "width", "cells"),
+    [("timm/test_resnet", 96, 2 * 2), ("torchvision/squeezenet1_1", 512, 3 * 3), ("timm/test_convnext", 64, 16 * 16)],
+)
+def test_the_features_of_any_model_are_counted_without_running_it(small_recipe: str, tmp_path: Path, model: str, width: int, cells: int) -> None:
+    found = planned(small_recipe, tmp_path, f"model={{name: {model}}}", "inside={epochs: [last], samples: 2}", "data.image_size=64").snapshots
+    assert found is not None
+    assert (found.images, found.features) == (24, width), "1,000 images were asked for, val has 24"
+    assert found.maps_bytes == 2 * 4 * cells * 4, "at most four methods"
+
+
+def test_the_plan_names_the_epochs_and_what_is_missing(small_recipe: str, tmp_path: Path, pellucid: Callable[..., tuple[int, str, str]]) -> None:
+    assert planned(small_recipe, tmp_path).snapshots is None
+    settings = ["-s", "train.phases.0.epochs=20", "-s", "inside={epochs: {every: 2}, samples: 0, features: 20}"]
+    code, out, _ = pellucid("plan", tmp_path / "r.yaml", "--no-timing", *settings)
+    assert code == 0
+    assert "snapshots     10 (after epoch 2, 4, 6, …, 18, 20): features of 20 val images (32 numbers each, half precision) 12.8 kB\n" in out
+    code, _, told = pellucid("plan", tmp_path / "r.yaml", "--no-timing", "-s", f"inside.images=[{tmp_path}/gone.jpg]")
+    assert code == 2
+    assert "inside.images: 1 of 1 files are not there" in told
 
 
 # ── memory of one image ───────────────────────────────────────────────────────────────────────────────────────

@@ -209,3 +209,20 @@ def test_a_run_folder_reads_back_what_is_longer_than_a_recipe_may_be(small_recip
     recipes.save(long, tmp_path / "resolved.yaml")
     assert (tmp_path / "resolved.yaml").stat().st_size > recipes.MAX_BYTES
     assert recipes.load(tmp_path / "resolved.yaml", most_bytes=20 * recipes.MAX_BYTES) == long
+
+
+def test_photographs_and_masks_start_at_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PICTURES", "/pictures")
+    folder = GOOD.replace("source: scenes\n  train: 100\n  val: 20", "source: folder\n  train: t\n  val: v\n  classes: [a, b]")
+    (tmp_path / "r.yaml").write_text(folder + "inside: {images: [a.jpg, ../b.jpg, '${PICTURES}/c.jpg'], masks: m}\n")
+    monkeypatch.chdir("/")
+    recipe = recipes.load(tmp_path / "r.yaml", ["inside.images.1=d.jpg"])
+    assert recipe.inside is not None
+    assert recipe.inside.images == [f"{tmp_path}/a.jpg", "/d.jpg", "/pictures/c.jpg"]
+    assert recipe.inside.masks == f"{tmp_path}/m"
+    assert recipe.data.classes == ["a", "b"], "names, not paths"
+    assert recipes.load(tmp_path / "r.yaml", ["inside.images=[x.jpg]"]).inside.images == ["/x.jpg"]  # type: ignore[union-attr]
+    assert recipes.loads(recipes.to_yaml(recipe)) == recipe
+    (tmp_path / "r.yaml").write_text(folder + "inside: {images: [a.jpg, '${NOWHERE}/c.jpg']}\n")
+    with pytest.raises(RecipeError, match=r"r.yaml:13:26: the environment variable NOWHERE is not set"):
+        recipes.load(tmp_path / "r.yaml")

@@ -320,6 +320,45 @@ def predict(
 
 
 @app.command()
+def inside(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, or a model: timm/<name>, torchvision/<name>, transformers/<name>.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Photographs and folders of them.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for figures, arrays.npz and findings.json.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting of the model, e.g. -s pretrained=false or -s image_size=384.")
+    ] = None,
+    maps: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="attention, rollout, relevance, grad_cam, integrated_gradients or occlusion. Repeatable; default: the first four that fit."),
+    ] = None,
+    layer: Annotated[str | None, typer.Option("--layer", help="Path of the layer for attention and grad_cam; default: the last that tells something.")] = None,
+    masks: Annotated[Path | None, typer.Option("--masks", metavar="PATH", help="Folder with <name>.png for each photograph, or one file for one.")] = None,
+    mask_target: Annotated[list[int] | None, typer.Option("--mask-target", help="Value of the masks that is the target; default: all above 0.")] = None,
+    mask_ignore: Annotated[list[int] | None, typer.Option("--mask-ignore", help="Value of the masks that counts neither way.")] = None,
+    deletion: Annotated[bool, typer.Option("--deletion/--no-deletion", help="Without masks, score by deletion and insertion: some hundred passes.")] = True,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """What is inside a model: maps over photographs, each with its measures and baselines; heads; position embeddings."""
+    from pellucid.look import look_into, summary
+    from pellucid.progress import Progress
+    from pellucid.tables import table
+
+    with Progress(quiet=quiet) as progress:
+        found = look_into(
+            target, images, out, overrides=set_ or [], methods=maps, layer=layer, masks=masks, mask_target=mask_target, mask_ignore=mask_ignore or [],
+            deletion=deletion, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        _print_json({"out": str(out), **asdict(found)})
+        return
+    for line in [*found.notes, *(f"{image.file}: {flag}" for image in found.images for flag in image.flags)]:
+        print(f"note: {line}", file=sys.stderr)
+    print(table(["map", "measure", "mean", "95 % interval", "baselines"], summary(found)))
+    print(out)
+
+
+@app.command()
 def export(
     run: RunFolder,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: model.onnx or model.safetensors in the run folder.")] = None,
@@ -524,6 +563,16 @@ def _phase_line(q: Any) -> str:
     return f"{q.epochs} epochs, {q.steps:,} steps, {q.optimizer}, {q.schedule}; lr {first} first, {peak} highest, {last} last"
 
 
+def _snapshots_line(s: Any) -> str:
+    from pellucid.tables import size
+
+    shown = [str(epoch) for epoch in (s.epochs if len(s.epochs) <= 8 else [*s.epochs[:3], "…", *s.epochs[-2:]])]
+    features = f"features of {s.images:,} {s.split} images ({s.features:,} numbers each, half precision) {size(s.features_bytes)}"
+    maps = f"maps of {s.pictures:,} pictures at most {size(s.maps_bytes)}"
+    kept = "; ".join(([features] if s.images else []) + ([maps] if s.pictures else []))
+    return f"{len(s.epochs)} (after epoch {', '.join(shown)}): {kept}"
+
+
 def _print_plan(p: Any, batch_size: int) -> None:
     from pellucid.tables import duration, size, table
 
@@ -537,6 +586,7 @@ def _print_plan(p: Any, batch_size: int) -> None:
         ("activations", f"{size(p.activation_bytes_per_image)} an image"),
         ("memory", f"about {size(p.memory_bytes)} at micro-batch {p.micro_batch_size}; {size(p.free_bytes)} free on {p.device}"),
         ("forward pass", f"{p.forward_flops_per_image / 1e9:.2f} GFLOP an image"),
+        *([("snapshots", _snapshots_line(p.snapshots))] if p.snapshots else []),
         ("time", "not measured" if p.seconds is None else f"about {duration(p.seconds)} ({p.seconds_per_image * 1e3:.1f} ms an image, measured here)"),
     ]  # fmt: skip
     print(table(["what", "figure"], rows))

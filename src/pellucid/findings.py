@@ -7,10 +7,13 @@ Keys of arrays.npz (n images, in the order of `Findings.images`; grid gh x gw of
 
     maps/<method>              (n, gh, gw) float32, >= 0, sums to 1 where it is not all zero
     maps/<method>/<epoch>      the same of a snapshot, epoch counted from 1
+    random/<method>            the same of the model with random weights
     target/<gh>x<gw>           (n, gh, gw) bool: patches that belong to the target; valid/<gh>x<gw>: patches that count
     scores/<method>/<measure>  (n,) float64, NaN where an image has none
     projection/<name>          (E, p, 2) float32; labels of the probe: (p,) int64 under `probe/labels`
     positions                  (gh, gw, gh, gw) float32 cosine similarities
+    bias/<module>              (h, 2 wh - 1, 2 ww - 1) float32 relative-position bias
+    heads/<module>             (n, h, gh, gw) float32 attention of every head of the last layer
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ class Score:
     """How far a map can be believed: the mean over images of one measure, beside that of its baselines.
 
     `value.name` is "<measure>[<method>]". `baselines` has a Measurement for each of "uniform", "centre", "shuffled" and
-    "random model" that applies; deletion, insertion and randomisation have their own. `higher_is_better` says which way is up.
+    "random model" that applies. `margins` are the paired differences to them, value minus baseline over the images that have both, with
+    their own intervals: narrower than those of two means suggest. `higher_is_better` says which way is up.
     """
 
     __pydantic_config__ = _CLOSED
@@ -43,6 +47,7 @@ class Score:
     value: Measurement
     baselines: dict[str, Measurement]
     higher_is_better: bool = True
+    margins: dict[str, Measurement] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class MapKind:
 
 @dataclass(frozen=True)
 class ImageFinding:
-    """One image that was looked at. `view` is (top, left, height, width) in its own pixels: the part that the model saw.
+    """One image that was looked at. `size` is (height, width) in pixels; `view` is (top, left, height, width) in its own pixels: the part that the model saw.
 
     scores: {method: {measure: value}}; artefacts: {method: {"prefix_share" | "largest_patch" | "entropy" | "norm_outliers": value}}, fractions in [0, 1].
     flags: sentences for readers, each naming an artefact above its threshold.
@@ -80,14 +85,14 @@ class ImageFinding:
 
 @dataclass(frozen=True)
 class Panel:
-    """The numbers under one panel of a projection, which the eye cannot see."""
+    """The numbers under one panel of a projection, which the eye cannot see. A silhouette is None where the probe has one class only."""
 
     __pydantic_config__ = _CLOSED
 
     epoch: int
     knn_accuracy: Measurement
-    silhouette: Measurement
-    plane_silhouette: Measurement
+    silhouette: Measurement | None
+    plane_silhouette: Measurement | None
     neighbours_kept: Measurement
     trustworthiness: Measurement
 
@@ -105,7 +110,7 @@ class ProjectionFinding:
 
 @dataclass(frozen=True)
 class PositionsFinding:
-    """Position embeddings: `kind` is learned, fixed, relative, rotary or none; `grid` None where there is nothing to show."""
+    """Position embeddings: `kind` is learned, fixed, interpolated, relative, rotary or none; `grid` None where there is nothing to show."""
 
     __pydantic_config__ = _CLOSED
 
@@ -136,15 +141,47 @@ class Findings:
     def measurements(self) -> list[Measurement]:
         """Every number among them, for the report's table and for verify."""
         panels = [panel for projection in self.projections for panel in projection.panels]
-        return [score.value for score in self.scores] + [
-            m for p in panels for m in (p.knn_accuracy, p.silhouette, p.plane_silhouette, p.neighbours_kept, p.trustworthiness)
-        ]
+        scored = [m for score in self.scores for m in (score.value, *score.baselines.values(), *score.margins.values())]
+        numbers = [m for p in panels for m in (p.knn_accuracy, p.silhouette, p.plane_silhouette, p.neighbours_kept, p.trustworthiness)]
+        return scored + [m for m in numbers if m is not None]
 
     def save(self, folder: Path) -> Path:
         """Write `findings.json` into the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / FINDINGS, self)
         return folder / FINDINGS
+
+
+ALIKE = 0.5  # rank correlation with the maps of random weights from which a map shows little of what was learned
+BETTER, WORSE, OPEN = "better", "worse", "open"
+NAMES = {"uniform": "the uniform map", "centre": "the centre prior", "shuffled": "the masks of other images", "random model": "the model with random weights"}
+
+
+def verdict(score: Score) -> tuple[str, str]:
+    """(a plain sentence, "better", "worse" or "open"): does a score beat its baselines, the centre prior and the hardest one by name?
+
+    It beats one when the interval of the paired difference lies on the better side of 0. A score without baselines, the correlation with random
+    weights, is judged by ALIKE.
+    """
+    if not score.baselines:
+        alike = score.value.value >= ALIKE
+        return "shows little of what the model learned" if alike else "depends on what the model learned", WORSE if alike else BETTER
+    sign = 1.0 if score.higher_is_better else -1.0
+    hardest = max(score.baselines, key=lambda name: sign * score.baselines[name].value)
+    named = [name for name in dict.fromkeys(["centre", hardest]) if name in score.baselines]
+    kinds = {name: _side(score.margins.get(name), sign) for name in named}
+    words = {BETTER: "beats", WORSE: "is worse than", OPEN: "cannot be told from"}
+    said = [f"{words[kinds[name]]} {NAMES.get(name, name)} ({score.baselines[name]})" for name in named]
+    if len(said) > 1:
+        said[-1] += ", the hardest baseline"
+    return "; ".join(said), kinds[hardest]
+
+
+def _side(margin: Measurement | None, sign: float) -> str:
+    """On which side of 0 the interval of a paired difference lies; open where there are too few images for one."""
+    if margin is None or margin.interval is None or margin.interval[0] <= 0.0 <= margin.interval[1]:
+        return OPEN
+    return BETTER if sign * margin.value > 0 else WORSE
 
 
 _FINDINGS = TypeAdapter(Findings)

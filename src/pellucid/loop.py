@@ -27,6 +27,7 @@ from pellucid.optim import LossScale, build_optimizer, learning_rate, parameter_
 from pellucid.prepare import Position, Tally, Training
 from pellucid.recipe import PhaseSection, Recipe, flat
 from pellucid.results import predict_split
+from pellucid.snapshots import begin, take
 from pellucid.step import Stage, divergence, make_room, take_step
 from pellucid.trial import find_micro_batch
 
@@ -47,6 +48,8 @@ def fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> No
     scale = LossScale(enabled=recipe.train.precision == "fp16")
     if checkpoint is None:
         find_micro_batch(t, all_windows(epoch=0)[0])
+        begin(t, -1)
+        _snapshot(t, 0)
     first_epoch = 0
     with Reader(
         t.pixels["train"],
@@ -64,6 +67,7 @@ def fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> No
                     continue
                 _restore(t, checkpoint, stage)
                 checkpoint, at = None, t.at
+                begin(t, at.epoch)
             make_room(t, stage)
             at.phase = phase_index
             steps = t.steps_per_epoch
@@ -148,7 +152,7 @@ def _perhaps_save(t: Training, stage: Stage, stop: threading.Event) -> None:
 
 
 def _end_epoch(t: Training, lr: float) -> None:
-    """Write the epoch's line, evaluate when it is due, remember the best, decide whether to stop."""
+    """Write the epoch's line, evaluate when it is due, remember the best, decide whether to stop, keep a snapshot."""
     at, tally = t.at, t.at.tally
     settle(t)
     images = len(t.dataset.splits["train"])
@@ -163,11 +167,20 @@ def _end_epoch(t: Training, lr: float) -> None:
         numbers = _validate(t)
         line += f"  val loss {numbers['loss']:.4f}  val accuracy {numbers['accuracy']:.4f}"
     t.progress.line(f"{line}  {tally.seconds:.1f} s")
+    _snapshot(t, at.epoch + 1)
     _share_notes(t)
     t.write_log()
     at.epoch, at.window, at.tally = at.epoch + 1, 0, Tally()
     t.record.epoch, t.record.step = at.epoch, at.step
     t.write_record()
+
+
+def _snapshot(t: Training, epoch: int) -> None:
+    """Keep features and maps after an epoch that the recipe's `inside` asks for."""
+    if t.recipe.inside is not None:
+        from pellucid.look import snapshot_maps  # with captum, openTSNE and what they import
+
+        take(t, epoch, partial(snapshot_maps, t))
 
 
 def _validate(t: Training) -> dict[str, float]:

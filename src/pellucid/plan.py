@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -18,11 +20,14 @@ from torch import nn
 from pellucid import recipe as recipes
 from pellucid.data.dataset import Dataset
 from pellucid.data.sources import load_dataset
+from pellucid.inside.features import penultimate
 from pellucid.memory import fitting_micro_batch, forward_cost, step_memory
-from pellucid.models import set_trainable, train_mode
+from pellucid.models import Built, set_trainable, train_mode
 from pellucid.optim import learning_rate, warmup_steps
 from pellucid.recipe import Recipe
 from pellucid.runtime import Runtime, free_memory, out_of_memory, start
+from pellucid.schema import MapMethod
+from pellucid.snapshots import looked_at, probe_of
 from pellucid.tasks import MODELS
 
 TIMED_IMAGES = 4
@@ -67,6 +72,23 @@ class Plan:
     notes: tuple[str, ...]
     resolved: str
     formats: tuple[Format, ...] = ()
+    snapshots: SnapshotPlan | None = None
+
+
+@dataclass(frozen=True)
+class SnapshotPlan:
+    """What a run with `inside` keeps: features of `images` images of a split, `features` numbers each, at each of the epochs, in half precision.
+
+    maps_bytes is the most that maps of `pictures` pictures take: every method that is asked for, in float32 on the finest grid of the model.
+    """
+
+    epochs: tuple[int, ...]
+    split: str
+    images: int
+    features: int
+    pictures: int
+    features_bytes: int
+    maps_bytes: int
 
 
 @dataclass(frozen=True)
@@ -97,14 +119,54 @@ def plan(recipe: Recipe, *, timing: bool = True, formats: bool = False, progress
     per_image = _seconds_per_image(built.module, recipe, runtime, frozen) if timing else None
     passes = sum(phase.epochs * (2 if phase.optimizer.sam else 1) for phase in t.phases)
     validation = len(dataset.splits["val"]) / 3 * recipe.epochs / t.evaluate_every if "val" in dataset.splits else 0.0
-    seconds = None if per_image is None else per_image * (passes * len(dataset.splits["train"]) + validation)
+    snapshots = _snapshots(recipe, dataset, built)
+    kept = len(snapshots.epochs) * snapshots.images / 3 if snapshots is not None else 0.0
+    seconds = None if per_image is None else per_image * (passes * len(dataset.splits["train"]) + validation + kept)
     return Plan(
         len(dataset.classes), {name: len(split) for name, split in dataset.splits.items()}, steps_per_epoch, recipe.epochs * steps_per_epoch,
         tuple(_phase_plan(phase, steps_per_epoch) for phase in t.phases), sum(p.numel() for p in params), sum(p.numel() for p in params if p.requires_grad),
         memory.weights, memory.checkpoint, memory.fixed, activations, micro, memory.total(micro), free, flops, per_image, seconds,
         str(runtime.device), tuple(_notes(recipe, dataset, built.notes)), recipes.to_yaml(recipe),
-        _formats(built.module, recipe, runtime, frozen) if formats else (),
+        _formats(built.module, recipe, runtime, frozen) if formats else (), snapshots,
     )  # fmt: skip
+
+
+def _snapshots(recipe: Recipe, dataset: Dataset, built: Built) -> SnapshotPlan | None:
+    """What snapshots hold, counted on the meta device. Reads the pictures to look at, so that what is missing is told before training."""
+    inside, looked = recipe.inside, looked_at(recipe, dataset)
+    if inside is None or looked is None:
+        return None
+    epochs, images = inside.chosen_epochs(recipe.epochs), len(probe_of(inside, dataset).rows)
+    meta = deepcopy(built.module).to("meta").eval()
+    with _grids(meta) as grids:
+        width = penultimate(meta, torch.zeros((2, 3, *recipe.data.size), device="meta"), built.classifier).shape[1]
+    methods = len(inside.methods or get_args(MapMethod))
+    maps = len(epochs) * len(looked) * methods * max(grids, default=1) * 4
+    return SnapshotPlan(tuple(epochs), inside.split, images, width, len(looked), len(epochs) * images * width * 2, maps)
+
+
+@contextmanager
+def _grids(module: nn.Module) -> Iterator[list[int]]:
+    """Cells of the grids that maps can have: of a convolution that cuts patches (kernel = stride), else of the last convolution that sees more than one."""
+    patches: list[int] = []
+    last: list[int] = []
+
+    def keep(layer: nn.Module, inputs: Any, output: Any) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        cells = math.prod(output.shape[2:])
+        if layer.kernel_size == layer.stride != (1, 1) and cells > 1:
+            patches.append(cells)
+        elif cells > 1:
+            last[:] = [cells]
+
+    found: list[int] = []
+    handles = [layer.register_forward_hook(keep) for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+        found += patches or last
 
 
 def _phase_plan(phase: recipes.PhaseSection, steps_per_epoch: int) -> PhasePlan:

@@ -26,6 +26,7 @@ from pellucid.progress import Progress
 from pellucid.recipe import Recipe
 from pellucid.run import DataProblem, DataRecord, Run, RunRecord
 from pellucid.runtime import Runtime, describe, free_memory, seed_torch, start
+from pellucid.snapshots import Looked, looked_at
 from pellucid.tasks import MODELS, Task, build_task
 
 EVALUATION_BATCH = 64
@@ -103,6 +104,9 @@ class Training:
     progress: Progress
     micro: int
     activations: int | None  # bytes for each image of a micro-batch; None where they could not be counted
+    mean: list[float]  # of R, G, B in [0, 1], and std: what evaluated images are normalised with
+    std: list[float]
+    looked: Looked | None = None  # what the recipe's `inside` looks at
     at: Position = field(default_factory=Position)
     batch_norm: bool = field(init=False)
     synchronized: bool = field(init=False)
@@ -181,6 +185,7 @@ class Prepared:
     built: Built
     frozen: list[str]
     activations: int | None  # bytes for each image of a micro-batch; None where they could not be counted
+    looked: Looked | None = None  # what the recipe's `inside` looks at
 
 
 def prepare(recipe: Recipe, record: RunRecord, progress: Progress, processes: Processes, *, start_weights: bool) -> Prepared:
@@ -196,6 +201,7 @@ def _prepare(recipe: Recipe, record: RunRecord, progress: Progress, runtime: Run
     dataset = load_dataset(d, seed=recipe.seed, progress=progress)
     if "val" not in dataset.splits and (t.keep == "best" or t.early_stop is not None):
         raise UsageError(f"train.{'keep: best' if t.keep == 'best' else 'early_stop'} needs a val split, and the data has {', '.join(dataset.splits)}.")
+    looked = looked_at(recipe, dataset)
     seed_torch(derived_seed(recipe.seed, "initialisation"))
     built, weights = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=start_weights)
     for line in [*built.notes, *(weights.lines() if weights else [])]:
@@ -218,7 +224,7 @@ def _prepare(recipe: Recipe, record: RunRecord, progress: Progress, runtime: Run
         record.note(line)
     for file in dataset.skipped:
         record.note(f"left out: {file} (bad image, data.on_bad: skip)")
-    return Prepared(dataset, runtime, pixels, built, frozen, activations)
+    return Prepared(dataset, runtime, pixels, built, frozen, activations, looked)
 
 
 def _data_notes(dataset: Dataset) -> list[str]:
@@ -241,7 +247,10 @@ def assemble(run: Run, record: RunRecord, recipe: Recipe, prepared: Prepared, pr
         average.load_state_dict(built.module.state_dict())
         runtime.place(average).eval()
     micro = micro_batch_size or _first_micro_batch(recipe, record, runtime, built.module, prepared.activations)
-    training = Training(run, record, recipe, runtime, dataset, prepared.pixels, task, built, prepared.frozen, average, progress, micro, prepared.activations)
+    training = Training(
+        run, record, recipe, runtime, dataset, prepared.pixels, task, built, prepared.frozen, average, progress, micro, prepared.activations, mean, std,
+        prepared.looked,
+    )  # fmt: skip
     for line in _batch_norm_notes(training):
         record.note(line)
     # A power of two: halved for want of memory, the batches of an evaluation still begin where they began.

@@ -31,6 +31,8 @@ from pellucid.schema import (
     DataSection,
     EarlyStopSection,
     EmaSection,
+    EverySection,
+    InsideSection,
     LinearSchedule,
     LossSection,
     ModelSection,
@@ -54,6 +56,8 @@ __all__ = [
     "DataSection",
     "EarlyStopSection",
     "EmaSection",
+    "EverySection",
+    "InsideSection",
     "LinearSchedule",
     "LossSection",
     "ModelSection",
@@ -89,7 +93,10 @@ _PATH_FIELDS = (
     ("data", "classes"),
     ("data", "store", "directory"),
     ("model", "weights"),
+    ("inside", "masks"),
+    ("inside", "images"),
 )
+_LISTS = (("inside", "images"),)  # of paths; elsewhere a list is no list of paths (data.classes)
 _SPLITS = _PATH_FIELDS[:3]
 MAX_BYTES = 400_000  # of a recipe file; those that come with Pellucid have some 2,000
 MAX_VALUES = 50_000  # keys and values, an alias counted with all that it stands for
@@ -112,7 +119,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, most_bytes: int = M
     file = Path(path)
     values, places, problems = _read(file, extendable=True, most_bytes=most_bytes)
     for override in overrides:
-        _apply(values, places, problems, override)
+        apply_override(values, places, problems, override)
     return _check(values, places, problems, str(file))
 
 
@@ -126,7 +133,7 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     """The recipe with `key.path=value` overrides laid over it. Raises RecipeError as `load` does."""
     values, places, problems = recipe.model_dump(), {(): ("<recipe>", None, None)}, []  # type: tuple[dict[str, Any], Places, list[Problem]]
     for text in overrides:
-        _apply(values, places, problems, text)
+        apply_override(values, places, problems, text)
     return _check(values, places, problems, "<recipe>")
 
 
@@ -189,7 +196,7 @@ def _read(file: Path, *, extendable: bool, most_bytes: int) -> tuple[dict[str, A
     parent = values.pop("extends", None)
     if parent is None:
         return values, places, problems
-    place = _place(places, ("extends",))
+    place = place_of(places, ("extends",))
     if not isinstance(parent, str):
         return values, places, [*problems, Problem(*place, f"extends takes one file name, got {parent!r}")]
     if not extendable:
@@ -276,7 +283,7 @@ def _tag(node: Node) -> str:
     return str(node.tag).removeprefix("tag:yaml.org,2002:")
 
 
-def _place(places: Places, path: Path_) -> tuple[str, int | None, int | None]:
+def place_of(places: Places, path: Path_) -> tuple[str, int | None, int | None]:
     """Where a path stands, or the nearest thing around it: keys that came in by a merge have no place of their own."""
     while path not in places:
         path = path[:-1]
@@ -292,22 +299,30 @@ def _resolve_path(values: dict[str, Any], field: tuple[str, ...], folder: Path, 
     for key in field[:-1]:
         holder = holder.get(key) if isinstance(holder, dict) else None
     value = holder.get(field[-1]) if isinstance(holder, dict) else None
-    if not isinstance(value, str) or (field in _SPLITS and ":" in str(holder.get("source"))):
-        return  # for torchvision: and huggingface: these are names of splits
+    if field in _LISTS:
+        for i, item in enumerate(value if isinstance(value, list) else ()):
+            if isinstance(item, str):
+                _put_path(value, i, (*field, i), folder, places, problems)
+    elif isinstance(value, str) and not (field in _SPLITS and ":" in str(holder.get("source"))):  # for torchvision: and huggingface: these are names of splits
+        _put_path(holder, field[-1], field, folder, places, problems)
+
+
+def _put_path(holder: Any, key: str | int, field: Path_, folder: Path, places: Places, problems: list[Problem]) -> None:
+    """Replace the path at `key` by the absolute one that it means."""
 
     def variable(match: re.Match[str]) -> str:
         found = os.environ.get(match[1], match[2])
         if found is None:
-            problems.append(Problem(*_place(places, field), f"the environment variable {match[1]} is not set; set it or write ${{{match[1]}:-default}}"))
+            problems.append(Problem(*place_of(places, field), f"the environment variable {match[1]} is not set; set it or write ${{{match[1]}:-default}}"))
         return found or ""
 
-    path = _VARIABLE.sub(variable, value)
+    path, dotted = _VARIABLE.sub(variable, holder[key]), ".".join(map(str, field))
     try:
-        holder[field[-1]] = os.path.normpath(folder.absolute() / Path(path).expanduser())
+        holder[key] = os.path.normpath(folder.absolute() / Path(path).expanduser())
     except RuntimeError:  # of expanduser
-        problems.append(Problem(*_place(places, field), f"{'.'.join(field)}: there is no home folder for {_shortened(path)}"))
+        problems.append(Problem(*place_of(places, field), f"{dotted}: there is no home folder for {_shortened(path)}"))
     if "\0" in path:
-        problems.append(Problem(*_place(places, field), f"{'.'.join(field)}: no path holds a NUL character"))
+        problems.append(Problem(*place_of(places, field), f"{dotted}: no path holds a NUL character"))
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -318,7 +333,7 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply(values: dict[str, Any], places: Places, problems: list[Problem], override: str) -> None:
+def apply_override(values: dict[str, Any], places: Places, problems: list[Problem], override: str) -> None:
     """Lay one `a.b.0.c=value` over the values; a list index must exist."""
     name = f"-s {override}"
     key, equals, text = override.partition("=")
@@ -351,16 +366,17 @@ def _apply(values: dict[str, Any], places: Places, problems: list[Problem], over
     for old in [p for p in places if p[: len(path)] == path]:
         del places[old]
     places[path] = (name, None, None)
-    if path in _PATH_FIELDS:
-        _resolve_path(values, tuple(str(part) for part in path), Path.cwd(), places, problems)
+    if path in _PATH_FIELDS or path[:-1] in _LISTS:
+        field = path if path in _PATH_FIELDS else path[:-1]  # the other items of a list are absolute already
+        _resolve_path(values, tuple(str(part) for part in field), Path.cwd(), places, problems)
 
 
 def _check(values: dict[str, Any], places: Places, problems: list[Problem], file: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        found = [_problem(dict(item), values, places, file) for item in [*error.errors(include_url=False), *_hidden(values, error)]]
-        raise RecipeError(sorted(_joined([*problems, *found]), key=lambda p: (p.file, p.line or 0, p.column or 0))) from None
+        found = [as_problem(dict(item), values, places, file) for item in [*error.errors(include_url=False), *_hidden(values, error)]]
+        raise RecipeError(sorted(joined_problems([*problems, *found]), key=lambda p: (p.file, p.line or 0, p.column or 0))) from None
     if problems:
         raise RecipeError(problems)
     return recipe
@@ -387,7 +403,7 @@ def _hidden(values: dict[str, Any], error: ValidationError, rounds: int = 3) -> 
     return []
 
 
-def _joined(problems: list[Problem]) -> list[Problem]:
+def joined_problems(problems: list[Problem]) -> list[Problem]:
     """The problems, those about one value of a union (`expected a, got x`; `expected b, got x`) as one."""
     joined: dict[tuple[Any, ...], Problem] = {}
     for p in problems:
@@ -401,7 +417,7 @@ def _joined(problems: list[Problem]) -> list[Problem]:
     return list(joined.values())
 
 
-def _problem(error: dict[str, Any], values: dict[str, Any], places: Places, file: str) -> Problem:
+def as_problem(error: dict[str, Any], values: dict[str, Any], places: Places, file: str) -> Problem:
     """One pydantic error as a sentence with its place in the file."""
     path, section = _locate(error["loc"], values)
     key = str(path[-1]) if path else ""
@@ -436,7 +452,7 @@ def _problem(error: dict[str, Any], values: dict[str, Any], places: Places, file
                 .replace("a boolean", "true or false")
             )
             message = f"{dotted}: expected {what[:1].lower()}{what[1:]}; got {_kind(got)}"
-    return Problem(*_place(places, path), message)
+    return Problem(*place_of(places, path), message)
 
 
 def _locate(loc: tuple[str | int, ...], values: dict[str, Any]) -> tuple[Path_, list[str]]:

@@ -15,6 +15,7 @@ from pellucid.models import read_weights, save_weights
 from pellucid.prepare import Training
 from pellucid.run import Predictions, file_hash
 from pellucid.runtime import out_of_memory
+from pellucid.snapshots import end
 from pellucid.tasks import confident_mistakes
 
 THUMBNAILS = 16
@@ -103,6 +104,11 @@ def report_numbers(t: Training) -> None:
         return
     if not t.record.measurements:
         t.record.note("no val and no test split: nothing was measured")
+    if t.recipe.inside is not None:
+        from pellucid.look import look_into_run
+
+        look_into_run(t, module, selected)
+    files += end(t)
     files += t.run.hashed_files(list(t.dataset.splits))
     t.record.files = {str(path.relative_to(t.run.path)): file_hash(path) for path in files}
 
@@ -129,6 +135,10 @@ def draw(t: Training, figures: bool) -> None:
         with warnings.catch_warnings(record=True) as told:
             if figures:
                 write_run_figures(t.run, lambda split, row: t.dataset.splits[split].open(row))
+                if t.recipe.inside is not None:
+                    from pellucid.look import draw_run
+
+                    draw_run(t)
         if any("Glyph" in str(warning.message) for warning in told):
             t.record.note("figures: the font lacks some characters of the class names; PNG and PDF show boxes there, SVG and the report do not")
             t.run.write_record(t.record)

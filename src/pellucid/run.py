@@ -6,6 +6,7 @@ environment.json   machine and versions            checkpoints/         final.sa
 data.json          classes, n, hashes, problems    figures/             PNG, SVG, PDF
 samples/           <split>.csv: file, label, hash  thumbnails/          <split>/<row>.webp, pictures of mistakes
 run.json           status, measurements, hashes    report.html          one file, offline
+snapshots/         probe.npz, epoch-<n>.npz        inside/              what looking inside found: findings.json, arrays.npz
                                                    verify.json          result of the last verify
 """
 
@@ -19,7 +20,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -166,6 +167,29 @@ class Predictions:
         return exp / exp.sum(axis=1, keepdims=True)
 
 
+@dataclass(frozen=True)
+class Probe:
+    """The images whose features are kept at chosen epochs. rows: (p,) int64 of the split, ascending; labels: (p,) int64."""
+
+    split: str
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was kept after an epoch (0: before training) and its step.
+
+    features: (p, D) float16, or float32 where half precision was too small; a row for each image of the probe, None where it has none.
+    maps: {method: (n, gh, gw) floats of at least 0}, an item for each picture that is looked at.
+    """
+
+    epoch: int
+    step: int
+    features: np.ndarray | None
+    maps: dict[str, np.ndarray]
+
+
 class Run:
     """A run folder, opened for reading; the writing methods belong to training."""
 
@@ -232,6 +256,30 @@ class Run:
     def predictions_file(self, split: str) -> Path:
         return self.path / "predictions" / f"{split}.npz"
 
+    @property
+    def snapshots(self) -> Path:
+        """What training kept at chosen epochs: probe.npz and epoch-<n>.npz."""
+        return self.path / "snapshots"
+
+    @property
+    def inside(self) -> Path:
+        """What looking inside the model found."""
+        return self.path / "inside"
+
+    def snapshot_file(self, epoch: int) -> Path:
+        return self.snapshots / f"epoch-{epoch:04d}.npz"
+
+    @property
+    def snapshot_epochs(self) -> list[int]:
+        """Epochs with a snapshot, ascending, counted from 1; 0 is before training."""
+        return sorted(int(file.stem.removeprefix("epoch-")) for file in self.snapshots.glob("epoch-*.npz") if file.stem.removeprefix("epoch-").isdecimal())
+
+    @property
+    def inside_files(self) -> list[Path]:
+        """Snapshots and findings that are there."""
+        wanted = [self.snapshots / "probe.npz", *map(self.snapshot_file, self.snapshot_epochs), self.inside / "findings.json", self.inside / "arrays.npz"]
+        return [path for path in wanted if path.is_file()]
+
     def hashed_files(self, splits: list[str]) -> list[Path]:
         """What says where the numbers come from, besides weights and predictions: settings, data, machine, curves."""
         names = ["recipe.yaml", "resolved.yaml", "environment.json", "data.json", "metrics.jsonl", *[f"samples/{split}.csv" for split in splits]]
@@ -295,11 +343,7 @@ class Run:
 
     def predictions(self, split: str) -> Predictions:
         path = self._open(f"predictions/{split}.npz")
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                names, labels, logits = arrays["name"], arrays["label"], arrays["logits"]
-        except Exception as error:  # a damaged zip raises half a dozen types
-            raise RunError(f"{path}: cannot be read as predictions: {error}") from None
+        names, labels, logits = _arrays(path, "predictions", "name", "label", "logits").values()
         n, kinds = len(labels) if labels.ndim else -1, (names.dtype.kind, labels.dtype.kind, logits.dtype.kind)
         if kinds != ("U", "i", "f") or names.shape != (n,) or labels.shape != (n,) or logits.ndim != 2 or len(logits) != n:
             got = ", ".join(f"{a.dtype} {a.shape}" for a in (names, labels, logits))
@@ -307,6 +351,37 @@ class Run:
         if n and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
             raise RunError(f"{path}: labels from {labels.min()} to {labels.max()} for {logits.shape[1]} classes; the file was changed")
         return Predictions([str(name) for name in names], labels, logits)
+
+    def probe(self) -> Probe:
+        """The images whose features are kept. RunError where the run keeps none, or the file was changed."""
+        path = self._open("snapshots/probe.npz")
+        split, rows, labels = _arrays(path, "a probe", "split", "rows", "labels").values()
+        kinds = (split.dtype.kind, str(rows.dtype), str(labels.dtype))
+        if kinds != ("U", "int64", "int64") or split.shape or rows.ndim != 1 or rows.shape != labels.shape:
+            got = ", ".join(f"{a.dtype} {a.shape}" for a in (split, rows, labels))
+            raise RunError(f"{path}: expected a name, int64 (p,) and int64 (p,); got {got}. The file was changed.")
+        if len(rows) and not (rows[0] >= 0 and (np.diff(rows) > 0).all() and labels.min() >= 0):
+            raise RunError(f"{path}: expected ascending rows and labels, none below 0; the file was changed")
+        return Probe(str(split), rows, labels)
+
+    def snapshot(self, epoch: int) -> Snapshot:
+        """What was kept after an epoch, 0: before training. RunError where there is nothing or the file was changed."""
+        path = self._open(f"snapshots/{self.snapshot_file(epoch).name}")
+        arrays = _arrays(path, "a snapshot")
+        step, features = arrays.pop("step", None), arrays.pop("features", None)
+        odd = [name for name in arrays if not name.removeprefix("maps/") or not name.startswith("maps/")]
+        if odd or step is None or step.dtype != np.int64 or step.shape or step < 0:
+            raise RunError(
+                f"{path}: expected step (a whole number), features and maps/<method>; got {', '.join([*odd, f'step {step}'])}. The file was changed."
+            )
+        probe = len(self.probe().rows)
+        if (features is None) != (probe == 0) or (features is not None and not _is_table(features, 2, probe)):
+            got = "none" if features is None else f"{features.dtype} {features.shape}"
+            raise RunError(f"{path}: expected finite features ({probe}, D) for the {probe} images of the probe; got {got}. The file was changed.")
+        for name, maps in arrays.items():
+            if not _is_table(maps, 3, len(maps) if maps.ndim else 0) or maps.min(initial=0.0) < 0:
+                raise RunError(f"{path}: {name}: expected finite maps (n, gh, gw) of at least 0; got {maps.dtype} {maps.shape}. The file was changed.")
+        return Snapshot(epoch, int(step), features, {name.removeprefix("maps/"): maps for name, maps in arrays.items()})
 
     @property
     def prediction_splits(self) -> list[str]:
@@ -342,9 +417,7 @@ class Run:
     def write_predictions(self, split: str, predictions: Predictions, classes: list[str]) -> list[Path]:
         """The arrays as .npz and a table for readers as .csv; returns both files."""
         arrays = self.predictions_file(split)
-        with replacing(arrays) as temporary, temporary.open("wb") as file:
-            names = np.array(predictions.files, dtype=np.str_)
-            np.savez(file, name=names, label=predictions.labels, logits=predictions.logits)
+        _write_arrays(arrays, {"name": np.array(predictions.files, dtype=np.str_), "label": predictions.labels, "logits": predictions.logits})
         table = arrays.with_suffix(".csv")
         probabilities = predictions.probabilities()
         with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
@@ -353,6 +426,14 @@ class Run:
             for name, label, row in zip(predictions.files, predictions.labels, probabilities, strict=True):
                 writer.writerow([name, classes[label], classes[int(row.argmax())], f"{row.max():.6f}"])
         return [arrays, table]
+
+    def write_probe(self, probe: Probe) -> None:
+        self.snapshots.mkdir(exist_ok=True)
+        _write_arrays(self.snapshots / "probe.npz", {"split": np.array(probe.split), "rows": probe.rows, "labels": probe.labels})
+
+    def write_snapshot(self, epoch: int, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """The arrays of an epoch: `features` and `maps/<method>`, as `snapshot` reads them."""
+        _write_arrays(self.snapshot_file(epoch), {"step": np.array(step, np.int64), **arrays})
 
     # ── use ──
     def predict(self, images: Any) -> list[Any]:
@@ -424,6 +505,26 @@ def _metrics_fault(line: Any) -> str:
     return f"expected a number as {odd[0]}" if odd else ""
 
 
+def _arrays(path: Path, what: str, *names: str) -> dict[str, np.ndarray]:
+    """The named arrays of a .npz file in their order, all of them without names; RunError where it cannot be read as `what`."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names or arrays.files}
+    except Exception as error:  # a damaged zip raises half a dozen types
+        raise RunError(f"{path}: cannot be read as {what}: {error}") from None
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Equal arrays give equal bytes: the times in the archive are fixed."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **cast("dict[str, Any]", dict(arrays)))
+
+
+def _is_table(array: np.ndarray, ndim: int, length: int) -> bool:
+    """Whether an array holds finite floats in `ndim` dimensions, the first of `length`."""
+    return array.ndim == ndim and len(array) == length and array.dtype in (np.float16, np.float32) and bool(np.isfinite(array).all())
+
+
 def read_record(path: Path, adapter: TypeAdapter[_T]) -> _T:
     """The record in a JSON file; RunError says what in it is not as it was written."""
     try:
@@ -450,6 +551,11 @@ def seed_folders(folder: Path) -> list[str]:
 def text_hash(text: str) -> str:
     """BLAKE2b-128 of a text as a file would hold it, as hex."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def bytes_hash(data: bytes) -> str:
+    """BLAKE2b-128 of bytes, as hex: the content hash of an image file."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def file_hash(path: Path) -> str:

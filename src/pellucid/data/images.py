@@ -63,6 +63,7 @@ _UPRIGHT = {
 _BROKEN = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError, struct.error, zlib.error,
 )  # fmt: skip
+Box = tuple[float, float, float, float]  # top, left, height, width
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -116,7 +117,7 @@ def resize(image: Image.Image, size: tuple[int, int], fit: str, resize_size: int
     stretch: exactly `size`. pad: the largest picture inside `size`, centred on black, exactly `size`.
     interpolation: bilinear or bicubic. A picture of the right size is not resampled.
     """
-    height, width = {"crop": _covering(image.size, size, resize_size), "stretch": size, "pad": _inside(image.size, size)}[fit]
+    height, width = _resized(image.size, size, fit, resize_size)
     if image.size != (width, height):
         image = image.resize((width, height), _FILTERS[interpolation])
     pixels = np.asarray(image)
@@ -126,6 +127,52 @@ def resize(image: Image.Image, size: tuple[int, int], fit: str, resize_size: int
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     canvas[top : top + height, left : left + width] = pixels
     return canvas
+
+
+def centre(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle (height, width) of pixels (H', W', ...), at least as large: what the model sees of a stored form. Half pixels round to even."""
+    top, left = (int(np.rint((there - wanted) / 2)) for there, wanted in zip(pixels.shape[:2], size, strict=True))
+    return pixels[top : top + size[0], left : left + size[1]]
+
+
+def view_mask(mask: np.ndarray, size: tuple[int, int], fit: str, resize_size: int | None) -> np.ndarray:
+    """What belongs to `centre(resize(picture, ...))` of the mask of a picture, both (H, W) before: (height, width) uint8, values never mixed.
+
+    Each pixel has the value in the middle of what it covers; the bars of `fit: pad` are 0.
+    """
+    own_height, own_width = mask.shape
+    height, width = _resized((own_width, own_height), size, fit, resize_size)
+    rows, columns = (2 * np.arange(height) + 1) * own_height // (2 * height), (2 * np.arange(width) + 1) * own_width // (2 * width)
+    values = mask[rows[:, None], columns]  # whole numbers: Pillow's NEAREST takes the other side where the middle lies on an edge
+    if fit != "pad":
+        return centre(values, size)
+    canvas = np.zeros(size, mask.dtype)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    canvas[top : top + height, left : left + width] = values
+    return canvas
+
+
+def view_box(photo: tuple[int, int], size: tuple[int, int], fit: str, resize_size: int | None, seen: tuple[int, int] | None = None) -> Box:
+    """(top, left, height, width) in pixels of a photo (H, W): what `centre(resize(photo, size, ...), seen)` shows of it; `seen` is by default `size`.
+
+    Pixel (y, x) of the view (VH, VW) covers height / VH x width / VW pixels from (top + y height / VH, left + x width / VW) on. With `fit: pad` the box is
+    larger than the photo, and begins above or left of it.
+    """
+    seen = size if seen is None else seen
+    resized = _resized((photo[1], photo[0]), size, fit, resize_size)
+    if fit == "pad":
+        top, left = (-((there - own) // 2) for there, own in zip(seen, resized, strict=True))
+    else:
+        top, left = (int(np.rint((own - there) / 2)) for there, own in zip(seen, resized, strict=True))
+    down, across = photo[0] / resized[0], photo[1] / resized[1]
+    return top * down, left * across, seen[0] * down, seen[1] * across
+
+
+def _resized(width_height: tuple[int, int], size: tuple[int, int], fit: str, resize_size: int | None) -> tuple[int, int]:
+    """(height, width) that a picture is resampled to, bars of `pad` not counted."""
+    if fit == "stretch":
+        return size
+    return _covering(width_height, size, resize_size) if fit == "crop" else _inside(width_height, size)
 
 
 def _covering(width_height: tuple[int, int], size: tuple[int, int], resize_size: int | None) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from pellucid.inside.geometry import WORDS, Geometry, geometry_of, prefix_tokens
 from pellucid.inside.intercept import ATTENTION, NO_ATTENTION, Sight, watching
 
 ROWS = ("class", "last", "mean", "all")
-CHUNK = 64  # query rows at once where all of them are wanted for their mean
+CHUNK = 64  # query rows at once where only a mean of them or of their heads is kept
 
 Rows = Literal["class", "last", "mean", "all"] | Sequence[int] | Sequence[tuple[int, int]]
 Layers = Literal["last"] | str | int | Sequence[str | int] | None
@@ -33,7 +33,7 @@ Layers = Literal["last"] | str | int | Sequence[str | int] | None
 class Record:
     """The attention of one layer in one forward pass.
 
-    weights: (B, h, R, K) float32 on the model's device; each row sums to 1 over the keys (0 where a mask hides all of them, NaN
+    weights: (B, h, R, K) float32 on the model's device, h = 1 for the mean of the heads; each row sums to 1 over the keys (0 where a mask hides all, NaN
     for queries that padding removed). In windows, B is that of the images times their windows, except for given patches.
     module: path of the module. call: number of its forward pass, which is the step of a decoder; index: of several attentions within one.
     kind: "self" or "cross". rows: the query positions, or "mean" or "all". geometry: where the keys lie; queries: where the queries lie.
@@ -80,13 +80,15 @@ class Recording:
 
 
 @contextmanager
-def record(model: nn.Module, rows: Rows = "class", layers: Layers = None, *, ignore: Sequence[str] = ()) -> Iterator[Recording]:
+def record(
+    model: nn.Module, rows: Rows = "class", layers: Layers = None, *, heads: Literal["each", "mean"] = "each", ignore: Sequence[str] = ()
+) -> Iterator[Recording]:
     """Record attention of `model` while the block runs.
 
     rows: which queries. "class" the class token's; "last" the last one's, which at a decoding step is the word being found; "mean" the mean over all patches;
     "all"; a sequence of token positions (negative from the end); or of patches (row, column).
     layers: None for all; "last"; numbers of attention modules in the model's order (negative from the end); paths, or patterns such as "blocks.*.attn".
-    ignore: patterns of attention modules that need not be seen.
+    heads: "each", or their "mean" as one head, which needs less memory for many rows. ignore: patterns of attention modules that need not be seen.
 
     Raises UsageError when the block ends: an attention module ran and was not seen, a wanted layer never ran, or nothing was recorded; and before, when the
     model has no class token.
@@ -99,7 +101,7 @@ def record(model: nn.Module, rows: Rows = "class", layers: Layers = None, *, ign
 
     def on_call(call: AttentionCall) -> None:
         if wanted is None or any(fnmatch.fnmatchcase(path, pattern) for pattern in wanted for path in (call.module, *call.modules)):
-            found = _recorded(call, states[0], rows, declared)
+            found = _recorded(_Averaged(call) if heads == "mean" else call, states[0], rows, declared)
             if found is not None:
                 recording.records.append(found)
 
@@ -119,7 +121,21 @@ def attention_modules(model: nn.Module) -> list[str]:
 # ── one attention ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _recorded(call: AttentionCall, sight: Sight, rows: Rows, declared: tuple[str, ...]) -> Record | None:
+class _Averaged:
+    """An attention call whose heads are averaged, a few rows at a time."""
+
+    def __init__(self, call: AttentionCall) -> None:
+        self._call = call
+        self.module, self.call, self.index, self.kind, self.modules = call.module, call.call, call.index, call.kind, call.modules
+        self.shape = (call.shape[0], 1, *call.shape[2:])
+
+    def probabilities(self, rows: Tensor | None = None) -> Tensor:
+        """(B, 1, R, K) float32."""
+        wanted = torch.arange(self.shape[2]) if rows is None else rows
+        return torch.cat([self._call.probabilities(part).mean(1, keepdim=True) for part in wanted.split(CHUNK)], dim=2)
+
+
+def _recorded(call: AttentionCall | _Averaged, sight: Sight, rows: Rows, declared: tuple[str, ...]) -> Record | None:
     """The record of an attention; None where it has no such rows (class tokens of words)."""
     _, _, N, K = call.shape
     keys = geometry_of(sight, call.modules, K, declared)
@@ -141,14 +157,14 @@ def _recorded(call: AttentionCall, sight: Sight, rows: Rows, declared: tuple[str
     return Record(call.module, call.call, call.index, call.kind, weights, chosen, keys, queries)
 
 
-def _class_row(call: AttentionCall, queries: Geometry, keys: Geometry) -> int | None:
+def _class_row(call: AttentionCall | _Averaged, queries: Geometry, keys: Geometry) -> int | None:
     """Where the class token stands among the queries; alone where it is asked apart from the patches. None among words."""
     if call.shape[2] == 1 and keys.grid is not None and not any(WORDS.search(path) for path in call.modules):
         return 0
     return queries.class_token if queries.grid is not None else None
 
 
-def _mean(call: AttentionCall, rows: range) -> Tensor:
+def _mean(call: AttentionCall | _Averaged, rows: range) -> Tensor:
     """(B, h, 1, K): the mean over query rows, a few at a time."""
     total: Tensor | None = None
     for start in range(rows.start, rows.stop, CHUNK):
@@ -158,7 +174,7 @@ def _mean(call: AttentionCall, rows: range) -> Tensor:
     return total / len(rows)
 
 
-def _given(call: AttentionCall, rows: Sequence[int] | Sequence[tuple[int, int]], queries: Geometry, keys: Geometry) -> Record | None:
+def _given(call: AttentionCall | _Averaged, rows: Sequence[int] | Sequence[tuple[int, int]], queries: Geometry, keys: Geometry) -> Record | None:
     N = call.shape[2]
     positions = []
     for row in rows:
@@ -177,7 +193,7 @@ def _given(call: AttentionCall, rows: Sequence[int] | Sequence[tuple[int, int]],
     return Record(call.module, call.call, call.index, call.kind, call.probabilities(torch.tensor(positions)), tuple(positions), keys, queries)
 
 
-def _window_rows(call: AttentionCall, patches: tuple[int, ...], geometry: Geometry) -> Record:
+def _window_rows(call: AttentionCall | _Averaged, patches: tuple[int, ...], geometry: Geometry) -> Record:
     """Rows of given patches, each from the window that holds it: weights (B, h, R, K)."""
     assert geometry.windows is not None
     assert geometry.grid is not None
@@ -199,8 +215,8 @@ def _patches_on_grid(r: Record) -> Tensor:
     places = torch.from_numpy(windows.places())
     flat = torch.where(places[..., 0] >= 0, places[..., 0] * grid[1] + places[..., 1], -1)
     out = r.weights.new_zeros((*r.weights.shape[:3], grid[0] * grid[1] + 1))
-    for i, patch in enumerate(r.rows):
-        window = int(torch.nonzero(torch.eq(flat, patch).any(1))[0])
+    for i, patch in enumerate(int(row) for row in r.rows):
+        window = int(torch.nonzero((flat - patch == 0).any(1))[0])
         out[:, :, i].index_add_(-1, flat[window].remainder(grid[0] * grid[1] + 1).to(out.device), r.weights[:, :, i])
     return out[..., :-1].unflatten(-1, grid)
 
@@ -229,6 +245,8 @@ def _wanted(model: nn.Module, layers: Layers) -> list[str] | None:
     for layer in given:
         if layer == "last" or isinstance(layer, int):
             number = -1 if layer == "last" else int(layer)
+            if not modules:
+                raise UsageError("layers: the model has no module that is called attention. Is it a convolutional network? Use grad_cam, or give paths.")
             if not -len(modules) <= number < len(modules):
                 raise UsageError(f"layers: the model has {len(modules)} attention modules, there is no number {number}")
             found.append(modules[number])

@@ -78,11 +78,12 @@ def attention_layers(model: nn.Module, images: Tensor, *, query: str | None = No
 def attention_rollout(model: nn.Module, images: Tensor) -> AttentionMap:
     """Attention rollout (Abnar and Zuidema 2005.00928, eq. 1): the product over layers of (A + I) / 2, A the mean over heads, its class-token row.
 
-    Without a class token, the mean over the rows of patches. Each factor's rows sum to 1, so the product's do. Computed as row times matrix from the last
-    layer down, so that memory is one layer's attention at a time. UsageError for windowed models and those whose layers differ in tokens.
+    Without a class token, the mean over the rows of patches. Each factor's rows sum to 1, so the product's do. Computed as row times matrix, from the
+    last layer down; the attention of all layers, heads averaged, is in memory: layers x tokens squared. UsageError for windowed models
+    and those whose layers differ in tokens.
     """
     prefix = prefix_tokens(model)
-    with _evaluating(model), torch.no_grad(), record(model, rows="all") as recording:
+    with _evaluating(model), torch.no_grad(), record(model, rows="all", heads="mean") as recording:
         model(images)
     layers = [r for r in recording.records if r.kind == "self" and r.geometry.grid is not None]
     if not layers or any(r.geometry.windows is not None for r in layers):
@@ -96,7 +97,7 @@ def attention_rollout(model: nn.Module, images: Tensor) -> AttentionMap:
     row = torch.zeros((len(images), 1, tokens), device=images.device)
     row[:, :, prefix.index("class") if "class" in prefix else slice(before, None)] = 1.0 if "class" in prefix else 1.0 / (tokens - before)
     for r in reversed(layers):
-        row = (row @ r.weights.mean(1) + row) / 2
+        row = (row @ r.weights[:, 0] + row) / 2
     share = row[:, 0, :before].sum(-1)
     weights = layers[0].geometry.on_grid(row)[:, 0]
     query = CLASS if "class" in prefix else MEAN

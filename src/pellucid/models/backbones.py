@@ -181,7 +181,7 @@ def _build_timm(
     _check_drop(name, module, drop_rate, (nn.Dropout, nn.Dropout2d), "p", "drop_rate")
     _check_drop(name, module, drop_path_rate, (DropPath,), "drop_prob", "drop_path_rate")
     classifier = _timm_classifier(module)
-    if not classifier:
+    if not classifier and num_classes:
         raise UsageError(f"{name} has no classifier that can be replaced. Choose another model.")
     return Built(module.train(), mean, std, classifier, notes)
 

@@ -19,6 +19,7 @@ from pellucid.errors import RunError
 from pellucid.readings import Curve, by_epoch, learning_rate
 from pellucid.report import charts, pictures, settings
 from pellucid.report.content import Mistake, Reading, read_predictions
+from pellucid.report.inside import read_inside
 from pellucid.report.template import render_template
 from pellucid.run import DONE, DataRecord, Measurement, Run, RunRecord, rounded
 
@@ -102,6 +103,7 @@ def render(run: Run) -> str:
         rows=[] if reading is None else _class_rows(reading),
         reliability=None if reading is None else charts.reliability_chart(reading.calibration),
         mistakes=[] if reading is None else _mistakes(run, reading),
+        inside=read_inside(run),
         data=data,
         data_rows=None if data is None or len(data.classes) > BAR_CLASSES else _data_rows(data),
         strips={}

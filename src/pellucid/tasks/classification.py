@@ -15,11 +15,6 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_f1_score,
-    multiclass_recall,
-)
 
 from pellucid.data.augment import Augment, Images, Mix, evaluate_view, mix_pair, mix_targets, window_mix
 from pellucid.data.dataset import Dataset, Split
@@ -151,6 +146,9 @@ def logits_of(module: nn.Module, images: Images, runtime: Runtime, size: tuple[i
 
 def measure(predictions: Predictions, *, classes: Sequence[str], split: str, seed: int, note: str) -> list[Measurement]:
     """Measurements of (n, C) logits by torchmetrics; the headline first. Sources and definitions stand in `how`."""
+    # Here, because torchmetrics imports transformers where it is installed: two seconds that only the end of a training has to spend.
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score, multiclass_recall
+
     logits = torch.from_numpy(predictions.logits).double()
     labels = torch.from_numpy(predictions.labels)
     n, C = logits.shape

@@ -1,0 +1,117 @@
+"""Which pixels of an image are the thing that it shows: masks of drawn scenes and masks in files, read as the recipe says.
+
+A mask is (H, W) uint8 at the image's own size: 1 target, 0 not, 255 neither. In a file it is a PNG with one value a pixel: grey values or palette
+indices are taken as they are, never as colours. The image is upright, so its mask has to be.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from pellucid.data import scenes
+from pellucid.data.dataset import Split
+from pellucid.data.inspection import listed
+from pellucid.errors import DataError
+from pellucid.schema import DataSection, InsideSection
+
+TARGET, IGNORED = 1, 255
+Masks = Callable[[int], np.ndarray]
+
+_SCENE = re.compile(r"scenes-(\w+)-(\d+)\.png")
+
+
+def masks_of(inside: InsideSection, data: DataSection, split: Split, rows: Sequence[int]) -> Masks | None:
+    """row of the split -> its mask, (H, W) uint8 of 0, 1 and 255; None where the data has no masks.
+
+    DataError names those of `rows` that have none, before one is read, and while reading a file that is no mask of its image.
+    """
+    target = None if inside.mask_target is None else np.array(inside.mask_target)
+    ignored = np.array(inside.mask_ignore, np.int64)
+    if data.source == "scenes":
+        return lambda row: _scene_mask(split.names[row], data.size, target, ignored)
+    if inside.masks is None:
+        return None
+    files = _files(Path(inside.masks), split, rows)
+
+    def read(row: int) -> np.ndarray:
+        picture = split.open(row)
+        return marked_values(read_mask(files(row), (picture.height, picture.width)), inside.mask_target, inside.mask_ignore)
+
+    return read
+
+
+def without_target(masks: Sequence[np.ndarray], inside: InsideSection) -> str | None:
+    """What is wrong where not one of several masks holds a target; None where all is well or there are none."""
+    if not masks or any((mask == TARGET).any() for mask in masks):
+        return None
+    wanted = "a value above 0" if inside.mask_target is None else f"a value of inside.mask_target {inside.mask_target}"
+    return f"{inside.masks or 'scenes'}: of {len(masks)} masks none has {wanted}; set inside.mask_target to the values that mark the target"
+
+
+def marked_values(values: np.ndarray, target: Sequence[int] | None, ignored: Sequence[int]) -> np.ndarray:
+    """(H, W) uint8 of a mask's values: 1 where they are of `target` (None: above 0), 255 where of `ignored`, else 0."""
+    return _marked(values, values > 0 if target is None else np.isin(values, target), np.array(ignored, np.int64))
+
+
+def _marked(values: np.ndarray, target: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    return np.where(np.isin(values, ignored), IGNORED, np.where(target, TARGET, 0)).astype(np.uint8)
+
+
+def _scene_mask(name: str, size: tuple[int, int], target: np.ndarray | None, ignored: np.ndarray) -> np.ndarray:
+    """The mask of a drawn scene by its name, which says how it was drawn; by default of the large object, whose shape is the class."""
+    found = _SCENE.fullmatch(name)
+    assert found is not None, f"{name} is not the name of a scene"
+    scene = scenes.draw(int(found[2]), split=found[1], image_size=size)
+    return _marked(scene.mask, scene.mask == 1 + scene.label if target is None else np.isin(scene.mask, target), ignored)
+
+
+# ── files ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _files(folder: Path, split: Split, rows: Sequence[int]) -> Callable[[int], Path]:
+    """row -> file of its mask: <path of the image without ending>.png, or <stem>.png where one stem means one image."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected the folder of inside.masks, there is none")
+
+    def places(row: int) -> tuple[Path, Path]:
+        name = PurePosixPath(split.names[row])
+        return folder / name.with_suffix(".png"), folder / f"{name.stem}.png"
+
+    def place(row: int) -> Path:
+        own, flat = places(row)
+        return own if own.is_file() else flat
+
+    missing = [split.names[row] for row in rows if not place(row).is_file()]
+    if missing:
+        raise DataError(
+            f"{folder}: expected <stem>.png for each image, {len(missing)} of {len(rows)} have none:{listed(missing)}\n"
+            "Add the masks, take fewer inside.samples, or leave inside.masks out: maps are then drawn and scored without masks."
+        )
+    flat = {place(row) for row in rows} - {places(row)[0] for row in rows}
+    if flat:
+        stems = Counter(PurePosixPath(name).stem for name in split.names)
+        shared = [split.names[row] for row in rows if place(row) in flat and stems[PurePosixPath(split.names[row]).stem] > 1]
+        if shared:
+            raise DataError(f"{folder}: other images of {split.name} have the same stem, so that it is not said whose mask it is:{listed(shared)}")
+    return place
+
+
+def read_mask(file: Path, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) int64 values of a mask for an image of `size` (H, W), without any conversion. DataError for another size, or for colours."""
+    try:
+        with Image.open(file, formats=("PNG",)) as image:
+            (height, width), (own_width, own_height) = size, image.size
+            if (own_height, own_width) != size:
+                raise DataError(f"{file}: expected a mask of {height}x{width} pixels (height x width) as its image, got one of {own_height}x{own_width}")
+            values = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{file}: cannot be read as PNG: {error}") from None
+    if values.ndim != 2:
+        raise DataError(f"{file}: expected one value a pixel (grey or palette), got {values.shape[2]} channels; save the mask as indices")
+    return values.astype(np.int64)

@@ -1,0 +1,105 @@
+"""Figures of features on a plane, one panel for each epoch with the numbers that the eye cannot see under it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from pellucid.errors import UsageError
+from pellucid.figures.style import COLOURS, STYLE, plain_text
+from pellucid.findings import Panel
+from pellucid.run import rounded
+
+NAMED = 20  # classes with a colour and a marker of their own; the others are grey
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # eight beside seven colours: a pair comes back after 56 classes
+OTHERS = "other classes"
+_TURNS = 4
+_VECTOR_POINTS = 3000  # of a panel; beyond it the points of an SVG or a PDF are a picture
+Limits = tuple[tuple[float, float], tuple[float, float]]
+
+
+def projection_figure(
+    coordinates: ArrayLike, labels: ArrayLike, classes: Sequence[str], panels: Sequence[Panel], how: str, limits: Limits | None = None
+) -> Figure:
+    """Panels of one projection over epochs, on the same axes.
+
+    coordinates: (E, p, 2); labels: (p,) whole numbers below len(classes); panels: E of them, for the numbers below.
+    limits: ((x low, x high), (y low, y high)); by default those of `common_limits`. `how` is written on the figure.
+    """
+    points, of = checked_projection(coordinates, labels, classes, panels)
+    (left, right), (low, high) = common_limits(points) if limits is None else limits
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.4 * columns + 1.5, 4.2 * rows + 0.6), layout="constrained")
+        cells = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for axes in cells.flat[len(panels) :]:
+            axes.set_axis_off()
+        for axes, panel, plane in zip(cells.flat, panels, points, strict=False):
+            _points(axes, plane, of, classes)
+            axes.set(xlim=(left, right), ylim=(low, high), aspect="equal", title=f"epoch {panel.epoch}", xlabel=_numbers(panel))
+            axes.xaxis.label.set_fontsize(8)
+            axes.grid(False)
+            axes.tick_params(labelsize=7)
+        figure.legend(*cells.flat[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, title="class", markerscale=1.6)
+        figure.supxlabel(plain_text(textwrap.fill(how, 42 * columns + 10)), x=0.01, ha="left", fontsize=8)
+    return figure
+
+
+def checked_projection(
+    coordinates: ArrayLike, labels: ArrayLike, classes: Sequence[str], panels: Sequence[Panel]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Coordinates (E, p, 2) float64 and labels (p,) int64 that fit each other and the panels; UsageError otherwise."""
+    points, of = np.asarray(coordinates, dtype=np.float64), np.asarray(labels)
+    if points.ndim != 3 or points.shape[2] != 2 or len(points) != len(panels) or not points.size:
+        raise UsageError(f"expected coordinates of shape (epochs, points, 2) for {len(panels)} panels, got {points.shape}")
+    if of.shape != points.shape[1:2] or of.dtype.kind not in "iu" or of.min() < 0 or of.max() >= len(classes):
+        raise UsageError(f"expected {points.shape[1]} labels from 0 to {len(classes) - 1}, got {of.dtype} {of.shape}")
+    if not np.isfinite(points).all():
+        raise UsageError("expected finite coordinates, got NaN or infinity")
+    return points, of.astype(np.int64)
+
+
+def common_limits(points: NDArray[np.float64]) -> Limits:
+    """One range of x and of y for all epochs of (E, p, 2), with a margin of 4 % on each side."""
+    low, high = points.min(axis=(0, 1)), points.max(axis=(0, 1))
+    margin = np.maximum(0.04 * (high - low), 1e-6 * np.maximum(np.abs(high), 1.0))
+    (left, below), (right, above) = (low - margin).tolist(), (high + margin).tolist()
+    return (left, right), (below, above)
+
+
+def named_classes(labels: NDArray[np.int64], num_classes: int) -> list[int]:
+    """The classes with a style of their own, in class order: of more than NAMED those with the most points, the first of equals."""
+    counts = np.bincount(labels, minlength=num_classes)
+    most = np.argsort(-counts, kind="stable")[:NAMED]
+    return sorted(int(i) for i in most if counts[i])
+
+
+def _points(axes: Axes, plane: NDArray[np.float64], labels: NDArray[np.int64], classes: Sequence[str]) -> None:
+    size = float(np.clip(12000 / len(plane), 5, 28))
+    named, flat = named_classes(labels, len(classes)), len(plane) > _VECTOR_POINTS
+    looks = [(i, COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)], classes[i]) for k, i in enumerate(named)]
+    rest = np.where(np.isin(labels, named), labels, -1)
+    if (rest == -1).any():
+        looks.append((-1, "#b5bac0", ".", OTHERS))
+    for i, colour, marker, name in looks:
+        label = plain_text(name if len(name) <= 24 else f"{name[:23]}…")
+        axes.scatter([], [], s=size, c=colour, marker=marker, linewidths=0, label=label)  # what the legend shows
+        for turn in range(_TURNS):  # in turns, so that no class lies over all the others
+            mine = plane[turn::_TURNS][rest[turn::_TURNS] == i]
+            axes.scatter(mine[:, 0], mine[:, 1], s=size, c=colour, marker=marker, alpha=0.75, linewidths=0, rasterized=flat, zorder=2 + turn / _TURNS)
+
+
+def _numbers(panel: Panel) -> str:
+    knn = panel.knn_accuracy
+    between = "" if knn.interval is None else f" ({rounded(knn.interval[0], knn.unit)} to {rounded(knn.interval[1], knn.unit)})"
+    return (
+        f"k-NN accuracy {knn}{between}, n = {knn.n:,}\nsilhouette: features {panel.silhouette or 'n/a'}, plane {panel.plane_silhouette or 'n/a'}\n"
+        f"neighbours kept {panel.neighbours_kept}, trustworthiness {panel.trustworthiness}"
+    )

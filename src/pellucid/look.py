@@ -1,0 +1,340 @@
+"""`pellucid inside`: a model or a run, photographs -> a folder of figures, arrays and findings; and the same for a run while and after it trains.
+
+The folder is that of `pellucid.findings`: findings.json, arrays.npz, images/, and figures as PNG, SVG and PDF. Looking itself is in `inside`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import nn
+
+from pellucid.data.images import ENDINGS, decode
+from pellucid.data.masks import marked_values, read_mask
+from pellucid.errors import DataError, MissingError, UsageError
+from pellucid.files import replacing
+from pellucid.findings import ARRAYS, IMAGES, Findings
+from pellucid.inside.looking import Found, Pictures, look
+from pellucid.inside.projection import project
+from pellucid.inside.survey import maps_of
+from pellucid.subjects import Subject, subject
+
+if TYPE_CHECKING:
+    from pellucid.prepare import Training
+
+Told = Callable[[str, int, int], None]
+FITS: dict[str, tuple[Literal["last", "each"], ...]] = {"pca": ("last", "each"), "tsne": ("each",)}
+KEPT_SIDE = 640  # pixels of the longer side of a picture that is kept for the report
+DRAWN_IN_A_RUN = 3  # pictures of a run that get figures of their own, 4 seconds each; all of them are in the arrays and the numbers
+
+
+def look_into(
+    target: str | Path,
+    images: Sequence[str | Path],
+    out: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    methods: Sequence[str] | None = None,
+    layer: str | None = None,
+    masks: str | Path | None = None,
+    mask_target: Sequence[int] | None = None,
+    mask_ignore: Sequence[int] = (),
+    deletion: bool = True,
+    device: str = "auto",
+    progress: Told | None = None,
+) -> Findings:
+    """Look at photographs with a model or a run and write what was found into the folder `out`.
+
+    target, overrides: as `subjects.subject` takes them. images: files and folders. masks: a folder with <stem>.png for each photograph, or one file for a
+    single photograph; mask_target: its values that are the target (default: all above 0), mask_ignore: values that count neither way.
+    Nothing is written before everything was read.
+    """
+    files = _photographs(images)
+    chosen = subject(target, overrides, device=device)
+    photos = [decode(file.read_bytes(), str(file)) for file in files]
+    sizes = tuple((photo.height, photo.width) for photo in photos)
+    found_masks = _masks(files, sizes, masks, mask_target, mask_ignore)
+    views = np.stack([chosen.view(photo) for photo in photos])
+    viewed = tuple(None if mask is None else chosen.view_mask(mask) for mask in found_masks)
+    pictures = Pictures(tuple(str(file) for file in files), sizes, tuple(chosen.view_box(size) for size in sizes), views, viewed, _labels(chosen, files))
+    inputs = chosen.inputs(list(views))
+    found = look(
+        chosen.module, inputs, pictures, name=chosen.name, weights=chosen.weights, classes=chosen.classes, probabilities=_probabilities(chosen, inputs),
+        methods=methods, layer=layer, deletion=deletion, split="photographs", seed=chosen.run.recipe.seed if chosen.run else 0, progress=progress,
+    )  # fmt: skip
+    found.findings.notes = [*chosen.notes, *found.findings.notes]
+    folder = Path(out)
+    write(found, folder, [np.asarray(photo) for photo in photos])
+    draw(found, folder, [np.asarray(photo) for photo in photos], most=len(photos), progress=progress)
+    return found.findings
+
+
+def _photographs(images: Sequence[str | Path]) -> list[Path]:
+    files: list[Path] = []
+    for given in images:
+        path = Path(given)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+            if not inside:
+                raise DataError(f"{path}: there is no image in this folder (endings: {', '.join(sorted(ENDINGS))})")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise MissingError(f"{path}: no such image or folder")
+    if not files:
+        raise UsageError("expected at least one photograph")
+    return files
+
+
+def _masks(
+    files: list[Path], sizes: Sequence[tuple[int, int]], masks: str | Path | None, target: Sequence[int] | None, ignore: Sequence[int]
+) -> list[np.ndarray | None]:  # fmt: skip
+    """(h, w) uint8 of each photograph: 1 target, 0 not, 255 neither; None without masks."""
+    if masks is None:
+        if target is not None or ignore:
+            raise UsageError("--mask-target and --mask-ignore need --masks, the folder of masks")
+        return [None] * len(files)
+    folder = Path(masks)
+    if folder.is_file() and len(files) == 1:
+        places = [folder]
+    elif folder.is_dir():
+        places = [folder / f"{file.stem}.png" for file in files]
+    else:
+        raise MissingError(f"{folder}: expected a folder with <name>.png for each photograph" + (", or one file for one photograph" if len(files) == 1 else ""))
+    missing = [str(place) for place in places if not place.is_file()]
+    if missing:
+        raise DataError(f"{len(missing)} of {len(files)} photographs have no mask: {', '.join(missing[:5])}. Name it as the photograph, with .png.")
+    return [marked_values(read_mask(place, size), target, ignore) for place, size in zip(places, sizes, strict=True)]
+
+
+def _labels(chosen: Subject, files: Sequence[Path]) -> np.ndarray:
+    """(n,) int64 labels of photographs that a run knows by their content; -1 for others."""
+    from pellucid.run import bytes_hash
+
+    known: dict[str, int] = {}
+    if chosen.run is not None and chosen.run.has_data:
+        for split in chosen.run.data.splits:
+            known |= {content: label for _, label, content in chosen.run.samples(split)}
+    return np.array([known.get(bytes_hash(file.read_bytes()), -1) if known else -1 for file in files], np.int64)
+
+
+def _probabilities(chosen: Subject, inputs: torch.Tensor, batch_size: int = 8) -> np.ndarray | None:
+    parts = [chosen.predict(part) for part in inputs.split(batch_size)]
+    return None if any(part is None for part in parts) else torch.cat([p for p in parts if p is not None]).numpy()
+
+
+# ── the folder ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def write(found: Found, folder: Path, photos: Sequence[np.ndarray]) -> list[Path]:
+    """Arrays, pictures and findings; the findings last, so that a folder with findings is whole. Returns the two files that say what was found."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / IMAGES).mkdir(exist_ok=True)
+    for i, photo in enumerate(photos):
+        small = PIL.Image.fromarray(photo)
+        small.thumbnail((KEPT_SIDE, KEPT_SIDE))
+        small.save(folder / IMAGES / f"{i}.webp", quality=85)
+    with replacing(folder / ARRAYS) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **found.arrays)  # type: ignore[arg-type]
+    return [folder / ARRAYS, found.findings.save(folder)]
+
+
+def draw(found: Found, folder: Path, photos: Sequence[np.ndarray], *, most: int, progress: Told | None = None) -> list[Path]:
+    """Figures of the first `most` pictures, of scores, positions and projections.
+
+    For each picture: a sheet with all maps and their measures, every head of the last layer, the first map over the epochs that were kept, and each map over
+    the photograph at the photograph's own resolution as a plain PNG.
+    """
+    from pellucid import figures  # matplotlib takes a second to import
+
+    told: Told = progress or (lambda what, done, of: None)
+    findings, arrays, files = found.findings, found.arrays, []
+    for i, (finding, photo) in enumerate(zip(findings.images[:most], photos, strict=False)):
+        told("figures", i, min(most, len(photos)))
+        name = f"{i:03d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', Path(finding.file).stem)[:60]}"
+        maps = {kind.method: arrays[f"maps/{kind.method}"][i] for kind in findings.maps}
+        files += figures.save(figures.attention_sheet(photo, finding, maps, findings.scores), folder / name)
+        for method, values in maps.items():
+            path = folder / f"{name}-{method}.png"
+            PIL.Image.fromarray(figures.overlay(photo, values, finding.view)).save(path)
+            files.append(path)
+        if findings.epochs and findings.maps:
+            method = findings.maps[0].method
+            over = np.stack([arrays[f"maps/{method}/{epoch}"][i] for epoch in findings.epochs])
+            strip = figures.epochs_strip(photo, over, findings.epochs, view=finding.view, title=f"{finding.file}: {method}")
+            files += figures.save(strip, folder / f"{name}-epochs")
+        for key in (key for key in arrays if key.startswith("heads/")):
+            heads = figures.heads_sheet(photo, arrays[key][i], [key.removeprefix("heads/")], view=finding.view)
+            files += figures.save(heads, folder / f"{name}-heads")
+    if any(score.baselines for score in findings.scores):
+        files += figures.save(figures.scores_figure([score for score in findings.scores if score.baselines]), folder / "scores")
+    if findings.positions is not None and "positions" in arrays:
+        files += figures.save(figures.positions_figure(arrays["positions"], how=findings.positions.how), folder / "positions")
+    for key in (key for key in arrays if key.startswith("bias/")):
+        path = folder / f"bias-{key.removeprefix('bias/').replace('.', '-')}"
+        files += figures.save(figures.bias_figure(arrays[key], name=key.removeprefix("bias/")), path)
+    for projection in findings.projections:
+        panels = arrays[f"projection/{projection.name}"]
+        drawn = figures.projection_figure(panels, arrays["probe/labels"], findings.classes, projection.panels, projection.how)
+        files += figures.save(drawn, folder / f"projection-{projection.name}")
+    told("figures", 1, 1)
+    return files
+
+
+# ── a run ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def snapshot_maps(t: Training, module: nn.Module) -> dict[str, np.ndarray]:
+    """{"maps/<method>": (n, gh, gw) float32} of the pictures of the recipe's `inside`, by the weights of now.
+
+    A method that does not fit the model is left out and noted; UsageError where the recipe names it.
+    """
+    looked = t.looked
+    if looked is None or not len(looked) or t.recipe.inside is None:
+        return {}
+    from pellucid.inside.survey import USUAL
+    from pellucid.snapshots import normalized
+
+    inputs = normalized(looked, t.recipe.data, t.mean, t.std).to(t.runtime.device)
+    targets = _targets(t, module, inputs)
+    arrays = {}
+    for method in t.recipe.inside.methods or USUAL:
+        try:
+            arrays[f"maps/{method}"] = maps_of(method, module, inputs, targets=targets).values
+        except UsageError as error:
+            if t.recipe.inside.methods:
+                raise
+            t.record.note(f"inside: no {method}: {error}")
+    return arrays
+
+
+def _targets(t: Training, module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """(n,) int64: the labels of the pictures, the predicted classes where nobody knows them."""
+    assert t.looked is not None
+    with torch.no_grad():
+        predicted = torch.cat([module(part).argmax(1).cpu() for part in inputs.split(8)])
+    labels = torch.from_numpy(t.looked.labels)
+    return torch.where(labels >= 0, labels, predicted)
+
+
+def look_into_run(t: Training, module: nn.Module, selected: str) -> list[Path]:
+    """Fill the run's inside/ folder with what its final weights show, and with the projections of its snapshots. Returns the files that hold numbers."""
+    looked, inside = t.looked, t.recipe.inside
+    if looked is None or inside is None or not t.first:
+        return []
+    from pellucid.snapshots import normalized
+
+    t.runtime.place(module).eval()
+    split = inside.split
+    classes = list(t.dataset.classes)
+    found = Found(Findings(pellucid_version(), t.recipe.model.name, f"final weights, {selected}", classes=classes))
+    photos = _run_photos(t)
+    if len(looked):
+        inputs = normalized(looked, t.recipe.data, t.mean, t.std).to(t.runtime.device)
+        with torch.no_grad(), t.runtime.autocast():
+            logits = torch.cat([module(part).float().cpu() for part in inputs.split(8)])
+        boxes = tuple(_box(t, size) for size in looked.sizes)
+        pictures = Pictures(looked.names, looked.sizes, boxes, looked.views, looked.masks, looked.labels)
+        found = look(
+            module, inputs, pictures, name=t.recipe.model.name, weights=f"final weights, {selected}", classes=classes,
+            probabilities=logits.double().softmax(1).numpy(), methods=_kept_methods(t), split=split, seed=t.recipe.seed, progress=t.progress,
+        )  # fmt: skip
+    _add_epochs(t, found)
+    _add_projections(t, found)
+    return write(found, t.run.inside, photos)
+
+
+def draw_run(t: Training) -> None:
+    """The figures of what was found inside, into figures/inside."""
+    from pellucid.findings import load_findings
+
+    if t.looked is None or not (t.run.inside / ARRAYS).is_file():
+        return
+    with np.load(t.run.inside / ARRAYS, allow_pickle=False) as arrays:
+        found = Found(load_findings(t.run.inside), dict(arrays))
+    draw(found, t.run.figures / "inside", _run_photos(t)[:DRAWN_IN_A_RUN], most=DRAWN_IN_A_RUN, progress=t.progress)
+
+
+def pellucid_version() -> str:
+    import pellucid
+
+    return pellucid.__version__
+
+
+def _kept_methods(t: Training) -> list[str] | None:
+    assert t.recipe.inside is not None
+    return list(t.recipe.inside.methods) if t.recipe.inside.methods else None
+
+
+def _run_photos(t: Training) -> list[np.ndarray]:
+    """(h, w, 3) uint8 of each picture that a run looks at, in their own resolution."""
+    assert t.looked is not None
+    assert t.recipe.inside is not None
+    split = t.dataset.splits[t.recipe.inside.split]
+    return [
+        np.asarray(decode(Path(name).read_bytes(), name) if row < 0 else split.open(int(row))) for name, row in zip(t.looked.names, t.looked.rows, strict=True)
+    ]
+
+
+def _box(t: Training, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    from pellucid.data.images import view_box
+
+    d = t.recipe.data
+    return view_box(size, d.size, d.fit, d.resize_size)
+
+
+def _add_epochs(t: Training, found: Found) -> None:
+    """The maps of the snapshots, for the methods that all of them have."""
+    snapshots = {epoch: t.run.snapshot(epoch) for epoch in t.run.snapshot_epochs}
+    found.findings.epochs = list(snapshots)
+    for kind in found.findings.maps:
+        if not all(kind.method in s.maps for s in snapshots.values()):
+            found.findings.epochs = []
+            return
+    for epoch, snapshot in snapshots.items():
+        for kind in found.findings.maps:
+            found.arrays[f"maps/{kind.method}/{epoch}"] = snapshot.maps[kind.method]
+
+
+def _add_projections(t: Training, found: Found) -> None:
+    """The planes of the probe's features at the epochs that were kept."""
+    assert t.recipe.inside is not None
+    probe = t.run.probe()
+    kept = [(epoch, s.features) for epoch in t.run.snapshot_epochs if (s := t.run.snapshot(epoch)).features is not None]
+    wanted = t.recipe.inside.projections
+    methods: Sequence[Literal["pca", "tsne"]] = ("pca", "tsne") if wanted is None else wanted
+    if not kept or not methods:
+        return
+    epochs, features = [epoch for epoch, _ in kept], [np.asarray(f) for _, f in kept]
+    ways: list[tuple[Literal["pca", "tsne"], Literal["last", "each"]]] = [(method, fit) for method in methods for fit in FITS[method]]
+    found.arrays["probe/labels"] = probe.labels
+    for i, (method, fit) in enumerate(ways):
+        t.progress("projections", i, len(ways))
+        try:
+            drawn = project(features, probe.labels, epochs=epochs, method=method, fit=fit, seed=t.recipe.seed, split=probe.split)
+        except UsageError as error:
+            found.findings.notes.append(f"no projection {method}: {error}")
+            continue
+        found.arrays[f"projection/{drawn.name}"] = drawn.coordinates
+        found.findings.projections.append(drawn.finding())
+
+
+def summary(findings: Findings) -> list[tuple[str, str, str, str, str]]:
+    """(map, measure, value, interval, baselines) of each score, as text."""
+    from pellucid.run import rounded
+
+    rows = []
+    for score in findings.scores:
+        m = score.value
+        between = f"{rounded(m.interval[0], m.unit)} to {rounded(m.interval[1], m.unit)}" if m.interval else ""
+        beside = ", ".join(f"{name} {baseline}" for name, baseline in score.baselines.items() if math.isfinite(baseline.value))
+        rows.append((score.method, score.measure, str(m), between, beside))
+    return rows

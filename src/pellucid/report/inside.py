@@ -1,0 +1,274 @@
+"""The report's section on what was seen inside the model: scores beside baselines, maps on photographs, projections, positions.
+
+Read from the run's inside/ folder (format: `pellucid.findings`) with NumPy and Pillow; matplotlib lends its colours and is loaded for
+runs that were looked into alone. Pictures are WebP, points are SVG that follows the page's colours; both have a budget of bytes, and
+what did not fit is said.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from pellucid.errors import RunError, UsageError
+from pellucid.findings import ARRAYS, FINDINGS, IMAGES, Findings, ImageFinding, MapKind, Panel, Score, load_findings, verdict
+from pellucid.report import planes
+from pellucid.run import DONE, Measurement, Run, rounded
+
+SIDE = 320  # pixels of a picture's long side
+MAX_IMAGES = 12
+MAX_PICTURE_BYTES = 2_500_000  # of all photos and overlays as text in the page, half of what a report may hold
+MAX_PANELS = 6  # of a projection; the first and the last epoch are always among them
+MAX_POINTS, MAX_ALL_POINTS = 2000, 40_000  # of a panel, of all panels together
+MAX_GRIDS_SIDE = 800  # pixels of the picture of positions' long side
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One method and measure. `baselines` stand in the order of `Inside.baselines`; `kind` is better, worse or open."""
+
+    score: Score
+    baselines: list[Measurement | None]
+    verdict: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class OwnScore:
+    """A measure of one image beside the best baseline of the set."""
+
+    measure: str
+    value: Measurement
+    baseline: str
+    beside: Measurement
+
+
+@dataclass(frozen=True)
+class MapPicture:
+    """A map over its photo as a data URI, with its scores."""
+
+    method: str
+    uri: str
+    alt: str
+    scores: list[OwnScore]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """An image that was looked at; `uri` None where its picture is missing or cannot be read, which `missing` says."""
+
+    finding: ImageFinding
+    confidence: Measurement | None
+    uri: str | None
+    missing: str
+    maps: list[MapPicture]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Panels of one projection, each an SVG with the numbers below it. `note` says what of it is not drawn."""
+
+    name: str
+    how: str
+    panels: list[tuple[Panel, Markup]]
+    legend: Markup
+    note: str
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The grid of grids as a data URI; None where the model has nothing to show, which `how` says."""
+
+    kind: str
+    how: str
+    uri: str | None
+    alt: str
+    scale: str
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Everything that the template shows of one folder of findings."""
+
+    findings: Findings
+    baselines: list[str]
+    rows: list[ScoreRow]
+    looked: list[Looked]
+    projections: list[Projection]
+    positions: Positions | None
+
+
+def read_inside(run: Run) -> Inside | None:
+    """The section of a run; None where nobody looked inside. RunError names the file that is damaged, missing or contradicts the others."""
+    folder = run.inside
+    if not folder.is_dir() or (run.record.status != DONE and not (folder / FINDINGS).is_file()):
+        return None
+    findings = load_findings(folder)
+    arrays = _Arrays(folder / ARRAYS)
+    baselines = list(dict.fromkeys(name for score in findings.scores for name in score.baselines))
+    return Inside(
+        findings,
+        baselines,
+        [ScoreRow(score, [score.baselines.get(name) for name in baselines], *verdict(score)) for score in findings.scores],
+        _looked(folder, findings, arrays),
+        _projections(findings, arrays),
+        _positions(findings, arrays),
+    )
+
+
+# ── images ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def best_baseline(score: Score) -> str:
+    """The name of the baseline that is hardest to beat, the first of equals."""
+    sign = 1 if score.higher_is_better else -1
+    return max(score.baselines, key=lambda name: sign * score.baselines[name].value)
+
+
+def _looked(folder: Path, findings: Findings, arrays: _Arrays) -> list[Looked]:
+    maps = {kind.method: arrays.maps(kind, len(findings.images)) for kind in findings.maps}
+    with_baseline = {(score.method, score.measure): score for score in findings.scores if score.baselines}
+    shown: list[Looked] = []
+    left = MAX_PICTURE_BYTES
+    for i, finding in enumerate(findings.images[:MAX_IMAGES]):
+        one = _look(folder / IMAGES / f"{i}.webp", finding, {method: values[i] for method, values in maps.items()}, with_baseline)
+        left -= len(one.uri or "") + sum(len(map_.uri) for map_ in one.maps)
+        if left < 0 and shown:
+            break
+        shown.append(one)
+    return shown
+
+
+def _look(path: Path, finding: ImageFinding, maps: dict[str, NDArray[np.float64]], scores: dict[tuple[str, str], Score]) -> Looked:
+    from pellucid.figures.inside import fitted_view
+    from pellucid.figures.overlays import overlay, reduced
+
+    sure = None if finding.confidence is None else Measurement("confidence", finding.confidence, "fraction", "image", 1, 0, "probability of the prediction")
+    try:
+        with PIL.Image.open(path) as opened:
+            photo = np.asarray(opened.convert("RGB"))
+    except FileNotFoundError:
+        return Looked(finding, sure, None, "no picture was kept", [])
+    except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged files; the page says so in its place
+        return Looked(finding, sure, None, "picture cannot be read", [])
+    try:
+        small, view = reduced(photo, fitted_view(finding, photo), SIDE)
+        drawn = {method: _webp(overlay(small, values, view)) for method, values in maps.items()}
+    except UsageError as error:
+        raise RunError(f"{path}: {error}; the folder was changed") from None
+    pictures = [MapPicture(method, uri, f"{method} over {finding.file}", _own_scores(finding, method, scores)) for method, uri in drawn.items()]
+    return Looked(finding, sure, _webp(small), "", pictures)
+
+
+def _own_scores(finding: ImageFinding, method: str, scores: dict[tuple[str, str], Score]) -> list[OwnScore]:
+    """The image's scores that have a baseline to stand beside."""
+    found = []
+    for measure, value in finding.scores.get(method, {}).items():
+        if score := scores.get((method, measure)):
+            own = Measurement(measure, value, score.value.unit, score.value.split, 1, score.value.seed, score.value.how)
+            best = best_baseline(score)
+            found.append(OwnScore(measure, own, best, score.baselines[best]))
+    return found
+
+
+# ── projections and positions ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _projections(findings: Findings, arrays: _Arrays) -> list[Projection]:
+    from pellucid.figures.projections import checked_projection, common_limits, named_classes
+
+    shown = sum(min(len(projection.panels), MAX_PANELS) for projection in findings.projections)
+    found = []
+    for projection in findings.projections:
+        key = f"projection/{projection.name}"
+        try:
+            points, labels = checked_projection(arrays[key], arrays["probe/labels"], findings.classes, projection.panels)
+        except UsageError as error:
+            raise RunError(f"{arrays.path}: {key}: {error}; the file was changed") from None
+        limits, named = common_limits(points), named_classes(labels, len(findings.classes))
+        rows = _spread(points.shape[1], min(MAX_POINTS, MAX_ALL_POINTS // shown))
+        epochs = _spread(len(projection.panels), MAX_PANELS)
+        styles = planes.styles(labels[rows], named)
+        panels = [(panel, planes.plane(points[e][rows], styles, limits, label=_spoken(panel, len(rows)))) for e in epochs for panel in [projection.panels[e]]]
+        left_out = [
+            f"{len(some):,} of {whole:,} {what} are drawn, evenly spaced"
+            for some, whole, what in ((rows, points.shape[1], "points"), (epochs, len(points), "epochs"))
+            if len(some) < whole
+        ]
+        note = f"{'; '.join(left_out)}. The numbers are of all." if left_out else ""
+        others = len(np.unique(labels)) - len(named)
+        legend = planes.legend([findings.classes[i] for i in named], others=others)
+        found.append(Projection(projection.name, projection.how, panels, legend, note))
+    return found
+
+
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of the indices below `count`, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+
+
+def _spoken(panel: Panel, num_points: int) -> str:
+    return (
+        f"{num_points:,} points on a plane at epoch {panel.epoch}, k-NN accuracy {panel.knn_accuracy}, silhouette {panel.silhouette or 'n/a'} in feature space."
+    )
+
+
+def _positions(findings: Findings, arrays: _Arrays) -> Positions | None:
+    from pellucid.figures.overlays import SIMILARITY_COLOURS, coloured, grid_of_grids
+
+    found = findings.positions
+    if found is None or found.grid is None:
+        return None if found is None else Positions(found.kind, found.how, None, "", "")
+    similarity = arrays["positions"]
+    if similarity.shape != (*found.grid, *found.grid) or not np.isfinite(similarity).all():
+        raise RunError(f"{arrays.path}: positions: expected finite numbers of shape {(*found.grid, *found.grid)}, got {similarity.shape}; the file was changed")
+    grids = grid_of_grids(similarity)
+    low = float(np.nanmin(grids))
+    colours = coloured((grids - low) / max(1.0 - low, 1e-6), SIMILARITY_COLOURS)
+    times = max(1, MAX_GRIDS_SIDE // max(grids.shape))
+    uri = _webp(np.repeat(np.repeat(colours, times, axis=0), times, axis=1))
+    gh, gw = found.grid
+    alt = f"{gh} by {gw} small maps, one for each position: its cosine similarity with every position."
+    return Positions(found.kind, found.how, uri, alt, f"Dark is {rounded(low)}, the lowest similarity; bright is 1, a position with itself.")
+
+
+def _webp(pixels: NDArray[np.uint8]) -> str:
+    """(H, W, 3) as a WebP data URI; SIDE pixels of a photograph are about 20 kB."""
+    image, buffer = PIL.Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((MAX_GRIDS_SIDE, MAX_GRIDS_SIDE))
+    image.save(buffer, "WEBP", quality=78, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+class _Arrays:
+    """arrays.npz, read key by key; RunError names the file and the key where one is missing or not what findings.json says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getitem__(self, key: str) -> NDArray[Any]:
+        try:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                if key in arrays:
+                    return np.asarray(arrays[key])
+        except FileNotFoundError:
+            raise RunError(f"{self.path}: the file is missing; `pellucid inside` writes it beside {FINDINGS}") from None
+        except Exception as error:  # a damaged zip raises half a dozen types
+            raise RunError(f"{self.path}: cannot be read as arrays: {error}; the file was changed") from None
+        raise RunError(f"{self.path}: {key} is missing; the file was changed")
+
+    def maps(self, kind: MapKind, num_images: int) -> NDArray[np.float64]:
+        """maps/<method>, (n, gh, gw) float64."""
+        key, shape = f"maps/{kind.method}", (num_images, *kind.grid)
+        values = self[key]
+        if values.shape != shape or values.dtype.kind != "f" or not np.isfinite(values).all() or (values < 0).any():
+            raise RunError(f"{self.path}: {key}: expected finite numbers >= 0 of shape {shape}, got {values.dtype} {values.shape}; the file was changed")
+        return values.astype(np.float64)

@@ -22,7 +22,7 @@ from pellucid.run import Run, file_hash
 Command = Callable[..., tuple[int, str, str]]
 
 COMMANDS = [
-    "demo", "train", "resume", "plan", "validate", "verify", "evaluate", "predict", "export", "report", "compare", "data check", "recipes ls", "recipes cp",
+    "demo", "train", "resume", "plan", "validate", "verify", "evaluate", "predict", "inside", "export", "report", "compare", "data check", "recipes ls", "recipes cp",
     "recipes schema", "doctor",
 ]  # fmt: skip
 PROGRAM = [sys.executable, "-m", "pellucid.cli"]

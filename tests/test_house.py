@@ -18,11 +18,12 @@ ROOT = Path(pellucid.__file__).parent
 
 # Top to bottom. A module may import from its own layer and from those below; everything has a place here.
 LAYERS = (
-    {"cli", "__main__"},
+    {"cli", "printing", "__main__"},
     {
         "report",
         "explore",
         "verify",
+        "verify_inside",
         "compare",
         "study",
         "train",
@@ -43,7 +44,7 @@ LAYERS = (
     {"models", "losses", "recipe", "schema"},
     {"errors", "runtime", "distributed", "files"},
 )
-READERS = {"verify", "report", "compare", "explore"}  # of runs; they never train
+READERS = {"verify", "verify_inside", "report", "compare", "explore"}  # of runs; they never train
 LOOP = {"train", "loop", "step", "trial", "prepare", "results", "snapshots"}
 
 
@@ -143,7 +144,7 @@ def test_reading_needs_no_torch(module: str) -> None:
 
 def test_public_names_exist_and_are_documented() -> None:
     assert sorted(pellucid.__all__) == pellucid.__all__
-    assert set(pellucid.__all__) == {"Measurement", "Recipe", "Run", "__version__", "compare", "load_recipe", "resume", "train", "train_seeds", "verify"}
+    assert set(pellucid.__all__) == {"Measurement", "Recipe", "Run", "__version__", "compare", "inside", "load_recipe", "resume", "train", "train_seeds", "verify"}
     for name in pellucid.__all__:
         found = getattr(pellucid, name)
         assert isinstance(found, str) or found.__doc__, name

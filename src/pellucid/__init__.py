@@ -8,13 +8,14 @@ import types
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Measurement", "Recipe", "Run", "__version__", "compare", "load_recipe", "resume", "train", "train_seeds", "verify"]
+__all__ = ["Measurement", "Recipe", "Run", "__version__", "compare", "inside", "load_recipe", "resume", "train", "train_seeds", "verify"]
 
 _HOMES = {
     "Measurement": ("pellucid.run", "Measurement"),
     "Recipe": ("pellucid.recipe", "Recipe"),
     "Run": ("pellucid.run", "Run"),
     "compare": ("pellucid.compare", "compare"),
+    "inside": ("pellucid.inside", ""),
     "load_recipe": ("pellucid.recipe", "load"),
     "resume": ("pellucid.train", "resume"),
     "train": ("pellucid.train", "train"),
@@ -23,6 +24,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from pellucid import inside
     from pellucid.compare import compare
     from pellucid.recipe import Recipe
     from pellucid.recipe import load as load_recipe
@@ -50,7 +52,8 @@ class _Package(types.ModuleType):
 
 def _public(name: str) -> Any:
     module, attribute = _HOMES[name]
-    return getattr(importlib.import_module(module), attribute)
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found
 
 
 sys.modules[__name__].__class__ = _Package

@@ -6,11 +6,10 @@ that `pellucid --help` answers at once.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, is_dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +17,7 @@ import typer
 
 from pellucid import __version__
 from pellucid.errors import MismatchError, MissingError, PellucidError, RunError, UsageError
+from pellucid.printing import measurement_table, print_data_report, print_json, print_measurements, print_plan, print_run, rank
 
 app = typer.Typer(
     name="pellucid", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -83,16 +83,10 @@ def entry() -> None:
 
 def _told(error: BaseException) -> int:
     if isinstance(error, PellucidError):
-        rank = _rank()
-        print(f"process {rank}: " * bool(rank) + (str(error) if str(error) else type(error).__name__), file=sys.stderr)
+        print(f"process {rank()}: " * bool(rank()) + (str(error) if str(error) else type(error).__name__), file=sys.stderr)
         return error.exit_code
     print("interrupted", file=sys.stderr)
     return 130
-
-
-def _rank() -> int:
-    """Number of this process among those that torchrun started; 0 without it. The others train along and print nothing but errors."""
-    return int(os.environ.get("RANK", "0"))
 
 
 @app.callback(invoke_without_command=True)
@@ -112,16 +106,16 @@ def demo(out: Out = None, as_json: AsJson = False, quiet: Quiet = False) -> None
     from pellucid.verify import verify as verify_
 
     run = train_(_shipped("demo"), out=out, quiet=quiet, command=["pellucid", "demo"])
-    if _rank():
+    if rank():
         return
     verification = verify_(run)
     verification.save(run)
     page = run.report()
     if not as_json:
-        _print_measurements(run)
+        print_measurements(run)
         print(f"\nverify: {verification.result}, {verification.promise}")
         print(f"report: {page}")
-    _print_run(run, as_json)
+    print_run(run, as_json)
     if not verification.ok:
         raise MismatchError("\n".join(c.line for c in verification.checks if not c.ok))
 
@@ -142,10 +136,10 @@ def train(
     command = ["pellucid", "train", str(recipe), *[part for s in set_ or [] for part in ("-s", s)], *(["--seeds", str(seeds)] if seeds > 1 else [])]
     if seeds == 1:
         run = train_(recipe, overrides=set_ or [], out=out, quiet=quiet, command=command)
-        if not as_json and not _rank():
-            _print_measurements(run)
+        if not as_json and not rank():
+            print_measurements(run)
             print(f"report: {run.report_file}")
-        _print_run(run, as_json)
+        print_run(run, as_json)
         return
     _print_seeds(train_seeds(recipe, seeds, overrides=set_ or [], out=out, quiet=quiet, command=command), as_json)
 
@@ -154,12 +148,12 @@ def _print_seeds(runs: Any, as_json: bool) -> None:
     """Mean, spread and interval of each number over the seeds, and the folder as last line."""
     from pellucid.compare import summarize_seeds
 
-    if _rank():
+    if rank():
         return
     summaries = summarize_seeds(runs)
     folder = runs[0].path.parent
     if as_json:
-        _print_json({"run": str(folder), "runs": [str(r.path) for r in runs], "measurements": {s.key: asdict(s) for s in summaries}})
+        print_json({"run": str(folder), "runs": [str(r.path) for r in runs], "measurements": {s.key: asdict(s) for s in summaries}})
         return
     for summary in summaries:
         print(summary)
@@ -176,9 +170,9 @@ def resume(run: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> Non
         _print_seeds(resume_seeds(run, quiet=quiet), as_json)
         return
     finished = resume_(run, quiet=quiet)
-    if not as_json and not _rank():
-        _print_measurements(finished)
-    _print_run(finished, as_json)
+    if not as_json and not rank():
+        print_measurements(finished)
+    print_run(finished, as_json)
 
 
 @app.command()
@@ -199,9 +193,9 @@ def plan(
     with Progress(quiet=quiet) as progress:
         found = plan_(checked, timing=timing, formats=formats, progress=progress)
     if as_json:
-        _print_json({**asdict(found), "resolved": checked.model_dump(mode="json")})
+        print_json({**asdict(found), "resolved": checked.model_dump(mode="json")})
     else:
-        _print_plan(found, checked.train.batch_size)
+        print_plan(found, checked.train.batch_size)
 
 
 @app.command()
@@ -213,7 +207,7 @@ def validate(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False) -> N
     checked = recipes.load(recipe, set_ or [])
     normalization(checked.model.name)  # raises with the nearest name when there is no such model
     if as_json:
-        _print_json({"recipe": str(recipe), "valid": True})
+        print_json({"recipe": str(recipe), "valid": True})
     else:
         print(f"{recipe}: valid")
 
@@ -243,7 +237,7 @@ def verify(
         verification.save(opened)
         _renew_report(opened)
     if as_json:
-        _print_json({**asdict(verification), "result": verification.result})
+        print_json({**asdict(verification), "result": verification.result})
     else:
         print("\n".join(verification.lines()))
         print(f"{verification.result}: {run} ({len(verification.checks)} checks, {sum(not c.ok for c in verification.checks)} failed)")
@@ -289,9 +283,9 @@ def evaluate(
     with Progress(quiet=quiet) as progress:
         measurements = evaluate_(Run(run), data, progress=progress)
     if as_json:
-        _print_json({"run": str(run), "data": data, "measurements": [asdict(m) for m in measurements]})
+        print_json({"run": str(run), "data": data, "measurements": [asdict(m) for m in measurements]})
     else:
-        print(_measurement_table(measurements))
+        print(measurement_table(measurements))
 
 
 @app.command()
@@ -308,7 +302,7 @@ def predict(
 
     predictions = Run(run).predict([str(path) for path in paths])
     if as_json:
-        _print_json({"predictions": [asdict(p) for p in predictions]})
+        print_json({"predictions": [asdict(p) for p in predictions]})
         return
     stream = out.open("w", newline="", encoding="utf-8") if out else sys.stdout
     writer = csv.writer(stream)
@@ -350,7 +344,7 @@ def inside(
             deletion=deletion, progress=progress,
         )  # fmt: skip
     if as_json:
-        _print_json({"out": str(out), **asdict(found)})
+        print_json({"out": str(out), **asdict(found)})
         return
     for line in [*found.notes, *(f"{image.file}: {flag}" for image in found.images for flag in image.flags)]:
         print(f"note: {line}", file=sys.stderr)
@@ -373,7 +367,7 @@ def export(
         raise UsageError(f"--format: expected onnx or safetensors, got {format_!r}")
     result = export_run(Run(run), out, format_)
     if as_json:
-        _print_json(asdict(result))
+        print_json(asdict(result))
     else:
         print("\n".join(result.lines()))
 
@@ -389,7 +383,7 @@ def report(run: RunFolder, out: Out = None, as_json: AsJson = False) -> None:
 
     page = write_report(Run(run), out=out)
     if as_json:
-        _print_json({"report": str(page), "bytes": page.stat().st_size})
+        print_json({"report": str(page), "bytes": page.stat().st_size})
     else:
         print(page)
 
@@ -411,7 +405,7 @@ def compare(
     if out is not None:
         out.write_text(to_html(comparison), encoding="utf-8")
     if as_json:
-        _print_json(to_json(comparison))
+        print_json(to_json(comparison))
     else:
         print(to_text(comparison))
         if out is not None:
@@ -433,9 +427,9 @@ def data_check(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False, qu
     with Progress(quiet=quiet) as progress:
         found = check(checked.data, seed=checked.seed, progress=progress)
     if as_json:
-        _print_json(asdict(found))
+        print_json(asdict(found))
     else:
-        _print_data_report(found)
+        print_data_report(found)
     fatal = [problem for problem in found.problems if problem.fatal]
     if fatal and checked.data.on_bad == "refuse":
         raise DataError(f"training would refuse to start: {len(fatal)} bad images. Repair or remove them, or set data.on_bad: skip to leave them out by name.")
@@ -448,7 +442,7 @@ def recipes_ls(as_json: AsJson = False) -> None:
 
     rows = [(name, path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")) for name, path in _recipes().items()]
     if as_json:
-        _print_json({"recipes": dict(rows)})
+        print_json({"recipes": dict(rows)})
     else:
         print(table(["recipe", "command, hardware, time, expected number"], rows))
 
@@ -471,7 +465,7 @@ def recipes_cp(
     for copy, text in texts.items():
         copy.write_text(text, encoding="utf-8")
     if as_json:
-        _print_json({"recipe": str(target)})
+        print_json({"recipe": str(target)})
     else:
         print(target)
 
@@ -481,7 +475,7 @@ def recipes_schema() -> None:
     """The JSON schema of a recipe, for editors."""
     from pellucid.recipe import json_schema
 
-    _print_json(json_schema())
+    print_json(json_schema())
 
 
 @app.command()
@@ -491,7 +485,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     findings = examine()
     if as_json:
-        _print_json({f.name: f.value for f in findings})
+        print_json({f.name: f.value for f in findings})
         return
     for finding in findings:
         print(f"{'ok  ' if finding.ok else 'lack'} {finding.name}: {finding.value}{'' if finding.ok or not finding.remedy else '  → ' + finding.remedy}")
@@ -520,92 +514,6 @@ def _extended(recipe: Path) -> Path | None:
         if line.startswith("extends:"):
             return recipe.parent / line.partition(":")[2].strip()
     return None
-
-
-# ── printing ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _print_json(value: Any) -> None:
-    plain: Callable[[Any], Any] = lambda v: asdict(v) if is_dataclass(v) and not isinstance(v, type) else str(v)  # noqa: E731
-    print(json.dumps(value, default=plain, ensure_ascii=False))
-
-
-def _print_run(run: Any, as_json: bool) -> None:
-    if _rank():
-        return
-    if as_json:
-        _print_json({"run": str(run.path), "measurements": {key: m.value for key, m in run.measurements.items()}})
-    else:
-        print(run.path)
-
-
-def _print_measurements(run: Any) -> None:
-    record = run.record
-    for line in record.notes:
-        print(f"note: {line}", file=sys.stderr)
-    print(_measurement_table(record.measurements))
-
-
-def _measurement_table(measurements: Any) -> str:
-    from pellucid.run import rounded
-    from pellucid.tables import table
-
-    def interval(m: Any) -> str:
-        return f"{rounded(m.interval[0], m.unit)} to {rounded(m.interval[1], m.unit)}" if m.interval else ""
-
-    return table(["number", "value", "95 % interval", "unit", "n"], [(m.key, str(m), interval(m), m.unit, f"{m.n:,}") for m in measurements])
-
-
-def _phase_line(q: Any) -> str:
-    from pellucid.run import rounded
-
-    first, peak, last = (rounded(lr, "rate") for lr in (q.first_lr, q.peak_lr, q.last_lr))
-    return f"{q.epochs} epochs, {q.steps:,} steps, {q.optimizer}, {q.schedule}; lr {first} first, {peak} highest, {last} last"
-
-
-def _snapshots_line(s: Any) -> str:
-    from pellucid.tables import size
-
-    shown = [str(epoch) for epoch in (s.epochs if len(s.epochs) <= 8 else [*s.epochs[:3], "…", *s.epochs[-2:]])]
-    features = f"features of {s.images:,} {s.split} images ({s.features:,} numbers each, half precision) {size(s.features_bytes)}"
-    maps = f"maps of {s.pictures:,} pictures at most {size(s.maps_bytes)}"
-    kept = "; ".join(([features] if s.images else []) + ([maps] if s.pictures else []))
-    return f"{len(s.epochs)} (after epoch {', '.join(shown)}): {kept}"
-
-
-def _print_plan(p: Any, batch_size: int) -> None:
-    from pellucid.tables import duration, size, table
-
-    rows = [
-        ("data", f"{p.classes} classes; " + ", ".join(f"{name} {n:,}" for name, n in p.images.items())),
-        ("steps", f"{p.total_steps:,} ({p.steps_per_epoch:,} an epoch, batch {batch_size})"),
-        *[(f"phase {i + 1}", _phase_line(q)) for i, q in enumerate(p.phases)],
-        ("parameters", f"{p.num_params:,}, {p.num_trainable:,} trained"),
-        ("weights", size(p.weights_bytes)),
-        ("checkpoint", size(p.checkpoint_bytes)),
-        ("activations", f"{size(p.activation_bytes_per_image)} an image"),
-        ("memory", f"about {size(p.memory_bytes)} at micro-batch {p.micro_batch_size}; {size(p.free_bytes)} free on {p.device}"),
-        ("forward pass", f"{p.forward_flops_per_image / 1e9:.2f} GFLOP an image"),
-        *([("snapshots", _snapshots_line(p.snapshots))] if p.snapshots else []),
-        ("time", "not measured" if p.seconds is None else f"about {duration(p.seconds)} ({p.seconds_per_image * 1e3:.1f} ms an image, measured here)"),
-    ]  # fmt: skip
-    print(table(["what", "figure"], rows))
-    if p.formats:
-        own = [(f.settings, f"{f.seconds_per_image * 1e3:.1f} ms", f"{f.ratio:.2f}") for f in p.formats]
-        print("\n" + table(["format", "an image", "times the recipe's"], own))
-    for note in p.notes:
-        print(f"note: {note}")
-    print(f"\nresolved values:\n{p.resolved}", end="")
-
-
-def _print_data_report(found: Any) -> None:
-    from pellucid.tables import table
-
-    print(table(["class", *found.splits], [(c, *[str(s.counts[i]) for s in found.splits.values()]) for i, c in enumerate(found.classes)]))
-    print(table(["split", "images", "content hash"], [(name, f"{s.n:,}", s.hash) for name, s in found.splits.items()]))
-    for p in found.problems:
-        print(f"{'BAD ' if p.fatal else 'note'} {p.kind} {p.split}/{p.file}: {p.detail}")
-    print(f"{len(found.problems)} findings, {sum(p.fatal for p in found.problems)} bad images")
 
 
 if __name__ == "__main__":

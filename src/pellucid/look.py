@@ -16,14 +16,19 @@ import PIL.Image
 import torch
 from torch import nn
 
-from pellucid.data.images import ENDINGS, decode
+import pellucid
+from pellucid.data.images import ENDINGS, decode, view_box
 from pellucid.data.masks import marked_values, read_mask
-from pellucid.errors import DataError, MissingError, UsageError
+from pellucid.errors import DataError, MissingError, PellucidError, UsageError
 from pellucid.files import replacing
-from pellucid.findings import ARRAYS, IMAGES, Findings
+from pellucid.findings import ARRAYS, IMAGES, Findings, load_findings
+from pellucid.inside.deletion import randomised
 from pellucid.inside.looking import Found, Pictures, look
 from pellucid.inside.projection import project
-from pellucid.inside.survey import maps_of
+from pellucid.inside.survey import USUAL, fitting, maps_of
+from pellucid.recipe import Recipe
+from pellucid.run import bytes_hash, rounded
+from pellucid.runtime import out_of_memory
 from pellucid.subjects import Subject, subject
 
 if TYPE_CHECKING:
@@ -117,8 +122,6 @@ def _masks(
 
 def _labels(chosen: Subject, files: Sequence[Path]) -> np.ndarray:
     """(n,) int64 labels of photographs that a run knows by their content; -1 for others."""
-    from pellucid.run import bytes_hash
-
     known: dict[str, int] = {}
     if chosen.run is not None and chosen.run.has_data:
         for split in chosen.run.data.splits:
@@ -168,9 +171,11 @@ def draw(found: Found, folder: Path, photos: Sequence[np.ndarray], *, most: int,
             files.append(path)
         if findings.epochs and findings.maps:
             method = findings.maps[0].method
-            over = np.stack([arrays[f"maps/{method}/{epoch}"][i] for epoch in findings.epochs])
-            strip = figures.epochs_strip(photo, over, findings.epochs, view=finding.view, title=f"{finding.file}: {method}")
-            files += figures.save(strip, folder / f"{name}-epochs")
+            kept = [epoch for epoch in findings.epochs if f"maps/{method}/{epoch}" in arrays]
+            if kept:
+                over = np.stack([arrays[f"maps/{method}/{epoch}"][i] for epoch in kept])
+                strip = figures.epochs_strip(photo, over, kept, view=finding.view, title=f"{finding.file}: {method}")
+                files += figures.save(strip, folder / f"{name}-epochs")
         for key in (key for key in arrays if key.startswith("heads/")):
             heads = figures.heads_sheet(photo, arrays[key][i], [key.removeprefix("heads/")], view=finding.view)
             files += figures.save(heads, folder / f"{name}-heads")
@@ -195,12 +200,11 @@ def draw(found: Found, folder: Path, photos: Sequence[np.ndarray], *, most: int,
 def snapshot_maps(t: Training, module: nn.Module) -> dict[str, np.ndarray]:
     """{"maps/<method>": (n, gh, gw) float32} of the pictures of the recipe's `inside`, by the weights of now.
 
-    A method that does not fit the model is left out and noted; UsageError where the recipe names it.
+    A method that does not fit these weights is left out and noted: a classifier that starts at zero has no gradient yet.
     """
     looked = t.looked
     if looked is None or not len(looked) or t.recipe.inside is None:
         return {}
-    from pellucid.inside.survey import USUAL
     from pellucid.snapshots import normalized
 
     inputs = normalized(looked, t.recipe.data, t.mean, t.std).to(t.runtime.device)
@@ -210,8 +214,6 @@ def snapshot_maps(t: Training, module: nn.Module) -> dict[str, np.ndarray]:
         try:
             arrays[f"maps/{method}"] = maps_of(method, module, inputs, targets=targets).values
         except UsageError as error:
-            if t.recipe.inside.methods:
-                raise
             t.record.note(f"inside: no {method}: {error}")
     return arrays
 
@@ -225,17 +227,42 @@ def _targets(t: Training, module: nn.Module, inputs: torch.Tensor) -> torch.Tens
     return torch.where(labels >= 0, labels, predicted)
 
 
-def look_into_run(t: Training, module: nn.Module, selected: str) -> list[Path]:
-    """Fill the run's inside/ folder with what its final weights show, and with the projections of its snapshots. Returns the files that hold numbers."""
+def check_methods(module: nn.Module, recipe: Recipe) -> None:
+    """UsageError, before training, where the recipe's `inside` names a map that its model cannot have. Tried on a copy with random weights."""
+    if recipe.inside is None or not recipe.inside.methods:
+        return
+    stranger = randomised(module, recipe.seed).eval()
+    image = torch.randn((1, 3, *recipe.data.size), generator=torch.Generator().manual_seed(recipe.seed))
+    device = next(stranger.parameters()).device
+    try:
+        fitting(stranger, image.to(device), recipe.inside.methods)
+    except UsageError as error:
+        raise UsageError(f"inside.methods: {error}") from None
+
+
+def look_into_run(t: Training, module: nn.Module, selected: str) -> None:
+    """Fill the run's inside/ folder with what its final weights show, and with the projections of its snapshots.
+
+    Numbers of the task are kept whatever happens here: what cannot be looked at is noted.
+    """
+    try:
+        _look_into_run(t, module, selected)
+    except (PellucidError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not out_of_memory(error):
+            raise
+        t.record.note(f"nothing was found inside: {error or 'memory ran out'}")
+
+
+def _look_into_run(t: Training, module: nn.Module, selected: str) -> None:
     looked, inside = t.looked, t.recipe.inside
     if looked is None or inside is None or not t.first:
-        return []
+        return
     from pellucid.snapshots import normalized
 
     t.runtime.place(module).eval()
     split = inside.split
     classes = list(t.dataset.classes)
-    found = Found(Findings(pellucid_version(), t.recipe.model.name, f"final weights, {selected}", classes=classes))
+    found = Found(Findings(pellucid.__version__, t.recipe.model.name, f"final weights, {selected}", classes=classes))
     photos = _run_photos(t)
     if len(looked):
         inputs = normalized(looked, t.recipe.data, t.mean, t.std).to(t.runtime.device)
@@ -249,24 +276,16 @@ def look_into_run(t: Training, module: nn.Module, selected: str) -> list[Path]:
         )  # fmt: skip
     _add_epochs(t, found)
     _add_projections(t, found)
-    return write(found, t.run.inside, photos)
+    write(found, t.run.inside, photos)
 
 
 def draw_run(t: Training) -> None:
     """The figures of what was found inside, into figures/inside."""
-    from pellucid.findings import load_findings
-
     if t.looked is None or not (t.run.inside / ARRAYS).is_file():
         return
     with np.load(t.run.inside / ARRAYS, allow_pickle=False) as arrays:
         found = Found(load_findings(t.run.inside), dict(arrays))
     draw(found, t.run.figures / "inside", _run_photos(t)[:DRAWN_IN_A_RUN], most=DRAWN_IN_A_RUN, progress=t.progress)
-
-
-def pellucid_version() -> str:
-    import pellucid
-
-    return pellucid.__version__
 
 
 def _kept_methods(t: Training) -> list[str] | None:
@@ -285,23 +304,16 @@ def _run_photos(t: Training) -> list[np.ndarray]:
 
 
 def _box(t: Training, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    from pellucid.data.images import view_box
-
     d = t.recipe.data
     return view_box(size, d.size, d.fit, d.resize_size)
 
 
 def _add_epochs(t: Training, found: Found) -> None:
-    """The maps of the snapshots, for the methods that all of them have."""
-    snapshots = {epoch: t.run.snapshot(epoch) for epoch in t.run.snapshot_epochs}
-    found.findings.epochs = list(snapshots)
-    for kind in found.findings.maps:
-        if not all(kind.method in s.maps for s in snapshots.values()):
-            found.findings.epochs = []
-            return
-    for epoch, snapshot in snapshots.items():
-        for kind in found.findings.maps:
-            found.arrays[f"maps/{kind.method}/{epoch}"] = snapshot.maps[kind.method]
+    """The maps of the snapshots."""
+    found.findings.epochs = t.run.snapshot_epochs
+    for epoch in found.findings.epochs:
+        maps = t.run.snapshot(epoch).maps
+        found.arrays |= {f"maps/{kind.method}/{epoch}": maps[kind.method] for kind in found.findings.maps if kind.method in maps}
 
 
 def _add_projections(t: Training, found: Found) -> None:
@@ -329,8 +341,6 @@ def _add_projections(t: Training, found: Found) -> None:
 
 def summary(findings: Findings) -> list[tuple[str, str, str, str, str]]:
     """(map, measure, value, interval, baselines) of each score, as text."""
-    from pellucid.run import rounded
-
     rows = []
     for score in findings.scores:
         m = score.value

@@ -1,0 +1,98 @@
+"""What commands answer, as text for people or one JSON object for programs. Results go to stdout, notes to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+
+def rank() -> int:
+    """Number of this process among those that torchrun started; 0 without it. The others train along and print nothing but errors."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def print_json(value: Any) -> None:
+    plain: Callable[[Any], Any] = lambda v: asdict(v) if is_dataclass(v) and not isinstance(v, type) else str(v)  # noqa: E731
+    print(json.dumps(value, default=plain, ensure_ascii=False))
+
+
+def print_run(run: Any, as_json: bool) -> None:
+    if rank():
+        return
+    if as_json:
+        print_json({"run": str(run.path), "measurements": {key: m.value for key, m in run.measurements.items()}})
+    else:
+        print(run.path)
+
+
+def print_measurements(run: Any) -> None:
+    record = run.record
+    for line in record.notes:
+        print(f"note: {line}", file=sys.stderr)
+    print(measurement_table(record.measurements))
+
+
+def measurement_table(measurements: Any) -> str:
+    from pellucid.run import rounded
+    from pellucid.tables import table
+
+    def interval(m: Any) -> str:
+        return f"{rounded(m.interval[0], m.unit)} to {rounded(m.interval[1], m.unit)}" if m.interval else ""
+
+    return table(["number", "value", "95 % interval", "unit", "n"], [(m.key, str(m), interval(m), m.unit, f"{m.n:,}") for m in measurements])
+
+
+def _phase_line(q: Any) -> str:
+    from pellucid.run import rounded
+
+    first, peak, last = (rounded(lr, "rate") for lr in (q.first_lr, q.peak_lr, q.last_lr))
+    return f"{q.epochs} epochs, {q.steps:,} steps, {q.optimizer}, {q.schedule}; lr {first} first, {peak} highest, {last} last"
+
+
+def _snapshots_line(s: Any) -> str:
+    from pellucid.tables import size
+
+    shown = [str(epoch) for epoch in (s.epochs if len(s.epochs) <= 8 else [*s.epochs[:3], "…", *s.epochs[-2:]])]
+    features = f"features of {s.images:,} {s.split} images ({s.features:,} numbers each, half precision) {size(s.features_bytes)}"
+    maps = f"maps of {s.pictures:,} pictures at most {size(s.maps_bytes)}"
+    kept = "; ".join(([features] if s.images else []) + ([maps] if s.pictures else []))
+    return f"{len(s.epochs)} (after epoch {', '.join(shown)}): {kept}"
+
+
+def print_plan(p: Any, batch_size: int) -> None:
+    from pellucid.tables import duration, size, table
+
+    rows = [
+        ("data", f"{p.classes} classes; " + ", ".join(f"{name} {n:,}" for name, n in p.images.items())),
+        ("steps", f"{p.total_steps:,} ({p.steps_per_epoch:,} an epoch, batch {batch_size})"),
+        *[(f"phase {i + 1}", _phase_line(q)) for i, q in enumerate(p.phases)],
+        ("parameters", f"{p.num_params:,}, {p.num_trainable:,} trained"),
+        ("weights", size(p.weights_bytes)),
+        ("checkpoint", size(p.checkpoint_bytes)),
+        ("activations", f"{size(p.activation_bytes_per_image)} an image"),
+        ("memory", f"about {size(p.memory_bytes)} at micro-batch {p.micro_batch_size}; {size(p.free_bytes)} free on {p.device}"),
+        ("forward pass", f"{p.forward_flops_per_image / 1e9:.2f} GFLOP an image"),
+        *([("snapshots", _snapshots_line(p.snapshots))] if p.snapshots else []),
+        ("time", "not measured" if p.seconds is None else f"about {duration(p.seconds)} ({p.seconds_per_image * 1e3:.1f} ms an image, measured here)"),
+    ]  # fmt: skip
+    print(table(["what", "figure"], rows))
+    if p.formats:
+        own = [(f.settings, f"{f.seconds_per_image * 1e3:.1f} ms", f"{f.ratio:.2f}") for f in p.formats]
+        print("\n" + table(["format", "an image", "times the recipe's"], own))
+    for note in p.notes:
+        print(f"note: {note}")
+    print(f"\nresolved values:\n{p.resolved}", end="")
+
+
+def print_data_report(found: Any) -> None:
+    from pellucid.tables import table
+
+    print(table(["class", *found.splits], [(c, *[str(s.counts[i]) for s in found.splits.values()]) for i, c in enumerate(found.classes)]))
+    print(table(["split", "images", "content hash"], [(name, f"{s.n:,}", s.hash) for name, s in found.splits.items()]))
+    for p in found.problems:
+        print(f"{'BAD ' if p.fatal else 'note'} {p.kind} {p.split}/{p.file}: {p.detail}")
+    print(f"{len(found.problems)} findings, {sum(p.fatal for p in found.problems)} bad images")

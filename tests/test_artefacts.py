@@ -23,7 +23,15 @@ def test_a_sink_that_auc_cannot_see_is_flagged() -> None:
     assert faithfulness.auc(relevance, target) == pytest.approx(0.98)
     assert faithfulness.pointing(relevance, target) == 0.0
     assert faithfulness.mass(relevance, target) == pytest.approx(0.4)
-    assert flags(artefacts(relevance)) == ["60.0 % of the map lies in one patch, which may be a sink; rank and AUC cannot see it"]
+    assert flags(artefacts(relevance), patches=64) == ["60.0 % of the map lies in one patch, which may be a sink; rank and AUC cannot see it"]
+
+
+def test_on_a_coarse_grid_a_thing_may_fill_one_patch() -> None:
+    relevance = np.full((4, 4), 0.6 / 15)
+    relevance[1, 1] = 0.4
+    assert flags(artefacts(relevance), patches=16) == []
+    relevance[1, 1] = 1.0
+    assert flags(artefacts(relevance), patches=16)[0].startswith("62.5 % of the map lies in one patch")
 
 
 def test_entropy_is_that_of_the_distribution_over_patches() -> None:
@@ -33,20 +41,20 @@ def test_entropy_is_that_of_the_distribution_over_patches() -> None:
     assert found["entropy"] == pytest.approx(scipy.stats.entropy(relevance.ravel()) / math.log(42))
     assert found["largest_patch"] == pytest.approx(relevance.max() / relevance.sum())
     assert set(found) == {"entropy", "largest_patch"}
-    assert flags(found) == []
+    assert flags(found, patches=42) == []
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0])
 def test_a_map_that_says_nothing_is_flagged(value: float) -> None:
     found = artefacts(np.full((5, 5), value))
     assert found == {"largest_patch": pytest.approx(1 / 25), "entropy": pytest.approx(1.0)}
-    assert flags(found) == ["the map is nearly uniform: its entropy is 100.0 % of the largest possible"]
+    assert flags(found, patches=25) == ["the map is nearly uniform: its entropy is 100.0 % of the largest possible"]
 
 
 def test_the_edge_of_nearly_uniform_is_twice_the_weight_in_half_of_the_patches() -> None:
     half = np.where(np.arange(196).reshape(14, 14) % 2 == 0, 1.0, 2.0)
-    assert flags(artefacts(half)) == []
-    assert flags(artefacts(half + 0.2)) != []
+    assert flags(artefacts(half), patches=196) == []
+    assert flags(artefacts(half + 0.2), patches=196) != []
 
 
 def test_registers_are_seen_by_the_norms_of_their_tokens() -> None:
@@ -57,7 +65,7 @@ def test_registers_are_seen_by_the_norms_of_their_tokens() -> None:
     found = artefacts(relevance, prefix_share=0.7, patch_norms=norms)
     assert found["norm_outliers"] == 3 / 196
     assert found["prefix_share"] == 0.7
-    told = flags(found)
+    told = flags(found, patches=196)
     assert told[0].startswith("70.0 % of the attention goes to prefix tokens")
     assert told[1].startswith("1.5 % of the patch tokens have outlying norms")
 

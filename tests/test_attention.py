@@ -93,6 +93,18 @@ def test_a_row_whose_keys_are_all_hidden_is_zero_as_the_kernel_gives_it() -> Non
     assert recording.records[0].weights[0, 0, 2].abs().max() == 0
 
 
+def test_under_autocast_the_record_is_float32_of_the_rounded_queries_and_keys() -> None:
+    model, seen = tiny_vit(), []
+    model.blocks[1].attn.q_norm.register_forward_hook(lambda m, i, o: seen.append(o))
+    model.blocks[1].attn.k_norm.register_forward_hook(lambda m, i, o: seen.append(o))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), record(model, rows="all", layers=1) as recording:
+        model(images())
+    q, k = (t.to(torch.bfloat16).double() for t in seen)
+    expected = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1)
+    assert recording.records[0].weights.dtype == torch.float32
+    assert float((recording.records[0].weights - expected).abs().max()) < 1e-6
+
+
 # ── softmax and product in Python ─────────────────────────────────────────────────────────────────────────────
 
 

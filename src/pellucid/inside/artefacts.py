@@ -17,7 +17,7 @@ from pellucid.errors import UsageError
 
 # Above these a reader is told.
 PREFIX_SHARE = 0.5  # most of what the query looks at is not in the picture
-LARGEST_PATCH = 0.25  # a quarter of the map in one patch
+LARGEST_PATCH, TIMES_UNIFORM = 0.25, 8  # a quarter of the map in one patch; on coarse grids, where a thing fits into one, 8 times its even share
 ENTROPY = 0.99  # as even as a map half of whose patches weigh twice the others
 NORM_OUTLIERS = 0.01  # Darcet et al. count 2.4 % of the patches of DINOv2
 # A norm is an outlier above the median + 5 robust standard deviations, and above 1.5 medians so that nearly equal norms have none.
@@ -59,11 +59,11 @@ def outlier_norm(norms: ArrayLike) -> float:
     return max(median + ROBUST_DEVIATIONS * spread, TIMES_MEDIAN * median)
 
 
-def flags(found: Mapping[str, float]) -> list[str]:
-    """A sentence for each artefact above its threshold."""
+def flags(found: Mapping[str, float], *, patches: int) -> list[str]:
+    """A sentence for each artefact above its threshold; `patches` is how many the map has."""
     sentences = {
         "prefix_share": (PREFIX_SHARE, "of the attention goes to prefix tokens and is not in the picture"),
-        "largest_patch": (LARGEST_PATCH, "of the map lies in one patch, which may be a sink; rank and AUC cannot see it"),
+        "largest_patch": (max(LARGEST_PATCH, TIMES_UNIFORM / patches), "of the map lies in one patch, which may be a sink; rank and AUC cannot see it"),
         "norm_outliers": (NORM_OUTLIERS, "of the patch tokens have outlying norms, as models without registers have in the background"),
     }
     told = [f"{100 * found[name]:.1f} % {text}" for name, (most, text) in sentences.items() if found.get(name, 0.0) > most]

@@ -33,6 +33,10 @@ class Fused:
     output: Tensor | None = None
 
     @property
+    def device(self) -> torch.device:
+        return self.query.device
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """(B, h, N, K)."""
         query = _with_heads(self.query)
@@ -89,6 +93,10 @@ class Projected:
     output: Tensor | None = None
     batch_first: bool = True
     absent: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.query.device
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -151,6 +159,10 @@ class Explicit:
 
     softmax: Tensor
     heads: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.softmax.device
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -220,7 +220,8 @@ class _Seer:
         frame.calls += 1
         self._busy = True
         try:
-            with torch._C.DisableTorchFunction():
+            # Without the autocast of the model, which would take the products of float32 in half precision.
+            with torch._C.DisableTorchFunction(), torch.autocast(form.device.type, enabled=False):
                 self._on_call(call)
         finally:
             self._busy = False

@@ -210,7 +210,7 @@ def _image(
         named(label) if named is not None and label >= 0 else None,
         named(best) if named is not None and best is not None else None,
         None if probabilities is None or best is None else float(probabilities[i, best]),
-        scores, wrong, [f"{method}: {sentence}" for method, a in wrong.items() for sentence in flags(a)],
+        scores, wrong, [f"{method}: {sentence}" for method, a in wrong.items() for sentence in flags(a, patches=math.prod(_grid(mapped[method])))],
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pellucid.errors import UsageError
 from pellucid.inside.attention import Layers, Record, record
+from pellucid.inside.attribution import examining
 from pellucid.inside.geometry import prefix_tokens
 
 CLASS, MEAN = "class token", "mean of the patches"
@@ -47,8 +48,8 @@ def attention_map(model: nn.Module, images: Tensor, *, layer: Layers = "last", h
         raise UsageError(f"query: expected {CLASS!r} or {MEAN!r}, got {chosen!r}")
     if layer is None or isinstance(layer, (list, tuple)):
         raise UsageError("layer: expected one layer: 'last', a number or a path")
-    with _evaluating(model), torch.no_grad(), record(model, rows="class" if chosen == CLASS else "mean", layers=layer) as recording:
-        model(images)
+    with examining(model) as plain, torch.no_grad(), record(plain, rows="class" if chosen == CLASS else "mean", layers=layer) as recording:
+        plain(images)
     found = [r for r in recording.records if r.geometry.grid is not None and r.kind == "self"] or recording.records
     weights, share = patch_weights(found[-1], len(images))
     if not heads:
@@ -61,8 +62,8 @@ def attention_map(model: nn.Module, images: Tensor, *, layer: Layers = "last", h
 def attention_layers(model: nn.Module, images: Tensor, *, query: str | None = None) -> list[AttentionMap]:
     """The maps of every layer, heads apart, as `attention_map` gives them; layers on different grids, as of Swin, too."""
     chosen = query or (CLASS if "class" in prefix_tokens(model) else MEAN)
-    with _evaluating(model), torch.no_grad(), record(model, rows="class" if chosen == CLASS else "mean") as recording:
-        model(images)
+    with examining(model) as plain, torch.no_grad(), record(plain, rows="class" if chosen == CLASS else "mean") as recording:
+        plain(images)
     found = []
     for r in recording.records:
         if r.geometry.grid is None or r.kind != "self":
@@ -83,8 +84,8 @@ def attention_rollout(model: nn.Module, images: Tensor) -> AttentionMap:
     and those whose layers differ in tokens.
     """
     prefix = prefix_tokens(model)
-    with _evaluating(model), torch.no_grad(), record(model, rows="all", heads="mean") as recording:
-        model(images)
+    with examining(model) as plain, torch.no_grad(), record(plain, rows="all", heads="mean") as recording:
+        plain(images)
     layers = [r for r in recording.records if r.kind == "self" and r.geometry.grid is not None]
     if not layers or any(r.geometry.windows is not None for r in layers):
         raise UsageError("attention rollout needs layers that all attend over the same patches; windows (Swin) and words do not. Use grad_cam.")
@@ -115,19 +116,3 @@ def patch_weights(r: Record, batch: int) -> tuple[Tensor, Tensor]:
         return on_grid, torch.zeros(on_grid.shape[:2], device=on_grid.device)
     assert len(on_grid) == batch, f"{r.module} ran on {len(on_grid)} images, expected {batch}"
     return on_grid, r.weights[:, :, 0, : len(r.geometry.prefix)].sum(-1)
-
-
-class _evaluating:  # noqa: N801 - reads as a word
-    """Eval mode for a while; every module's own mode comes back."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._modes: list[tuple[nn.Module, bool]] = []
-
-    def __enter__(self) -> None:
-        self._modes = [(m, m.training) for m in self._model.modules()]
-        self._model.eval()
-
-    def __exit__(self, *error: object) -> None:
-        for module, training in self._modes:
-            module.training = training

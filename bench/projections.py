@@ -3,7 +3,7 @@
 The features are drawn: 10,000 points of 768 features, of ten classes. Six hidden coordinates, the same in every epoch, are bent into all
 features by sines whose directions turn over the epochs; the classes' centres move apart, from within the noise to clusters; Gaussian
 noise is added anew in each epoch. Both libraries look at all 768 features, with perplexity 30 and all cores; scikit-learn has its
-defaults (PCA start, Barnes-Hut, 1,000 iterations). Its planes do not follow the points; Pellucid's do.
+defaults (PCA start, Barnes-Hut, 1,000 iterations). Its planes are not turned onto each other; Pellucid's are.
 
 Rounds are interleaved: A, B in one, B, A in the next. "with its numbers" is the whole of `inside.project`: neighbours, layouts, and the k-NN accuracy,
 silhouettes, kept neighbours and trustworthiness under each panel. "layouts" leaves out what scikit-learn does not compute (those
@@ -99,7 +99,7 @@ def main() -> None:
     torch.set_num_threads(num_cores())
     whole, layouts, sklearn, trusts = [], [], [], ([], [])  # type: ignore[var-annotated]
     for round_ in range(args.rounds):
-        features, labels = drawn(args.points, seed=round_)
+        features, labels = drawn(args.points, seed=100 + round_)
         for name in ("ours", "theirs") if round_ % 2 == 0 else ("theirs", "ours"):
             if name == "ours":
                 total, alone, found = ours(features, labels, round_)

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 import pellucid
 from pellucid import errors, recipe, run
 from pellucid.cli import app
+from pellucid.subjects import SubjectSection
 
 FILE = Path(__file__).resolve().parent / "reference.md"
 _WORDS = {str: "text", bool: "true or false", int: "whole number", float: "number", type(None): "nothing"}
@@ -133,6 +134,9 @@ def _commands() -> Iterator[str]:
     yield "## Command line"
     yield "The result goes to stdout, progress and errors to stderr. `--json` prints one JSON object; `--debug` on any command shows where an error came from."
     yield from _command(typer.main.get_command(app), "pellucid")
+    yield "### Settings of `pellucid inside`"
+    yield f"{_first_line(SubjectSection)} A run takes none: its recipe says it all."
+    yield _table(("key", "type", "default", "what it is"), [_row(name, field) for name, field in SubjectSection.model_fields.items()])
 
 
 def _command(command: Any, name: str) -> Iterator[str]:
@@ -195,9 +199,22 @@ def _names() -> Iterator[str]:
         value = getattr(pellucid, name)
         rows.append((f"`pellucid.{name}`", f"The version, `{value}`." if isinstance(value, str) else _first_line(value)))
     yield _table(("name", "what it is"), rows)
+    yield "### `pellucid.inside`"
+    yield f"{_first_line(pellucid.inside)} Shapes, ranges and sources stand in the docstrings; [looking-inside.md](looking-inside.md) shows how they are used."
+    found = [(name, getattr(pellucid.inside, name)) for name in pellucid.inside.__all__]
+    rows = [(f"`{name}{_arguments(value)}`", _first_line(value)) for name, value in sorted(found, key=lambda item: item[0].lower())]
+    yield _table(("name", "what it is"), rows)
     for owner in (pellucid.Run, pellucid.Measurement):
         yield f"### `pellucid.{owner.__name__}`"
         yield _table(("attribute", "what it is"), list(_attributes(owner)))
+
+
+def _arguments(value: Any) -> str:
+    """The names of a function's arguments, those with a default in brackets; nothing for a class."""
+    if isinstance(value, type):
+        return ""
+    words = [name if p.default is p.empty else f"[{name}]" for name, p in inspect.signature(value).parameters.items()]
+    return f"({', '.join(words)})"
 
 
 def _attributes(owner: type) -> Iterator[tuple[str, str]]:

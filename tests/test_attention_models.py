@@ -174,8 +174,12 @@ def small_swin() -> nn.Module:
     )
 
 
-def test_timm_swin_against_its_own_explicit_path() -> None:
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
+def test_timm_swin_against_its_own_explicit_path(fused: bool) -> None:
     model = small_swin()
+    for m in model.modules():
+        if hasattr(m, "fused_attn"):
+            m.fused_attn = fused
     x = torch.randn(2, 3, 56, 40)
     recording = check(model, dropouts("attn_drop", lambda m: m(x)), lambda m: m(x))
     assert [r.geometry.grid for r in recording.records] == [(14, 10), (14, 10), (7, 5), (7, 5)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -206,12 +208,12 @@ def test_a_first_panel_that_parts_classes_says_so() -> None:
     assert "The first panel parts classes more than the features do: silhouette 0." in found.how
 
 
-def test_the_chain_moves_points_less_than_fresh_layouts() -> None:
-    features, labels = probe(separation=(1.0, 1.2))
-    chained = made(features, labels, "tsne").coordinates
-    fresh = made(features[1:], labels, "tsne").coordinates[0].astype(np.float64)
-    turned = projection.procrustes(fresh, chained[0].astype(np.float64))
-    assert np.linalg.norm(chained[1] - chained[0]) < np.linalg.norm(turned - chained[0])
+@pytest.mark.parametrize(("method", "fit"), [("pca", "each"), ("tsne", "last")])
+def test_each_plane_is_turned_onto_the_one_before(method: str, fit: str) -> None:
+    features, labels = probe(n=150)
+    planes = made(features, labels, method, fit).coordinates.astype(np.float64)
+    for before, after in itertools.pairwise(planes):
+        np.testing.assert_allclose(projection.procrustes(after, before), after - after.mean(axis=0), atol=1e-3)
 
 
 def test_bits_do_not_depend_on_threads() -> None:

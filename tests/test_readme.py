@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pellucid import recipe as recipes
+from pellucid.data.scenes import draw
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 SMALLER = ["-s", "data.train=30", "-s", "data.val=12", "-s", "train.phases.0.epochs=1", "-s", "train.threads=1", "-s", "model.options={patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}"]  # fmt: skip
@@ -26,7 +28,8 @@ def commands() -> list[list[str]]:
 
 def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pellucid: Callable[..., tuple[int, str, str]]) -> None:
     monkeypatch.chdir(tmp_path)
-    assert len(commands()) >= 10
+    assert len(commands()) >= 11
+    Image.fromarray(draw(0, split="val", image_size=(64, 64)).image).save("photo.png")
     for command in commands():
         smaller = SMALLER if command[1] in ("train", "plan") else []
         code, out, err = pellucid(*command[1:], *smaller)
@@ -47,10 +50,6 @@ def test_the_python_of_the_readme_works(small_run: Path, tmp_path: Path) -> None
     assert "pellucid.train(" in code
     run = pellucid.Run(small_run)
     assert repr(run.measurements["val/accuracy"]).startswith("Measurement(name='accuracy', value=")
-    from PIL import Image
-
-    from pellucid.data.scenes import draw
-
     Image.fromarray(draw(0, split="val", image_size=(32, 32)).image).save(tmp_path / "photo.png")
     [prediction] = run.predict([tmp_path / "photo.png"])
     assert prediction.file == str(tmp_path / "photo.png")

@@ -7,7 +7,9 @@
    transforms; the numbers must agree within the tolerance. Decoding and resizing are the functions that training used:
    their oracles are in the tests.
 
-What must be there follows from the data and its classes, not from run.json. The class of the promise that held:
+5. *Inside.* Of a run whose recipe has `inside`, scores of maps, projections, maps and features, as `verify_inside` says.
+
+What must be there follows from the recipe, the data and its classes, not from run.json. The class of the promise that held:
 "bit-equal" (all logits the same bits), "same device class" (same versions and kind of device, other bits) or
 "statistical" (another environment). Never imports the training loop.
 """
@@ -36,6 +38,7 @@ from pellucid.run import DONE, Measurement, Predictions, Run, file_hash, rounded
 from pellucid.runtime import DECIDES_BITS, Runtime, describe
 from pellucid.tasks import load_model, runtime_of
 from pellucid.tasks.classification import CALIBRATION_BINS
+from pellucid.verify_inside import anew_checks, open_kept, stored_checks
 
 TOLERANCE = 0.005
 EXACT = 1e-6  # two correct float64 computations of one number from the same logits
@@ -87,21 +90,25 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
     checks = _file_checks(run)
     runtime = runtime_of(run)
     checks += _prediction_checks(run, record.measurements)
+    kept, lines = open_kept(run)
+    lines += stored_checks(kept, progress) if kept is not None else []
     dataset, data_checks = _data_checks(run, recipe, progress)
     checks += data_checks
     promise = None
+    found: list[float | None] = []
     if dataset is not None and _weights_are_readable(run, checks):
         module = runtime.place(load_model(run))
-        found = []
         for split in run.prediction_splits:
             if any(not check.ok for check in data_checks if check.what == f"data {split}"):
                 continue
             recomputed = _recompute(run, module, dataset.splits[split], runtime, progress)
             found.append(_same_bits(run, split, recomputed))
             checks += _number_checks(recomputed, [m for m in record.measurements if m.split == split], run.data.classes, "from checkpoint and data", tolerance)
-        if found and all(check.ok for check in checks):
-            promise = _promise(run, runtime, [d for d in found if d is not None])
-            checks.append(_promise_check(promise, found))
+        lines += anew_checks(kept, dataset, module, runtime, progress) if kept is not None else []
+    checks += [Check(*line) for line in lines]
+    if found and all(check.ok for check in checks):
+        promise = _promise(run, runtime, [d for d in found if d is not None])
+        checks.append(_promise_check(promise, found))
     if recipe.train.device == "cuda" and runtime.device.type != "cuda":
         checks.append(Check("device", True, "the run was trained on CUDA, which is not here: recomputed on the CPU"))
     return Verification(str(run.path), tuple(checks), promise, tolerance, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))

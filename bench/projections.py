@@ -99,7 +99,7 @@ def main() -> None:
     torch.set_num_threads(num_cores())
     whole, layouts, sklearn, trusts = [], [], [], ([], [])  # type: ignore[var-annotated]
     for round_ in range(args.rounds):
-        features, labels = drawn(args.points, seed=100 + round_)
+        features, labels = drawn(args.points, seed=200 + round_)
         for name in ("ours", "theirs") if round_ % 2 == 0 else ("theirs", "ours"):
             if name == "ours":
                 total, alone, found = ours(features, labels, round_)

@@ -221,7 +221,7 @@ def snapshot_maps(t: Training, module: nn.Module) -> dict[str, np.ndarray]:
 def _targets(t: Training, module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """(n,) int64: the labels of the pictures, the predicted classes where nobody knows them."""
     assert t.looked is not None
-    with torch.no_grad():
+    with torch.no_grad(), t.runtime.autocast():
         predicted = torch.cat([module(part).argmax(1).cpu() for part in inputs.split(8)])
     labels = torch.from_numpy(t.looked.labels)
     return torch.where(labels >= 0, labels, predicted)

@@ -185,9 +185,14 @@ BASELINES = {
 
 
 def centre_prior(grid: tuple[int, int]) -> Floats:
-    """(gh, gw) float64 centred Gaussian of sigma CENTRE_SIGMA of each side, its largest value at most 1, symmetric to the last bit."""
-    y, x = ((2 * np.arange(num) + 1 - num) / (2 * num * CENTRE_SIGMA) for num in grid)
-    return np.exp(-(y[:, None] ** 2 + x[None] ** 2) / 2)
+    """(gh, gw) float64 centred Gaussian of sigma CENTRE_SIGMA of each side, its largest value at most 1.
+
+    The squared distance is a whole number, so that patches equally far from the middle are ties, which rounding would break.
+    """
+    gh, gw = grid
+    down, across = (2 * np.arange(gh) + 1 - gh) * gw, (2 * np.arange(gw) + 1 - gw) * gh
+    squared = down[:, None] ** 2 + across[None] ** 2  # times (2 gh gw)^2
+    return np.exp(-squared / (2 * (2 * gh * gw * CENTRE_SIGMA) ** 2))
 
 
 def shuffled(measure: Measure, maps: Floats, targets: Sequence[PatchTarget]) -> Floats:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -136,10 +137,9 @@ def map_artefacts(relevance: Floats) -> dict[str, float]:
 def centre(grid: tuple[int, int]) -> Floats:
     """(gh, gw) Gaussian in the middle of the view."""
     prior = np.zeros(grid)
-    for y, x in np.ndindex(grid):
-        # In the order of operations of `inside.faithfulness.centre_prior`: on some grids rounding decides which of two equally far patches is first.
-        down, across = ((2 * place + 1 - num) / (2 * num * SIGMA) for place, num in ((y, grid[0]), (x, grid[1])))
-        prior[y, x] = np.exp(-(down**2 + across**2) / 2)
+    for y, x in np.ndindex(grid):  # as fractions, so that patches equally far from the middle are ties
+        down, across = (Fraction(2 * place + 1 - num, 2 * num) for place, num in ((y, grid[0]), (x, grid[1])))
+        prior[y, x] = math.exp(-float(down**2 + across**2) / (2 * SIGMA**2))
     return prior
 
 

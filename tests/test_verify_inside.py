@@ -122,6 +122,7 @@ def test_an_untouched_run_holds_and_says_how_each_number_was_recomputed(looked: 
         one(lines, f"inside random weights, {method}: 6 maps")
     for measure in scores.MEASURES:
         one(lines, f"inside {measure}[grad_cam]: ", "4 baselines and 4 margins")
+        one(lines, f"inside {measure}[rollout, epoch 1]: ", "4 baselines and 4 margins recomputed from the maps of its snapshot")
     one(lines, "inside pca-each: coordinates are scikit-learn's")
     one(lines, "inside tsne, epoch 2: k-NN")
     one(lines, "inside features: 24 x 32 of epoch 2 recomputed")
@@ -172,6 +173,8 @@ def test_changed_numbers_in_the_findings_are_named(damaged: Run) -> None:
         f["projections"][1]["panels"][1]["trustworthiness"]["value"] = 0.9999
         f["projections"][2]["panels"][1]["plane_silhouette"]["value"] = 0.9
         f["epochs"] = []
+        f["over_epochs"][0]["scores"][2]["value"]["value"] = 0.5
+        f["over_epochs"][1]["scores"].pop(0)
 
     edit_findings(damaged, change)
     lines = of_files(damaged)
@@ -185,8 +188,9 @@ def test_changed_numbers_in_the_findings_are_named(damaged: Run) -> None:
     one(lines, "inside pca-last, epoch 1: knn_accuracy: reported 1.0000")
     one(lines, "inside pca-each, epoch 2: trustworthiness: reported 0.9999")
     one(lines, "inside tsne, epoch 2: plane_silhouette: reported 0.9000")
-    one(lines, "epochs [] reported, snapshots have maps of [1, 2]")
-    assert len(lines) == 11, lines  # and no other
+    one(lines, "epochs [] reported, there are snapshots of [1, 2]; ", "pointing[attention, epoch 2] is missing")
+    one(lines, "rank[attention, epoch 1]: reported 0.5000, recomputed")
+    assert len(lines) == 12, lines  # and no other
 
 
 def test_what_was_left_out_or_added_is_named(damaged: Run) -> None:
@@ -239,6 +243,8 @@ def test_a_method_that_was_left_out_with_all_its_traces_is_named(damaged: Run, s
     def drop(found: dict) -> None:
         found["maps"] = [kind for kind in found["maps"] if kind["method"] != "relevance"]
         found["scores"] = [score for score in found["scores"] if score["method"] != "relevance"]
+        for of in found["over_epochs"]:
+            of["scores"] = [score for score in of["scores"] if score["method"] != "relevance"]
         for image in found["images"]:
             image["scores"].pop("relevance")
             image["artefacts"].pop("relevance")

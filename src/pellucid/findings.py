@@ -9,7 +9,7 @@ Keys of arrays.npz (n images, in the order of `Findings.images`; grid gh x gw of
     maps/<method>/<epoch>      the same of a snapshot, epoch counted from 1
     random/<method>            the same of the model with random weights
     target/<gh>x<gw>           (n, gh, gw) bool: patches that belong to the target; valid/<gh>x<gw>: patches that count
-    scores/<method>/<measure>  (n,) float64, NaN where an image has none
+    scores/<method>/<measure>  (n,) float64, NaN where an image has none; /<epoch> behind it: of that snapshot's maps
     projection/<name>          (E, p, 2) float32; labels of the probe: (p,) int64 under `probe/labels`
     positions                  (gh, gw, gh, gw) float32 cosine similarities
     bias/<module>              (h, 2 wh - 1, 2 ww - 1) float32 relative-position bias
@@ -48,6 +48,16 @@ class Score:
     baselines: dict[str, Measurement]
     higher_is_better: bool = True
     margins: dict[str, Measurement] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EpochScores:
+    """The scores of the maps of one snapshot, against the same targets; names say "[<method>, epoch <epoch>]"."""
+
+    __pydantic_config__ = _CLOSED
+
+    epoch: int
+    scores: list[Score]
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,7 @@ class Findings:
     projections: list[ProjectionFinding] = field(default_factory=list)
     positions: PositionsFinding | None = None
     epochs: list[int] = field(default_factory=list)
+    over_epochs: list[EpochScores] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -141,7 +152,8 @@ class Findings:
     def measurements(self) -> list[Measurement]:
         """Every number among them, for the report's table and for verify."""
         panels = [panel for projection in self.projections for panel in projection.panels]
-        scored = [m for score in self.scores for m in (score.value, *score.baselines.values(), *score.margins.values())]
+        every = [*self.scores, *(score for of in self.over_epochs for score in of.scores)]
+        scored = [m for score in every for m in (score.value, *score.baselines.values(), *score.margins.values())]
         numbers = [m for p in panels for m in (p.knn_accuracy, p.silhouette, p.plane_silhouette, p.neighbours_kept, p.trustworthiness)]
         return scored + [m for m in numbers if m is not None]
 

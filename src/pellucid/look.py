@@ -21,9 +21,9 @@ from pellucid.data.images import ENDINGS, decode, view_box
 from pellucid.data.masks import marked_values, read_mask
 from pellucid.errors import DataError, MissingError, PellucidError, UsageError
 from pellucid.files import replacing
-from pellucid.findings import ARRAYS, IMAGES, Findings, load_findings
+from pellucid.findings import ARRAYS, IMAGES, EpochScores, Findings, Score, load_findings
 from pellucid.inside.deletion import randomised
-from pellucid.inside.looking import Found, Pictures, look
+from pellucid.inside.looking import Found, Pictures, epoch_scores, look
 from pellucid.inside.projection import project
 from pellucid.inside.survey import USUAL, fitting, maps_of
 from pellucid.recipe import Recipe
@@ -309,11 +309,17 @@ def _box(t: Training, size: tuple[int, int]) -> tuple[float, float, float, float
 
 
 def _add_epochs(t: Training, found: Found) -> None:
-    """The maps of the snapshots."""
+    """The maps of the snapshots, scored like those of the final weights."""
     found.findings.epochs = t.run.snapshot_epochs
     for epoch in found.findings.epochs:
         maps = t.run.snapshot(epoch).maps
-        found.arrays |= {f"maps/{kind.method}/{epoch}": maps[kind.method] for kind in found.findings.maps if kind.method in maps}
+        scores: list[Score] = []
+        for kind in found.findings.maps:
+            if kind.method in maps:
+                found.arrays[f"maps/{kind.method}/{epoch}"] = maps[kind.method]
+                scores += epoch_scores(found, kind, epoch, split=t.recipe.inside.split if t.recipe.inside else "", seed=t.recipe.seed)
+        if scores:
+            found.findings.over_epochs.append(EpochScores(epoch, scores))
 
 
 def _add_projections(t: Training, found: Found) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import pellucid
 from pellucid.errors import UsageError
-from pellucid.findings import Findings, ImageFinding, MapKind, PositionsFinding
+from pellucid.findings import Findings, ImageFinding, MapKind, PositionsFinding, Score
 from pellucid.inside.artefacts import artefacts, flags
 from pellucid.inside.deletion import masked_areas, masked_baselines, randomised, score_deletion, score_randomisation
 from pellucid.inside.faithfulness import PatchTarget, patch_target, rank_correlation, score_maps
@@ -157,6 +157,22 @@ def _targets(found: Found, pictures: Pictures, grid: tuple[int, int]) -> list[Pa
     found.arrays[f"target/{key}"] = np.stack([t.target for t in targets])
     found.arrays[f"valid/{key}"] = np.stack([t.valid for t in targets])
     return targets
+
+
+def epoch_scores(found: Found, kind: MapKind, epoch: int, *, split: str, seed: int) -> list[Score]:
+    """The scores of a snapshot's maps, which stand among the arrays, as those of the final weights; each picture's go to the arrays."""
+    maps, stranger = found.arrays[f"maps/{kind.method}/{epoch}"], found.arrays[f"random/{kind.method}"]
+    name, key = f"{kind.method}, epoch {epoch}", f"{kind.grid[0]}x{kind.grid[1]}"
+    scores: list[Score] = []
+    values: dict[str, np.ndarray] = {}
+    if f"target/{key}" in found.arrays:
+        pairs = zip(found.arrays[f"target/{key}"], found.arrays[f"valid/{key}"], strict=True)
+        targets = [PatchTarget(target, valid, target.astype(np.float64)) for target, valid in pairs]
+        scores, values = score_maps(name, maps, targets, random_maps=stranger, split=split, seed=seed)
+    values["randomisation"] = rank_correlation(maps, stranger)
+    scores += score_randomisation(name, values["randomisation"], split=split, seed=seed)
+    found.arrays |= {f"scores/{kind.method}/{measure}/{epoch}": x for measure, x in values.items()}
+    return [replace(score, method=kind.method) for score in scores]
 
 
 def _deletion(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,17 @@ class Looked:
     uri: str | None
     missing: str
     maps: list[MapPicture]
+    over_epochs: list[MapPicture]  # of the first kind of map; `method` says the epoch
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """A measure of one kind of map at each epoch that was kept, beside the centre prior, which is the same for all."""
+
+    method: str
+    measure: str
+    values: list[Measurement | None]
+    centre: Measurement | None
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,7 @@ class Inside:
     baselines: list[str]
     rows: list[ScoreRow]
     looked: list[Looked]
+    over_epochs: list[EpochRow]
     projections: list[Projection]
     positions: Positions | None
 
@@ -119,6 +132,7 @@ def read_inside(run: Run) -> Inside | None:
         baselines,
         [ScoreRow(score, [score.baselines.get(name) for name in baselines], *verdict(score)) for score in findings.scores],
         _looked(folder, findings, arrays),
+        _over_epochs(findings),
         _projections(findings, arrays),
         _positions(findings, arrays),
     )
@@ -133,21 +147,47 @@ def best_baseline(score: Score) -> str:
     return max(score.baselines, key=lambda name: sign * score.baselines[name].value)
 
 
+def _over_epochs(findings: Findings) -> list[EpochRow]:
+    """The measures that have a baseline, at every epoch."""
+    by_epoch = [{(score.method, score.measure): score for score in of.scores if score.baselines} for of in findings.over_epochs]
+    rows = []
+    for key in dict.fromkeys(key for scores in by_epoch for key in scores):
+        found = [scores.get(key) for scores in by_epoch]
+        centre = next((score.baselines.get("centre") for score in found if score is not None), None)
+        rows.append(EpochRow(*key, [None if score is None else score.value for score in found], centre))
+    return rows
+
+
 def _looked(folder: Path, findings: Findings, arrays: _Arrays) -> list[Looked]:
     maps = {kind.method: arrays.maps(kind, len(findings.images)) for kind in findings.maps}
     with_baseline = {(score.method, score.measure): score for score in findings.scores if score.baselines}
+    first = findings.maps[0] if findings.maps else None
+    kept = [of.epoch for of in findings.over_epochs if first is not None and any(score.method == first.method for score in of.scores)]
+    epochs = [kept[i] for i in _spread(len(kept), MAX_PANELS)] if kept else []
+    over = {} if first is None else {epoch: arrays.maps(first, len(findings.images), epoch) for epoch in epochs}
+    own = {(epoch, score.measure): (score, arrays[f"scores/{score.method}/{score.measure}/{epoch}"])
+           for of in findings.over_epochs for epoch in [of.epoch] for score in of.scores
+           if first is not None and score.method == first.method and score.baselines and epoch in over}  # fmt: skip
     shown: list[Looked] = []
     left = MAX_PICTURE_BYTES
     for i, finding in enumerate(findings.images[:MAX_IMAGES]):
-        one = _look(folder / IMAGES / f"{i}.webp", finding, {method: values[i] for method, values in maps.items()}, with_baseline)
-        left -= len(one.uri or "") + sum(len(map_.uri) for map_ in one.maps)
+        at = {epoch: (values[i], [_own(measure, float(x[i]), score) for (e, measure), (score, x) in own.items() if e == epoch and math.isfinite(x[i])])
+              for epoch, values in over.items()}  # fmt: skip
+        one = _look(folder / IMAGES / f"{i}.webp", finding, {method: values[i] for method, values in maps.items()}, with_baseline, at)
+        left -= len(one.uri or "") + sum(len(map_.uri) for map_ in (*one.maps, *one.over_epochs))
         if left < 0 and shown:
             break
         shown.append(one)
     return shown
 
 
-def _look(path: Path, finding: ImageFinding, maps: dict[str, NDArray[np.float64]], scores: dict[tuple[str, str], Score]) -> Looked:
+def _look(
+    path: Path,
+    finding: ImageFinding,
+    maps: dict[str, NDArray[np.float64]],
+    scores: dict[tuple[str, str], Score],
+    epochs: dict[int, tuple[NDArray[np.float64], list[OwnScore]]],
+) -> Looked:
     from pellucid.figures.inside import fitted_view
     from pellucid.figures.overlays import overlay, reduced
 
@@ -156,16 +196,17 @@ def _look(path: Path, finding: ImageFinding, maps: dict[str, NDArray[np.float64]
         with PIL.Image.open(path) as opened:
             photo = np.asarray(opened.convert("RGB"))
     except FileNotFoundError:
-        return Looked(finding, sure, None, "no picture was kept", [])
+        return Looked(finding, sure, None, "no picture was kept", [], [])
     except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged files; the page says so in its place
-        return Looked(finding, sure, None, "picture cannot be read", [])
+        return Looked(finding, sure, None, "picture cannot be read", [], [])
     try:
         small, view = reduced(photo, fitted_view(finding, photo), SIDE)
         drawn = {method: _webp(overlay(small, values, view)) for method, values in maps.items()}
+        over = [MapPicture(f"epoch {e}", _webp(overlay(small, values, view)), f"epoch {e} over {finding.file}", own) for e, (values, own) in epochs.items()]
     except UsageError as error:
         raise RunError(f"{path}: {error}; the folder was changed") from None
     pictures = [MapPicture(method, uri, f"{method} over {finding.file}", _own_scores(finding, method, scores)) for method, uri in drawn.items()]
-    return Looked(finding, sure, _webp(small), "", pictures)
+    return Looked(finding, sure, _webp(small), "", pictures, over)
 
 
 def _own_scores(finding: ImageFinding, method: str, scores: dict[tuple[str, str], Score]) -> list[OwnScore]:
@@ -173,10 +214,13 @@ def _own_scores(finding: ImageFinding, method: str, scores: dict[tuple[str, str]
     found = []
     for measure, value in finding.scores.get(method, {}).items():
         if score := scores.get((method, measure)):
-            own = Measurement(measure, value, score.value.unit, score.value.split, 1, score.value.seed, score.value.how)
-            best = best_baseline(score)
-            found.append(OwnScore(measure, own, best, score.baselines[best]))
+            found.append(_own(measure, value, score))
     return found
+
+
+def _own(measure: str, value: float, score: Score) -> OwnScore:
+    own, best = Measurement(measure, value, score.value.unit, score.value.split, 1, score.value.seed, score.value.how), best_baseline(score)
+    return OwnScore(measure, own, best, score.baselines[best])
 
 
 # ── projections and positions ────────────────────────────────────────────────────────────────────────────────────
@@ -265,9 +309,9 @@ class _Arrays:
             raise RunError(f"{self.path}: cannot be read as arrays: {error}; the file was changed") from None
         raise RunError(f"{self.path}: {key} is missing; the file was changed")
 
-    def maps(self, kind: MapKind, num_images: int) -> NDArray[np.float64]:
-        """maps/<method>, (n, gh, gw) float64."""
-        key, shape = f"maps/{kind.method}", (num_images, *kind.grid)
+    def maps(self, kind: MapKind, num_images: int, epoch: int | None = None) -> NDArray[np.float64]:
+        """maps/<method>, or maps/<method>/<epoch>, (n, gh, gw) float64."""
+        key, shape = f"maps/{kind.method}" + ("" if epoch is None else f"/{epoch}"), (num_images, *kind.grid)
         values = self[key]
         if values.shape != shape or values.dtype.kind != "f" or not np.isfinite(values).all() or (values < 0).any():
             raise RunError(f"{self.path}: {key}: expected finite numbers >= 0 of shape {shape}, got {values.dtype} {values.shape}; the file was changed")

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
-from pellucid.findings import Panel, ProjectionFinding, Score
+from pellucid.findings import MapKind, Panel, ProjectionFinding, Score
 from pellucid.inside.artefacts import flags
 from pellucid.run import Measurement, Probe, rounded
 from pellucid.verify_inside import planes, scores
@@ -71,13 +71,15 @@ def _scores(kept: Kept, method: str, grid: tuple[int, int], found: dict[tuple[st
 
 
 def score_lines(
-    kept: Kept, method: str, measure: str, values: NDArray[np.float64], rivals: dict[str, NDArray[np.float64]], tolerance: float, path: str
+    kept: Kept, method: str, measure: str, values: NDArray[np.float64], rivals: dict[str, NDArray[np.float64]], tolerance: float, path: str,
+    epoch: int | None = None,
 ) -> list[Line]:  # fmt: skip
-    """One Score against the values of each picture, its baselines and margins."""
+    """One Score against the values of each picture, its baselines and margins; of a snapshot's maps where an epoch is given."""
+    array = wide(kept.arrays[f"scores/{method}/{measure}" + ("" if epoch is None else f"/{epoch}")])
+    score = _score(kept, method, measure, epoch)
+    method += "" if epoch is None else f", epoch {epoch}"
     what = f"inside {measure}[{method}]"
-    array = wide(kept.arrays[f"scores/{method}/{measure}"])
     faults = _differing(array, values, tolerance, [image.file for image in kept.findings.images])
-    score = _score(kept, method, measure)
     if not np.isfinite(values).any():
         return [line(what, [*faults, *(["a score of no picture"] if score else [])], "no picture has it")]
     if score is None:
@@ -94,8 +96,9 @@ def score_lines(
     return [line(what, faults, f"{score.value}{beside} recomputed from {path}")]
 
 
-def _score(kept: Kept, method: str, measure: str) -> Score | None:
-    return next((score for score in kept.findings.scores if (score.method, score.measure) == (method, measure)), None)
+def _score(kept: Kept, method: str, measure: str, epoch: int | None = None) -> Score | None:
+    of = kept.findings.scores if epoch is None else next((of.scores for of in kept.findings.over_epochs if of.epoch == epoch), [])
+    return next((score for score in of if (score.method, score.measure) == (method, measure)), None)
 
 
 def _reported(score: Score) -> dict[str, Measurement]:
@@ -191,19 +194,45 @@ def _images(kept: Kept, found: dict[tuple[str, str], NDArray[np.float64]]) -> li
 
 
 def _epochs(kept: Kept) -> list[Line]:
-    """The maps of the epochs are those of the snapshots, to the bit."""
+    """The maps of the epochs are those of the snapshots, to the bit, and their scores follow from them."""
     snapshots = {epoch: kept.run.snapshot(epoch) for epoch in kept.run.snapshot_epochs}
-    methods = [kind.method for kind in kept.findings.maps]
-    whole = all(method in snapshot.maps for method in methods for snapshot in snapshots.values())
-    wanted = list(snapshots) if whole else []
-    faults = [f"epochs {kept.findings.epochs} reported, snapshots have maps of {wanted}"] if kept.findings.epochs != wanted else []
-    pairs = [(method, epoch) for method in methods for epoch in wanted]
+    wanted = list(snapshots)
+    faults = [f"epochs {kept.findings.epochs} reported, there are snapshots of {wanted}"] if kept.findings.epochs != wanted else []
+    pairs = [(kind, epoch) for epoch in wanted for kind in kept.findings.maps if kind.method in snapshots[epoch].maps]
     faults += [
-        f"maps of {method} at epoch {epoch} are not those of its snapshot"
-        for method, epoch in pairs
-        if not np.array_equal(kept.arrays.get(f"maps/{method}/{epoch}", np.empty(0)), snapshots[epoch].maps[method])
+        f"maps of {kind.method} at epoch {epoch} are not those of its snapshot"
+        for kind, epoch in pairs
+        if not np.array_equal(kept.arrays.get(f"maps/{kind.method}/{epoch}", np.empty(0)), snapshots[epoch].maps[kind.method])
     ]
-    return [line("inside epochs", faults, f"maps of {len(wanted)} epochs are those of their snapshots")] if pairs or faults else []
+    lines, asked = [], set()
+    for kind, epoch in pairs:
+        for measure, found in _epoch_scores(kept, kind, epoch):
+            lines += found
+            asked.add((epoch, kind.method, measure))
+    there = [(of.epoch, score.method, score.measure) for of in kept.findings.over_epochs for score in of.scores]
+    faults += [f"{measure}[{method}, epoch {epoch}] {'is missing' if key not in there else 'belongs to no map'}"
+               for key in sorted(asked ^ set(there)) for epoch, method, measure in [key]]  # fmt: skip
+    faults += [f"{measure}[{method}, epoch {epoch}] stands there twice" for epoch, method, measure in {key for key in there if there.count(key) > 1}]
+    told = f"maps of {len(wanted)} epochs are those of their snapshots, with all {len(asked)} scores"
+    return [*([line("inside epochs", faults, told)] if pairs or faults else []), *lines]
+
+
+def _epoch_scores(kept: Kept, kind: MapKind, epoch: int) -> list[tuple[str, list[Line]]]:
+    """(measure, lines) of each score that a snapshot's maps of one kind have."""
+    maps, random = kept.maps(f"maps/{kind.method}/{epoch}", kind.grid), kept.maps(f"random/{kind.method}", kind.grid)
+    values = {"randomisation": np.array([scores.spearman(wide(a), wide(b)) for a, b in zip(maps, random, strict=True)])}
+    rivals: dict[str, dict[str, NDArray[np.float64]]] = {}
+    if kept.masked:
+        targets, valid = kept.masks(kind.grid)
+        values |= scores.table(maps, targets, valid)
+        rivals = dict(kept.priors[kind.grid])
+        rivals |= {"shuffled": scores.shuffled_table(maps, targets, valid), "random model": scores.table(random, targets, valid)}
+    found = []
+    for measure, x in values.items():
+        if np.isfinite(x).any():
+            beside = {name: rival[measure] for name, rival in rivals.items() if measure in rival}
+            found.append((measure, score_lines(kept, kind.method, measure, x, beside, EXACT, "the maps of its snapshot", epoch)))
+    return found
 
 
 def _projections(kept: Kept, told: Told) -> list[Line]:

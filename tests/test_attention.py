@@ -240,6 +240,105 @@ def test_hooks_modes_and_functions_are_removed_after_an_error() -> None:
     assert torch.overrides.has_torch_function((torch.ones(1),)) is False
 
 
+def test_a_recording_inside_a_recording_of_the_same_model_is_refused_and_leaves_torch_as_it_was() -> None:
+    model = torchvision.models.VisionTransformer(32, 8, 2, 4, 48, 96).eval()
+    with torch.no_grad(), pytest.raises(UsageError, match="being recorded already"), record(model), record(model.encoder, rows="all"):
+        pass
+    assert torch._C._is_torch_function_enabled()
+    other = tiny_vit()
+    with torch.no_grad(), record(model) as one, record(other) as two:
+        model(images())
+        other(images())
+    assert len(one.records) == len(two.records) == 2
+    assert torch._C._is_torch_function_enabled()
+
+
+def test_a_child_of_a_recorded_parent_is_not_excused() -> None:
+    class PairAttention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = Explicit("method"), HandWrittenAttention()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x, x, x) + self.b(x)
+
+    model = nn.Sequential(PairAttention())
+    with pytest.raises(UsageError, match=r"could not be recorded: 0.b \(HandWrittenAttention\)"), record(model, rows="all"):
+        model(torch.randn(1, 2, 4, 8))
+
+
+def test_probabilities_that_never_meet_values_are_named_whatever_the_module_is_called() -> None:
+    model, x = timm.create_model("convit_tiny", img_size=32, patch_size=8, depth=4, local_up_to_layer=2, embed_dim=24, num_heads=3).eval(), images()
+    with pytest.raises(UsageError, match=r"could not be recorded: blocks.0.attn \(GPSA\)"), record(model, rows="all"):
+        model(x)
+
+
+def test_another_thread_is_not_taken_for_this_one() -> None:
+    import threading
+
+    model, x, done = tiny_vit(), images(), threading.Event()
+
+    def run() -> None:
+        with torch.no_grad():
+            while not done.is_set():
+                model(x)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        for _ in range(20):
+            with torch.no_grad(), record(model) as recording:
+                model(x)
+            assert [(r.module, r.call) for r in recording.records] == [("blocks.0.attn", 0), ("blocks.1.attn", 0)]
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("shape", ["(B h, N, d)", "(B, h, W, N, d)", "(B, W, h, N, d)"])
+def test_heads_are_found_in_other_shapes(shape: str) -> None:
+    class Attention(nn.Module):
+        num_heads = 3
+
+        def forward(self, q: Tensor, k: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, k)
+
+    q, k = torch.randn(2, 5, 3, 4, 8), torch.randn(2, 5, 3, 6, 8)  # two images, five windows, three heads
+    expected = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1).flatten(0, 1)
+    if shape == "(B h, N, d)":
+        q, k = (t.flatten(0, 2) for t in (q, k))
+    elif shape == "(B, h, W, N, d)":
+        q, k = (t.transpose(1, 2) for t in (q, k))
+    model = Attention()
+    with record(model, rows="all") as recording:
+        model(q, k)
+    assert recording.records[0].heads == 3
+    assert torch.allclose(recording.records[0].weights, expected, atol=1e-6)
+
+
+def test_words_are_no_patches_and_windows_of_other_models_no_images() -> None:
+    model = timm.create_model("davit_tiny", embed_dims=(24, 24), depths=(1, 1), num_heads=(2, 2)).eval()
+    with torch.no_grad(), record(model, rows="all") as recording:
+        model(images(160))
+    for r in recording.records:
+        if r.weights.shape[0] != 2 or r.geometry.grid is None:
+            assert r.geometry.grid is None
+        else:
+            assert r.geometry.grid[0] * r.geometry.grid[1] == r.geometry.tokens
+
+
+def test_the_mean_over_queries_leaves_padding_out() -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 1).eval(), torch.randn(2, 7, 16)
+    padding = torch.zeros(2, 7, dtype=torch.bool)
+    padding[1, 4:] = True
+    with pytest.warns(UserWarning, match="nested tensors"), torch.no_grad(), record(model, rows="mean") as recording:
+        model(x, src_key_padding_mask=padding)
+    with torch.no_grad(), record(model, rows="all") as alone:
+        model(x[1:, :4])
+    assert torch.allclose(recording.records[0].weights[1, :, 0, :4], alone.records[0].weights[0].mean(1), atol=1e-6)
+
+
 def test_layers_can_be_chosen() -> None:
     model, x = tiny_vit(), images()
     assert attention_modules(model) == ["blocks.0.attn", "blocks.1.attn"]

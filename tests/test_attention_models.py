@@ -337,6 +337,7 @@ def test_transformer_encoder(norm_first: bool, padded: bool, grad: bool) -> None
         there = ~padding[:, None, :, None].expand_as(r.weights)
         assert float((r.weights - expected[path][0])[there].abs().max()) < CLOSE
         assert float((r.weights - expected[path][0].roll(1, dims=1))[there].abs().max()) > 100 * CLOSE
+        assert float((r.weights - expected[path][0].roll(1, dims=2))[there].abs().max()) > 100 * CLOSE
         nested = padded and not grad and not norm_first  # then padding was removed: those queries never were
         assert bool(r.weights[~there].isnan().all()) == (nested or not padded)
 
@@ -365,10 +366,12 @@ def test_every_kind_of_multihead_attention(options: dict[str, Any], rows: Any) -
     query, key, value = torch.randn(5, 5, 16), torch.randn(5, 5, options.get("kdim", 16)), torch.randn(5, 5, options.get("vdim", 16))
     key, value = key[:, :5], value[:, :5]
     with record(layer, rows=rows) as recording:
-        layer(query, key, value)
+        seen = layer(query, key, value)
+    assert torch.equal(seen[0], layer(query, key, value)[0])
     expected = layer(query, key, value, need_weights=True, average_attn_weights=False)[1]
     wanted = expected if rows == "all" else expected[:, :, rows]
     assert torch.allclose(recording.records[0].weights, wanted, atol=CLOSE)
+    assert not torch.allclose(recording.records[0].weights, wanted.roll(1, dims=1), atol=100 * CLOSE)
     assert recording.records[0].kind == "cross"
 
 
@@ -428,9 +431,15 @@ def test_transformers_vision_models(name: str, implementation: str) -> None:
         with torch.no_grad():
             attentions = m(x, output_attentions=True).attentions
         assert len(attentions) == (2 if name == "Swin" else len(paths))
-        if name == "Swin":  # it hands out the last block of each stage
-            ours = {path: [r.weights for r in first.of(path)] for path in paths}
-            return ours | {path: [attentions[i]] for i, path in enumerate(paths[1::2])}
+        if name == "Swin":  # it hands out the last block of each stage; each block's attention returns its own
+            kept: dict[str, list[Tensor]] = {}
+            for path, part in m.named_modules():
+                if type(part).__name__ == "SwinAttention":
+                    part.register_forward_hook(lambda _, i, out, path=path: kept.setdefault(path, []).append(out[1]))
+            with torch.no_grad():
+                m(x, output_attentions=True)
+            assert all(torch.equal(a, kept[path][0]) for a, path in zip(attentions, paths[1::2], strict=True))
+            return kept
         return {path: [w] for path, w in zip(paths, attentions, strict=True)}
 
     recording = check(model, oracle, lambda m: m(x))
@@ -531,7 +540,7 @@ def tiny_vit() -> nn.Module:
     return sharpen(timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=24, num_heads=3))
 
 
-@pytest.mark.parametrize("way", ["wrapped", "in place", "block by block"])
+@pytest.mark.parametrize("way", ["wrapped", "in place", "block by block", "forward"])
 def test_a_compiled_model_gives_its_own_bits_and_is_recorded(way: str) -> None:
     model, x = tiny_vit(), images()
     expected = by_hand(lambda m: m(x))(copy.deepcopy(model))
@@ -547,6 +556,8 @@ def test_a_compiled_model_gives_its_own_bits_and_is_recorded(way: str) -> None:
         compiled = torch.compile(model, backend=backend)
     elif way == "in place":
         model.compile(backend=backend)
+    elif way == "forward":
+        model.forward = torch.compile(model.forward, backend=backend)  # type: ignore[method-assign]
     else:
         for block in model.blocks:
             block.compile(backend=backend)
@@ -561,6 +572,22 @@ def test_a_compiled_model_gives_its_own_bits_and_is_recorded(way: str) -> None:
     assert before == len(counted), "the recorder had the model compiled anew"
     assert compare(recording, expected) < CLOSE
     assert recording.records[0].geometry.grid == (4, 4)
+
+
+def test_a_compiled_decoder_speaks_the_same_words_and_its_cache_is_not_filled_twice() -> None:
+    model, x = captioner(), images()
+    options: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    with record(model, rows="last") as uncompiled:
+        model.generate(x, **options)
+    torch._dynamo.reset()
+    model.decoder.compile(backend="eager")
+    plain = model.generate(x, **options)
+    with record(model, rows="last") as recording:
+        seen = model.generate(x, **options)
+    assert torch.equal(plain, seen)
+    for a, b in zip(uncompiled.records, recording.records, strict=True):
+        assert a.module == b.module
+        assert torch.allclose(a.weights, b.weights, atol=CLOSE)
 
 
 @pytest.mark.parametrize("decomposed", [False, True])

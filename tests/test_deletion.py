@@ -195,8 +195,8 @@ def test_blurred_agrees_with_scipy() -> None:
 
 def test_scores_stand_beside_uniform_centre_and_random_maps() -> None:
     weight = np.kron(centre_prior((4, 4)) ** 2, np.ones((2, 2)))
-    model, images, targets = LinearProbability(weight).eval(), torch.ones(6, 3, 8, 8), torch.zeros(6, dtype=torch.int64)
-    random = np.random.default_rng(0).random((6, 4, 4))
+    model, images, targets = LinearProbability(weight).eval(), torch.ones(24, 3, 8, 8), torch.zeros(24, dtype=torch.int64)
+    random = np.random.default_rng(0).random((24, 4, 4))
     areas = masked_areas(model, images, random, targets, steps=8, batch_size=64)
     baselines = masked_baselines(model, images, (4, 4), targets, steps=8, batch_size=64)
     scores = score_deletion("relevance", areas, {**baselines, "random model": areas}, split="images", seed=3, note="final weights")
@@ -207,7 +207,7 @@ def test_scores_stand_beside_uniform_centre_and_random_maps() -> None:
     assert first.value.value == pytest.approx(areas["deletion"].mean())
     assert first.baselines["uniform"].value == pytest.approx(0.5)
     assert first.baselines["centre"].value < 0.5  # the model looks at the middle
-    assert (first.value.n, first.value.split, first.value.seed) == (6, "images", 3)
+    assert (first.value.n, first.value.split, first.value.seed) == (24, "images", 3)
     assert first.value.interval is not None
     assert verdict(first) == (f"is worse than the centre prior ({first.baselines['centre']})", "worse")
 

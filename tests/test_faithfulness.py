@@ -269,7 +269,7 @@ def test_of_many_images_shuffled_takes_fixed_shifts() -> None:
 
 @pytest.fixture(scope="module")
 def scored() -> tuple[list[Score], dict[str, np.ndarray], np.ndarray, list[PatchTarget]]:
-    maps, targets = drawn(12)
+    maps, targets = drawn(30)
     targets[2], targets[7] = target_of(np.zeros((4, 5))), target_of(np.ones((4, 5)))
     random_maps = np.random.default_rng(9).random(maps.shape)
     return *score_maps("attention", maps, targets, random_maps=random_maps, split="val", seed=7, note="final weights"), maps, targets
@@ -281,7 +281,7 @@ def test_every_measure_has_a_score_with_its_baselines(scored: tuple) -> None:
     for found in scores:
         x = np.array([MEASURES[found.measure](m, t) for m, t in zip(maps, targets, strict=True)])
         np.testing.assert_array_equal(values[found.measure], x)
-        n = 10 if found.measure == "auc" else 11  # one image has no target, that of another fills it
+        n = 28 if found.measure == "auc" else 29  # one image has no target, that of another fills it
         assert found.value.name == f"{found.measure}[attention]"
         assert (found.value.n, found.value.seed, found.value.split, found.value.unit) == (n, 7, "val", "fraction")
         assert found.value.value == pytest.approx(np.nanmean(x))
@@ -310,7 +310,7 @@ def test_baselines_are_scored_like_the_map(scored: tuple) -> None:
 
 def test_margins_are_paired_differences_with_their_own_interval(scored: tuple) -> None:
     scores, values, _, targets = scored
-    rival = np.array([faithfulness.mass(m, t) for m, t in zip(np.random.default_rng(9).random((12, 4, 5)), targets, strict=True)])
+    rival = np.array([faithfulness.mass(m, t) for m, t in zip(np.random.default_rng(9).random((30, 4, 5)), targets, strict=True)])
     differences = (values["mass"] - rival)[np.isfinite(values["mass"])]
     margin = scores[1].margins["random model"]
     assert margin.value == pytest.approx(differences.mean())
@@ -346,7 +346,7 @@ def test_a_paired_difference_is_found_where_the_intervals_of_the_means_overlap()
     assert judged(baseline + 0.05, centre=np.where(np.arange(40) == 3, math.nan, baseline))[1] == "better"
     assert judged(baseline - 0.05, centre=baseline)[1] == "worse"
     assert judged(baseline, centre=baseline) == (f"cannot be told from the centre prior ({baseline.mean():.4f})", "open")
-    assert judged(baseline[:4] + 0.05, centre=baseline[:4])[1] == "open"  # too few for an interval
+    assert judged(baseline[:19] + 0.05, centre=baseline[:19])[1] == "open"  # too few for an interval
 
 
 def test_the_verdict_names_the_centre_prior_and_the_hardest_baseline() -> None:

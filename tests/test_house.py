@@ -144,7 +144,19 @@ def test_reading_needs_no_torch(module: str) -> None:
 
 def test_public_names_exist_and_are_documented() -> None:
     assert sorted(pellucid.__all__) == pellucid.__all__
-    assert set(pellucid.__all__) == {"Measurement", "Recipe", "Run", "__version__", "compare", "inside", "load_recipe", "resume", "train", "train_seeds", "verify"}
+    assert set(pellucid.__all__) == {
+        "Measurement",
+        "Recipe",
+        "Run",
+        "__version__",
+        "compare",
+        "inside",
+        "load_recipe",
+        "resume",
+        "train",
+        "train_seeds",
+        "verify",
+    }
     for name in pellucid.__all__:
         found = getattr(pellucid, name)
         assert isinstance(found, str) or found.__doc__, name

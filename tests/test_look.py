@@ -132,7 +132,7 @@ def test_bad_input_is_named_and_nothing_is_written(pictures: Path, tmp_path: Pat
         look_into("timm/resnet10t", [photo], out, overrides=["pretrained=false"], mask_target=[1])
     with pytest.raises(UsageError, match="there is no map 'gradcam'. Did you mean 'grad_cam'"):
         look_into("timm/resnet10t", [photo], out, overrides=["pretrained=false", "image_size=64"], methods=["gradcam"])
-    with pytest.raises(UsageError, match="no module that is called attention"):
+    with pytest.raises(UsageError, match="no attention ran in this model"):
         look_into("timm/resnet10t", [photo], out, overrides=["pretrained=false", "image_size=64"], methods=["attention"])
     assert not out.exists()
 

@@ -111,8 +111,16 @@ def test_swin_puts_the_mean_of_its_windows_back_on_the_image() -> None:
     found = attention_map(model, x, layer=1)
     assert found.values.shape == (2, 14, 10)
     assert np.allclose(found.values.sum((1, 2)), 1, atol=1e-5)
-    with pytest.raises(UsageError, match=r"windows \(Swin\) and words do not. Use grad_cam"):
+    with pytest.raises(UsageError, match=r"windows and other resolutions do not. Use grad_cam"):
         attention_rollout(model, x)
+    # The mean over real patches, one by one: a patch of padding asks nothing.
+    for number in (0, 1):
+        rows = [(row, column) for row in range(14) for column in range(10)]
+        with torch.no_grad(), record(model, rows=rows, layers=number) as recording:
+            model(x)
+        expected = recording.records[0].on_grid().mean((1, 2))
+        expected = expected / expected.sum((-1, -2), keepdim=True)
+        assert np.allclose(attention_map(model, x, layer=number).values, expected.numpy(), atol=1e-6)
     names, left_out = fitting(model, x[:1])
     assert names == ["attention", "grad_cam"]
     assert [line.split(":")[0] for line in left_out] == ["no rollout", "no relevance"]
@@ -122,8 +130,8 @@ def test_a_convolutional_network_has_grad_cam_alone() -> None:
     model, x = torchvision.models.squeezenet1_1(num_classes=5).eval(), images(64, 64)
     names, left_out = fitting(model, x[:1])
     assert names == ["grad_cam"]
-    assert "no module that is called attention. Is it a convolutional network?" in left_out[0]
-    with pytest.raises(UsageError, match="no module that is called attention"):
+    assert "no attention ran in this model. Is it a convolutional network?" in left_out[0]
+    with pytest.raises(UsageError, match="no attention ran in this model"):
         fitting(model, x[:1], ["attention"])
 
 

@@ -25,7 +25,7 @@ from pellucid.findings import ARRAYS, IMAGES, EpochScores, Findings, Score, load
 from pellucid.inside.deletion import randomised
 from pellucid.inside.looking import Found, Pictures, epoch_scores, look
 from pellucid.inside.projection import project
-from pellucid.inside.survey import USUAL, fitting, maps_of
+from pellucid.inside.survey import BATCH, USUAL, fitting, maps_of
 from pellucid.recipe import Recipe
 from pellucid.run import bytes_hash, rounded
 from pellucid.runtime import out_of_memory
@@ -207,22 +207,37 @@ def snapshot_maps(t: Training, module: nn.Module) -> dict[str, np.ndarray]:
         return {}
     from pellucid.snapshots import normalized
 
-    inputs = normalized(looked, t.recipe.data, t.mean, t.std).to(t.runtime.device)
+    inputs = normalized(looked, t.recipe.data, t.mean, t.std)
     targets = _targets(t, module, inputs)
     arrays = {}
     for method in t.recipe.inside.methods or USUAL:
         try:
-            arrays[f"maps/{method}"] = maps_of(method, module, inputs, targets=targets).values
+            arrays[f"maps/{method}"] = _in_room(t, lambda batch, method=method: maps_of(method, module, inputs, targets=targets, batch_size=batch).values)  # type: ignore[misc]
         except UsageError as error:
             t.record.note(f"inside: no {method}: {error}")
     return arrays
+
+
+def _in_room(t: Training, make: Callable[[int], np.ndarray]) -> np.ndarray:
+    """What `make(batch size)` makes, in batches that shrink when memory runs out. UsageError where not even one picture fits."""
+    batch = BATCH
+    while True:
+        try:
+            return make(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        t.runtime.free_cached()
+        if batch == 1:
+            raise UsageError("memory ran out with a single picture")
+        batch //= 2
 
 
 def _targets(t: Training, module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """(n,) int64: the labels of the pictures, the predicted classes where nobody knows them."""
     assert t.looked is not None
     with torch.no_grad(), t.runtime.autocast():
-        predicted = torch.cat([module(part).argmax(1).cpu() for part in inputs.split(8)])
+        predicted = torch.cat([module(part.to(t.runtime.device)).argmax(1).cpu() for part in inputs.split(BATCH)])
     labels = torch.from_numpy(t.looked.labels)
     return torch.where(labels >= 0, labels, predicted)
 
@@ -247,10 +262,9 @@ def look_into_run(t: Training, module: nn.Module, selected: str) -> None:
     """
     try:
         _look_into_run(t, module, selected)
-    except (PellucidError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not out_of_memory(error):
-            raise
-        t.record.note(f"nothing was found inside: {error or 'memory ran out'}")
+    except (PellucidError, RuntimeError, ValueError, LookupError, ArithmeticError, OSError, MemoryError) as error:
+        kind = "" if isinstance(error, PellucidError) else f"{type(error).__name__}: "
+        t.record.note(f"nothing was found inside: {kind}{error or 'memory ran out'}")
 
 
 def _look_into_run(t: Training, module: nn.Module, selected: str) -> None:
@@ -260,14 +274,14 @@ def _look_into_run(t: Training, module: nn.Module, selected: str) -> None:
     from pellucid.snapshots import normalized
 
     t.runtime.place(module).eval()
-    split = inside.split
+    split = inside.shown
     classes = list(t.dataset.classes)
     found = Found(Findings(pellucid.__version__, t.recipe.model.name, f"final weights, {selected}", classes=classes))
     photos = _run_photos(t)
     if len(looked):
-        inputs = normalized(looked, t.recipe.data, t.mean, t.std).to(t.runtime.device)
+        inputs = normalized(looked, t.recipe.data, t.mean, t.std)
         with torch.no_grad(), t.runtime.autocast():
-            logits = torch.cat([module(part).float().cpu() for part in inputs.split(8)])
+            logits = torch.cat([module(part.to(t.runtime.device)).float().cpu() for part in inputs.split(BATCH)])
         boxes = tuple(_box(t, size) for size in looked.sizes)
         pictures = Pictures(looked.names, looked.sizes, boxes, looked.views, looked.masks, looked.labels)
         found = look(
@@ -317,7 +331,7 @@ def _add_epochs(t: Training, found: Found) -> None:
         for kind in found.findings.maps:
             if kind.method in maps:
                 found.arrays[f"maps/{kind.method}/{epoch}"] = maps[kind.method]
-                scores += epoch_scores(found, kind, epoch, split=t.recipe.inside.split if t.recipe.inside else "", seed=t.recipe.seed)
+                scores += epoch_scores(found, kind, epoch, split=t.recipe.inside.shown if t.recipe.inside else "", seed=t.recipe.seed)
         if scores:
             found.findings.over_epochs.append(EpochScores(epoch, scores))
 

@@ -278,6 +278,7 @@ class Run:
     def inside_files(self) -> list[Path]:
         """Snapshots and findings that are there."""
         wanted = [self.snapshots / "probe.npz", *map(self.snapshot_file, self.snapshot_epochs), self.inside / "findings.json", self.inside / "arrays.npz"]
+        wanted += sorted((self.inside / "images").glob("*.webp"))
         return [path for path in wanted if path.is_file()]
 
     def hashed_files(self, splits: list[str]) -> list[Path]:

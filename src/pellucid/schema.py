@@ -417,6 +417,11 @@ class InsideSection(Section):
             raise ValueError(f"the value {min(both)} stands in mask_target and in mask_ignore; it can be only one of the two")
         return self
 
+    @property
+    def shown(self) -> str:
+        """What the pictures are, whose numbers are means over them."""
+        return " and ".join([*(["photographs"] if self.images else []), *([self.split] if self.samples else [])])
+
     def chosen_epochs(self, total: int) -> list[int]:
         """Numbers of the epochs of a run of `total`, ascending: first is 1, middle half of the total rounded up; 0 is before training."""
         if isinstance(self.epochs, EverySection):

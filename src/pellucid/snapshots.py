@@ -22,7 +22,7 @@ from pellucid.data.dataset import Dataset
 from pellucid.data.images import centre, decode, resize, view_mask
 from pellucid.data.inspection import listed
 from pellucid.data.loader import Reader, Window, ordered_windows, pack_images
-from pellucid.data.masks import masks_of, without_target
+from pellucid.data.masks import mask_beside, masks_of, without_target
 from pellucid.errors import DataError, DivergedError, OutOfMemoryError, RunError, UsageError
 from pellucid.inside.features import penultimate
 from pellucid.memory import no_room
@@ -73,6 +73,17 @@ def evenly(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(order[(2 * np.arange(count, dtype=np.int64) + 1) * n // (2 * max(count, 1))])
 
 
+def in_turn(labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The same rows, the classes in turn: the first few of them are of as many classes as there are."""
+    seen: dict[int, int] = {}
+    turns = []
+    for row in rows.tolist():
+        label = int(labels[row])
+        turns.append((seen.get(label, 0), label, row))
+        seen[label] = seen.get(label, 0) + 1
+    return np.array([row for _, _, row in sorted(turns)], np.int64)
+
+
 def probe_of(inside: InsideSection, dataset: Dataset) -> Probe:
     """The images of the split whose features are kept; UsageError where the data has no such split."""
     if inside.split not in dataset.splits:
@@ -94,14 +105,18 @@ def looked_at(recipe: Recipe, dataset: Dataset) -> Looked | None:
     split = dataset.splits[inside.split]
     photographs = _photographs(inside)
     known = _known(photographs, inside.split, dataset)
-    rows = [int(row) for row in evenly(split.labels, inside.samples)]
     own = [known[name][1] if name in known and known[name][0] == inside.split else None for name in photographs]
+    # A picture counts once, whether it was drawn or asked for.
+    rows = [int(row) for row in in_turn(split.labels, evenly(split.labels, inside.samples)) if int(row) not in own]
+    pictures = [*(decode(data, name) for name, data in photographs.items()), *(split.open(row) for row in rows)]
     masked = [*own, *rows]
     mask_of = masks_of(inside, d, split, sorted({row for row in masked if row is not None}))
     full = [mask_of(row) if mask_of is not None and row is not None else None for row in masked]
+    for i, name in enumerate(photographs):
+        if full[i] is None:
+            full[i] = mask_beside(inside, name, (pictures[i].height, pictures[i].width))
     if fault := without_target([mask for mask in full if mask is not None], inside):
         raise DataError(fault)
-    pictures = [*(decode(data, name) for name, data in photographs.items()), *(split.open(row) for row in rows)]
     views = [centre(resize(picture, d.size, d.fit, d.resize_size, d.interpolation), d.size) for picture in pictures]
     labels = [dataset.splits[known[name][0]].labels[known[name][1]] if name in known else -1 for name in photographs]
     return Looked(

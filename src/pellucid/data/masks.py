@@ -46,8 +46,19 @@ def masks_of(inside: InsideSection, data: DataSection, split: Split, rows: Seque
     return read
 
 
+def mask_beside(inside: InsideSection, photograph: str, size: tuple[int, int]) -> np.ndarray | None:
+    """(H, W) uint8 of a photograph that is no image of the split: <stem>.png in the folder of masks, None where there is none."""
+    file = None if inside.masks is None else Path(inside.masks) / f"{Path(photograph).stem}.png"
+    return marked_values(read_mask(file, size), inside.mask_target, inside.mask_ignore) if file is not None and file.is_file() else None
+
+
 def without_target(masks: Sequence[np.ndarray], inside: InsideSection) -> str | None:
-    """What is wrong where not one of several masks holds a target; None where all is well or there are none."""
+    """What is wrong where not one of several masks holds a target, or all of them nothing else; None where all is well or there are none."""
+    if masks and all((mask != 0).all() for mask in masks):
+        return (
+            f"{inside.masks or 'scenes'}: every pixel of {len(masks)} masks is target or ignored, so that any map would be right; "
+            "set inside.mask_target to the values that mark the target, inside.mask_ignore to those that count neither way"
+        )
     if not masks or any((mask == TARGET).any() for mask in masks):
         return None
     wanted = "a value above 0" if inside.mask_target is None else f"a value of inside.mask_target {inside.mask_target}"

@@ -47,6 +47,7 @@ class Record:
     rows: tuple[int, ...] | Literal["mean", "all"]
     geometry: Geometry
     queries: Geometry
+    by_patch: bool = False  # rows of given patches, gathered from the windows that hold them
 
     @property
     def heads(self) -> int:
@@ -55,9 +56,9 @@ class Record:
 
     def on_grid(self) -> Tensor:
         """(B, h, R, gh, gw): attention over the patches of the image, tokens before the patches left out."""
-        if self.geometry.windows is not None and not isinstance(self.rows, str):
+        if self.by_patch:
             return _patches_on_grid(self)
-        return self.geometry.on_grid(self.weights)
+        return self.geometry.on_grid(self.weights, mean=self.rows == "mean")
 
 
 @dataclass
@@ -137,19 +138,21 @@ class _Averaged:
 
 def _recorded(call: AttentionCall | _Averaged, sight: Sight, rows: Rows, declared: tuple[str, ...]) -> Record | None:
     """The record of an attention; None where it has no such rows (class tokens of words)."""
-    _, _, N, K = call.shape
-    keys = geometry_of(sight, call.modules, K, declared)
-    queries = keys if N == K else geometry_of(sight, call.modules, N, declared)
+    B, _, N, K = call.shape
+    words = any(WORDS.search(path) for path in call.modules)
+    # Words are no patches, however many they are; what they look at in cross-attention may be, once for each beam.
+    queries = Geometry(N) if words else geometry_of(sight, call.modules, N, declared, batch=B)
+    keys = queries if N == K and call.kind == "self" else Geometry(K) if words and call.kind == "self" else geometry_of(sight, call.modules, K, declared)
     chosen: tuple[int, ...] | Literal["mean", "all"]
     if rows == "class":
-        place = _class_row(call, queries, keys)
+        place = None if words else _class_row(N, queries, keys, declared, windowed=_images(sight, B) != B)
         if place is None:
             return None
         chosen, weights = (place,), call.probabilities(torch.tensor([place]))
     elif rows == "all":
         chosen, weights = "all", call.probabilities()
     elif rows == "mean":
-        chosen, weights = "mean", _mean(call, range(len(queries.prefix) if queries.grid is not None else 0, N))
+        chosen, weights = "mean", _window_means(call, queries) if queries.windows is not None else _mean(call, range(len(queries.prefix), N))
     elif rows == "last":
         chosen, weights = (N - 1,), call.probabilities(torch.tensor([N - 1]))
     else:
@@ -157,21 +160,42 @@ def _recorded(call: AttentionCall | _Averaged, sight: Sight, rows: Rows, declare
     return Record(call.module, call.call, call.index, call.kind, weights, chosen, keys, queries)
 
 
-def _class_row(call: AttentionCall | _Averaged, queries: Geometry, keys: Geometry) -> int | None:
-    """Where the class token stands among the queries; alone where it is asked apart from the patches. None among words."""
-    if call.shape[2] == 1 and keys.grid is not None and not any(WORDS.search(path) for path in call.modules):
+def _images(sight: Sight, otherwise: int) -> int:
+    """How many images the present pass has, by its first convolution."""
+    return sight.maps[0][2] if sight.maps else otherwise
+
+
+def _class_row(count: int, queries: Geometry, keys: Geometry, declared: tuple[str, ...], *, windowed: bool) -> int | None:
+    """Where the class token stands among the queries; alone where it is asked apart from the patches.
+
+    Where the patches' layout is not known the token's place is: tokens before the patches stand first. None in windows.
+    """
+    if count == 1 and keys.grid is not None:
         return 0
-    return queries.class_token if queries.grid is not None else None
+    if queries.grid is not None:
+        return queries.class_token
+    return declared.index("class") if count > len(declared) and not windowed else None
 
 
 def _mean(call: AttentionCall | _Averaged, rows: range) -> Tensor:
-    """(B, h, 1, K): the mean over query rows, a few at a time."""
-    total: Tensor | None = None
+    """(B, h, 1, K): the mean over query rows, a few at a time; without those that padding removed, which are NaN."""
+    total = torch.zeros(())
+    there = torch.zeros(())
     for start in range(rows.start, rows.stop, CHUNK):
-        part = call.probabilities(torch.arange(start, min(start + CHUNK, rows.stop))).sum(2, keepdim=True)
-        total = part if total is None else total + part
-    assert total is not None
-    return total / len(rows)
+        part = call.probabilities(torch.arange(start, min(start + CHUNK, rows.stop)))
+        present = ~part[..., :1].isnan()
+        total = part.masked_fill(~present, 0.0).sum(2, keepdim=True) + total.to(part.device)
+        there = present.sum(2, keepdim=True) + there.to(part.device)
+    return total / there
+
+
+def _window_means(call: AttentionCall | _Averaged, geometry: Geometry) -> Tensor:
+    """(B windows, h, 1, K): the mean over the patches of each window, padding left out; 0 in a window of padding alone."""
+    assert geometry.windows is not None
+    weights = call.probabilities()
+    real = torch.from_numpy(geometry.windows.places()[..., 0] >= 0).to(weights)  # (windows, K)
+    share = real / real.sum(1, keepdim=True).clamp_min(1)
+    return (weights.unflatten(0, (-1, len(real))) * share[:, None, :, None]).sum(3, keepdim=True).flatten(0, 1)
 
 
 def _given(call: AttentionCall | _Averaged, rows: Sequence[int] | Sequence[tuple[int, int]], queries: Geometry, keys: Geometry) -> Record | None:
@@ -204,7 +228,7 @@ def _window_rows(call: AttentionCall | _Averaged, patches: tuple[int, ...], geom
     for patch in patches:
         window, token = np.nonzero((places[..., 0] >= 0) & (flat == patch))
         found.append(split[:, int(window[0]), :, int(token[0])])
-    return Record(call.module, call.call, call.index, call.kind, torch.stack(found, dim=2), patches, geometry, geometry)
+    return Record(call.module, call.call, call.index, call.kind, torch.stack(found, dim=2), patches, geometry, geometry, by_patch=True)
 
 
 def _patches_on_grid(r: Record) -> Tensor:

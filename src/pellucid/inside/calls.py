@@ -21,7 +21,8 @@ Gradient = Callable[[Tensor], None]
 class Fused:
     """q (B, h, N, d), k and v (B, hk, K, d) handed to a fused kernel; `mask` boolean (True takes part) or additive, broadcastable to (B, h, N, K).
 
-    `value` and `output` are None where only probabilities are wanted of it.
+    `value` and `output` are None where only probabilities are wanted of it. `fused` makes one of what a module handed over in another shape; then
+    `arrange` turns a tensor of that shape, such as a gradient, into this one.
     """
 
     query: Tensor
@@ -31,6 +32,7 @@ class Fused:
     causal: bool
     scale: float | None
     output: Tensor | None = None
+    arrange: Callable[[Tensor], Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -48,6 +50,7 @@ class Fused:
         query, key = _with_heads(self.query.detach()), _with_heads(self.key.detach())
         length = query.shape[2]
         if rows is not None:
+            rows = rows.to(query.device)
             query = query[:, :, rows]
         scale = self.scale if self.scale is not None else 1.0 / math.sqrt(query.shape[-1])
         key = _shared_out(key, query.shape[1])
@@ -67,9 +70,26 @@ class Fused:
         value = _shared_out(_with_heads(self.value.detach()), _with_heads(self.query).shape[1])
 
         def seen(gradient: Tensor) -> None:
-            callback(_with_heads(gradient).float() @ value.float().transpose(-1, -2))
+            arranged = gradient if self.arrange is None else self.arrange(gradient)
+            callback(_with_heads(arranged).float() @ value.float().transpose(-1, -2))
 
         self.output.register_hook(seen)
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None, output: Tensor, heads: int) -> Fused:
+    """A `Fused` of what a kernel got, in any shape: (B h, N, d) of `heads` heads, or more leading dimensions, that of `heads` elements being the heads'."""
+    dims = query.dim()
+    if dims == 4 or dims < 3 or (dims == 3 and (heads <= 1 or query.shape[0] % heads)):
+        return Fused(query, key, value, mask, causal, scale, output)
+    if dims == 3:
+        arrange = lambda x: x.unflatten(0, (-1, heads))  # noqa: E731
+        mask = mask.unflatten(0, (-1, heads)) if mask is not None and mask.dim() == 3 and mask.shape[0] == query.shape[0] else mask
+        return Fused(arrange(query), arrange(key), arrange(value), mask, causal, scale, output, arrange)
+    at = next((i for i in range(1, dims - 2) if query.shape[i] == heads), dims - 3)
+    arrange = lambda x: x.movedim(at, -3).flatten(0, dims - 4)  # noqa: E731
+    if mask is not None and mask.dim() > 2:
+        mask = arrange(mask.expand(*query.shape[:-1], key.shape[-2]))
+    return Fused(arrange(query), arrange(key), arrange(value), mask, causal, scale, output, arrange)
 
 
 @dataclass
@@ -107,6 +127,7 @@ class Projected:
     @torch.no_grad()
     def probabilities(self, rows: Tensor | None) -> Tensor:
         """(B, h, R, K) float32. Few rows do not project all keys: q (Wk x) is (q Wk) x, which costs R h N D instead of N D D."""
+        rows = None if rows is None else rows.to(self.query.device)
         tokens = self.query.detach().float() if rows is None else self.query.detach()[:, rows].float()
         B, R, _ = tokens.shape
         bias = None if self.biases is None else self.biases[0].detach().float()
@@ -174,7 +195,7 @@ class Explicit:
     def probabilities(self, rows: Tensor | None) -> Tensor:
         """(B, h, R, K) float32, a copy."""
         found = self._heads_apart(self.softmax.detach())
-        return found.float().clone() if rows is None else found[:, :, rows].float()
+        return found.float().clone() if rows is None else found[:, :, rows.to(found.device)].float()
 
     def on_gradient(self, callback: Gradient) -> None:
         """Call back with dL/dA (B, h, N, K)."""

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from pellucid.inside.intercept import Sight
 
-MOST_PREFIX = 32
-WORDS = re.compile(r"decoder|text|language|bert|gpt", re.IGNORECASE)  # in the path of modules whose tokens are words
+WORDS = re.compile(r"decoder|(?<!con)text|language|bert|gpt", re.IGNORECASE)  # in the path of modules whose tokens are words
 # The kinds of tokens before the patches, in the order in which they stand, by the names of the parameters that hold them.
 PREFIX = {
     "class": ("cls_token", "class_token", "class_embedding", "cls"),
@@ -78,20 +77,26 @@ class Geometry:
         """Place of the class token among the tokens."""
         return self.prefix.index("class") if "class" in self.prefix else None
 
-    def on_grid(self, weights: Tensor) -> Tensor:
-        """(…, K) attention over keys -> (…, gh, gw) over patches, prefix left out. Windows: (B windows, h, R, K) -> (B, h, R, gh, gw)."""
+    def on_grid(self, weights: Tensor, *, mean: bool = False) -> Tensor:
+        """(…, K) attention over keys -> (…, gh, gw) over patches, prefix left out. Windows: (B windows, h, R, K) -> (B, h, R, gh, gw).
+
+        mean: the rows are means over the patches of each window, which then count as many as they are.
+        """
         if self.grid is None:
             raise ValueError("these tokens lie on no image")
         if self.windows is not None:
-            return self._windows_on_grid(weights)
+            real = torch.from_numpy((self.windows.places()[..., 0] >= 0).sum(1))
+            return self._windows_on_grid(weights, real / real.sum() if mean else None)
         return weights[..., len(self.prefix) :].unflatten(-1, self.grid)
 
-    def _windows_on_grid(self, weights: Tensor) -> Tensor:
+    def _windows_on_grid(self, weights: Tensor, shares: Tensor | None = None) -> Tensor:
         assert self.windows is not None
         assert self.grid is not None
         places = torch.from_numpy(self.windows.places()).to(weights.device)
         count, tokens, _ = places.shape
         split = weights.unflatten(0, (-1, count))  # (B, windows, h, R, K)
+        if shares is not None:
+            split = split * shares.to(split)[:, None, None, None]
         B, _, h, R, _ = split.shape
         flat = torch.where(places[..., 0] >= 0, places[..., 0] * self.grid[1] + places[..., 1], math.prod(self.grid))  # padding into a spare place
         out = split.new_zeros((B, h, R, math.prod(self.grid) + 1))
@@ -107,24 +112,25 @@ def prefix_tokens(model: nn.Module) -> tuple[str, ...]:
         for kind, names in PREFIX.items():
             if last in names and not counts[kind] and parameter.dim() <= 3:
                 counts[kind] = 1 if parameter.dim() == 1 else parameter.shape[-2]
+    if counts["class"] == 2 and not counts["distillation"]:  # PiT keeps both in one parameter
+        counts |= {"class": 1, "distillation": 1}
     return tuple(kind for kind, count in counts.items() for _ in range(count))
 
 
-def geometry_of(sight: Sight, modules: tuple[str, ...], tokens: int, declared: tuple[str, ...]) -> Geometry:
-    """The geometry of `tokens` keys or queries of an attention that ran inside `modules` (paths, outermost first)."""
+def geometry_of(sight: Sight, modules: tuple[str, ...], tokens: int, declared: tuple[str, ...], *, batch: int | None = None) -> Geometry:
+    """The geometry of `tokens` keys or queries of an attention that ran inside `modules` (paths, outermost first).
+
+    Only where a feature map leaves just the declared tokens before the patches, or none. batch: that of the attention, which for an image's own
+    tokens is that of the feature map; another one means windows that are not known here.
+    """
     windows = _windows(sight, modules, tokens)
     if windows is not None:
         return Geometry(tokens, windows.grid, (), windows)
-    fitting = [grid for _, grid in reversed(sight.maps) if 0 <= tokens - grid[0] * grid[1] <= MOST_PREFIX and grid != (1, 1)]
-    if not fitting:
-        return Geometry(tokens)
-    # A feature map that leaves just the declared tokens, or none; else the largest one that fits, but not for words, whose number says nothing.
-    exact = [grid for left in (len(declared), 0) for grid in fitting if tokens - grid[0] * grid[1] == left]
-    if not exact and any(WORDS.search(path) for path in modules):
-        return Geometry(tokens)
-    grid = exact[0] if exact else max(fitting, key=lambda g: g[0] * g[1])
-    count = tokens - grid[0] * grid[1]
-    return Geometry(tokens, grid, declared if count == len(declared) else ("unknown",) * count)
+    for left in (len(declared), 0):
+        for _, (height, width), images in reversed(sight.maps):
+            if tokens - height * width == left and height * width > 1 and batch in (None, images):
+                return Geometry(tokens, (height, width), declared if left else ())
+    return Geometry(tokens)
 
 
 def _windows(sight: Sight, modules: tuple[str, ...], tokens: int) -> Windows | None:

@@ -9,14 +9,16 @@ Compiled modules give the output of their compiled code, for which everything is
 Python to be seen: twice the time. Code compiled as a function is run as plain Python.
 
 Not seen: other threads, TorchScript, flex_attention, softmax written by hand. `Sight.unseen` names the attention modules that ran without
-being seen.
+being seen, and modules whose softmax never met values.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -29,7 +31,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
-from pellucid.inside.calls import AttentionCall, Explicit, Fused
+from pellucid.errors import UsageError
+from pellucid.inside.calls import AttentionCall, Explicit, Fused, fused
 from pellucid.inside.multihead import encoder_layer_call, native_call, projected_call
 
 # What an attention module is called. The second kind weighs channels or places of a feature map, without queries and keys.
@@ -92,28 +95,30 @@ class _Carried:
 class Sight:
     """What `watching` knows of a model's run: the modules that are running, the feature maps of its convolutions, what was not seen.
 
-    maps: [(path, (height, width))] of every convolution, in order. inputs: {path: shapes of the tensors that a module got, and
+    maps: [(path, (height, width), batch)] of every convolution of the present pass, in order. inputs: {path: shapes of the tensors that a module got, and
     pairs of whole numbers, which state one}.
     """
 
     paths: dict[int, str]
     stack: list[_Frame] = field(default_factory=list)
-    maps: list[tuple[str, tuple[int, int]]] = field(default_factory=list)
+    maps: list[tuple[str, tuple[int, int], int]] = field(default_factory=list)
     inputs: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
     ran: dict[str, type] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)  # modules in which an attention was seen, with those around them
+    seen_at: set[str] = field(default_factory=set)  # the modules themselves
+    softmaxes: dict[str, type] = field(default_factory=dict)  # modules with a softmax over the last of four dimensions
     scripted: set[str] = field(default_factory=set)
     passes: dict[str, int] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
 
     def unseen(self) -> dict[str, type]:
         """{path: class} of the attention modules that ran and in which no attention was seen."""
-        found = {}
-        for path, kind in self.ran.items():
-            inside_seen = any(path.startswith(f"{other}.") and other in self.ran for other in self.seen)
-            if path not in self.seen and not inside_seen:
-                found[path] = kind
-        return found
+
+        def known(path: str) -> bool:
+            return path in self.seen_at or any(path.startswith(f"{other}.") or not other for other in self.seen_at)
+
+        found = {path: kind for path, kind in self.ran.items() if path not in self.seen and not known(path)}
+        return found | {path: kind for path, kind in self.softmaxes.items() if not known(path)}
 
 
 @contextlib.contextmanager
@@ -122,6 +127,8 @@ def watching(model: nn.Module, on_call: Callable[[AttentionCall], None]) -> Iter
 
     `on_call` runs right behind each attention, outside autograd. Everything is removed at the end, after an error too.
     """
+    if any(seer.watches(model) for seer in _ACTIVE):
+        raise UsageError("this model is being recorded already: a second recording inside the first would see half of it. Record once, with all rows.")
     sight = Sight({}, modules={})
     for name, module in model.named_modules(remove_duplicate=False):
         path = ".".join(part for part in name.split(".") if part != "_orig_mod")
@@ -131,7 +138,12 @@ def watching(model: nn.Module, on_call: Callable[[AttentionCall], None]) -> Iter
     with contextlib.ExitStack() as stack:
         stack.enter_context(_uncompiled(model, seer))
         stack.enter_context(seer.in_place())
+        _ACTIVE.append(seer)
+        stack.callback(_ACTIVE.remove, seer)
         yield sight
+
+
+_ACTIVE: list[_Seer] = []
 
 
 class _Seer:
@@ -143,7 +155,19 @@ class _Seer:
         self._mode = _Mode(self)
         self._originals = (F.multi_head_attention_forward, torch._native_multi_head_attention, torch._transformer_encoder_layer_fwd)
         self._busy = False
+        self._thread = threading.get_ident()
+        self._convolves: dict[int, bool] = {}
+        self._fresh = False
         self.away = 0
+
+    def watches(self, model: nn.Module) -> bool:
+        """Whether one of the model's modules is watched."""
+        return any(id(module) in self.sight.paths for module in model.modules())
+
+    @property
+    def _blind(self) -> bool:
+        """Whether what happens now is not to be seen: another thread, or compiled code that runs for its output."""
+        return bool(self.away) or threading.get_ident() != self._thread
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -171,16 +195,20 @@ class _Seer:
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         path = self.sight.paths.get(id(module))
-        if path is None or self.away:
+        if path is None or self._blind:
             return
+        if not self.sight.stack and self._has_convolution(module):
+            self._fresh = True
         call = self.sight.passes.get(path, 0)
         self.sight.passes[path] = call + 1
         frame = _Frame(path, module, call)
         if isinstance(module, torch.fx.GraphModule):
             frame.graph = iter(_graph_paths(module))
+        kind = type(module)
         if isinstance(module, torch.jit.ScriptModule):
             self.sight.scripted.add(path)
-        kind = type(module)
+            if ATTENTION.search(str(getattr(module, "original_name", ""))):
+                self.sight.ran[path] = kind
         if ATTENTION.search(kind.__name__) and not NO_ATTENTION.search(kind.__name__):
             self.sight.ran[path] = kind
         self.sight.inputs[path] = [shape for a in args if (shape := _shape(a)) is not None]
@@ -191,29 +219,39 @@ class _Seer:
             frame.guard.__enter__()
         self.sight.stack.append(frame)
 
+    def _has_convolution(self, module: nn.Module) -> bool:
+        key = id(module)
+        if key not in self._convolves:
+            self._convolves[key] = any(isinstance(part, nn.Conv2d) for part in module.modules())
+        return self._convolves[key]
+
     def _inside_own(self) -> bool:
         return bool(self.sight.stack) and self.sight.stack[-1].own
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         stack = self.sight.stack
-        if not stack or stack[-1].module is not module or self.away:
+        if self._blind or not stack or stack[-1].module is not module:
             return
         _release(stack.pop())
         if isinstance(module, nn.Conv2d) and isinstance(output, Tensor) and output.dim() == 4:
-            self.sight.maps.append((self.sight.paths[id(module)], (output.shape[2], output.shape[3])))
+            if self._fresh:  # a new image; a decoder, in whose pass no convolution runs, looks at that of the encoder before
+                self.sight.maps.clear()
+                self._fresh = False
+            self.sight.maps.append((self.sight.paths[id(module)], (output.shape[2], output.shape[3]), len(output)))
 
     # ── what it computes ──
 
     def tell(self, form: Any, *, path: str | None = None, cross: bool | None = None) -> None:
         """An attention happened here."""
         stack = self.sight.stack
-        if not stack or self._busy:
+        if not stack or self._busy or self._blind:
             return
         frame = stack[-1]
         where = path if path is not None else frame.path
         around = tuple(f.path for f in stack)
         self.sight.seen.update(around)
         self.sight.seen.add(where)
+        self.sight.seen_at |= {frame.path, where}
         if cross is None:
             cross = bool(CROSS.search(where)) or (form.shape[2] == 1 and form.shape[3] > 1 and "pool" in where.lower())
         call = AttentionCall(where, frame.call, frame.calls, "cross" if cross else "self", around, form)
@@ -230,11 +268,13 @@ class _Seer:
         """Look at a function that was called: the heart of the function mode."""
         plain = name.split(".")[0]
         if plain in _FUSED:
-            self.tell(_fused(_FUSED[plain], args, kwargs, result), path=self._graph_path())
+            self.tell(_fused(_FUSED[plain], args, kwargs, result, self._heads()), path=self._graph_path())
         elif name in _SOFTMAX:
             path = self._graph_path()
             if isinstance(result, Tensor) and result.dim() >= 3 and _over_last(args, kwargs, result):
                 self._carry(result, result, path)
+                if result.dim() >= 4 and self.sight.stack:
+                    self.sight.softmaxes.setdefault(self.sight.stack[-1].path, type(self.sight.stack[-1].module))
         elif name in _MATMUL and self._carried:
             for operand in _left_operands(name, args):
                 if (carried := self._found(operand)) is not None:
@@ -269,8 +309,8 @@ class _Seer:
         return None if inner is None else ".".join(part for part in (frame.path, inner) if part)
 
     def _heads(self) -> int:
-        """The number of heads that the nearest module states."""
-        for frame in reversed(self.sight.stack):
+        """The number of heads that the module states which runs now; 1 where it states none."""
+        for frame in self.sight.stack[-1:]:
             for name in ("num_heads", "num_attention_heads", "n_heads", "nhead", "n_head", "heads"):
                 heads = getattr(frame.module, name, None)
                 if isinstance(heads, int) and heads > 0:
@@ -280,19 +320,19 @@ class _Seer:
     def _multi_head(self, *args: Any, **kwargs: Any) -> Any:
         with torch._C.DisableTorchFunction():
             result = self._originals[0](*args, **kwargs)
-        if not self.away and (found := projected_call(args, kwargs, result)) is not None:
+        if (found := projected_call(args, kwargs, result)) is not None:
             self.tell(found, cross=found.query.data_ptr() != found.key.data_ptr())
         return result
 
     def _native(self, *args: Any, **kwargs: Any) -> Any:
         result = self._originals[1](*args, **kwargs)
-        if not self.away:
+        if self.sight.stack and not self._blind:
             self.tell(native_call(args, result), cross=False)
         return result
 
     def _encoder_layer(self, *args: Any, **kwargs: Any) -> Any:
         result = self._originals[2](*args, **kwargs)
-        if not self.away and self.sight.stack:
+        if self.sight.stack and not self._blind:
             self.tell(encoder_layer_call(args), path=".".join(p for p in (self.sight.stack[-1].path, "self_attn") if p), cross=False)
         return result
 
@@ -349,11 +389,11 @@ def _release(frame: _Frame) -> None:
         frame.guard = None
 
 
-def _fused(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Fused:
+def _fused(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, heads: int) -> Fused:
     given = dict(zip(names, args, strict=False)) | kwargs
     mask = given.get("attn_mask", given.get("attn_bias"))
     output = result[0] if isinstance(result, tuple) else result
-    return Fused(given["query"], given["key"], given["value"], mask, bool(given.get("is_causal", False)), given.get("scale"), output)
+    return fused(given["query"], given["key"], given["value"], mask, bool(given.get("is_causal", False)), given.get("scale"), output, heads)
 
 
 def _over_last(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> bool:
@@ -401,10 +441,13 @@ def _uncompiled(model: nn.Module, seer: _Seer) -> Iterator[None]:
     for module in model.modules():
         if isinstance(module, OptimizedModule):
             replaced.append((module, "forward", module.__dict__["forward"]))
-            object.__setattr__(module, "forward", _both(module.__dict__["forward"], module._orig_mod, seer))
+            object.__setattr__(module, "forward", _both(module.__dict__["forward"], module._orig_mod, module, seer))
         elif module._compiled_call_impl is not None:
             replaced.append((module, "_compiled_call_impl", module._compiled_call_impl))
-            object.__setattr__(module, "_compiled_call_impl", _both(module._compiled_call_impl, module._call_impl, seer, module.training))
+            object.__setattr__(module, "_compiled_call_impl", _both(module._compiled_call_impl, module._call_impl, module, seer))
+        elif (plain := getattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable", None)) is not None:
+            replaced.append((module, "forward", module.__dict__["forward"]))
+            object.__setattr__(module, "forward", _both(module.__dict__["forward"], plain, module, seer))
     try:
         with _stance("force_eager"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global hooks", UserWarning)
@@ -414,15 +457,35 @@ def _uncompiled(model: nn.Module, seer: _Seer) -> Iterator[None]:
             object.__setattr__(module, name, original)
 
 
-def _both(compiled: Callable[..., Any], plain: Callable[..., Any], seer: _Seer, training: bool | None = None) -> Callable[..., Any]:
+def _both(compiled: Callable[..., Any], plain: Callable[..., Any], module: nn.Module, seer: _Seer) -> Callable[..., Any]:
+    """Compiled for the output, plain to be seen; the second run finds caches as the first did, and leaves buffers and random numbers as they are."""
+
     def run(*args: Any, **kwargs: Any) -> Any:
         if seer.away:
             return compiled(*args, **kwargs)
+        again = tuple(_own(a) for a in args), {name: _own(a) for name, a in kwargs.items()}
         with seer.out_of_the_way():
             output = compiled(*args, **kwargs)
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()] if module.training else []
         with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
-            plain(*args, **kwargs)
+            plain(*again[0], **again[1])
+            for buffer, before in buffers:
+                buffer.copy_(before)
         return output
 
     return run
+
+
+def _own(value: Any) -> Any:
+    """A value for a second run: tensors as they are, objects that a run may change, such as a cache of keys, copied."""
+    if value is None or isinstance(value, (Tensor, str, int, float, bool, torch.dtype, torch.device)):
+        return value
+    if isinstance(value, (list, tuple)) and all(isinstance(item, Tensor) for item in value):
+        return value
+    try:
+        return copy.deepcopy(value)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(
+            f"a compiled model got a {type(value).__name__} that cannot be copied for a second run: {error}. Record the model uncompiled."
+        ) from error

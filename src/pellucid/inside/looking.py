@@ -24,7 +24,7 @@ from pellucid.inside.positions import position_similarity
 from pellucid.inside.survey import Mapped, fitting, heads_of, maps_of
 
 DELETION_STEPS = 10
-DELETION_IMAGES = 8  # a map of one picture takes some 20 forward passes
+DELETION_IMAGES = 12  # those that a report shows; a map of one picture takes some 20 forward passes
 LARGEST_POSITIONS = 32  # patches across: beyond, the similarities of all positions take more than 4 MB and are left out of the arrays
 
 Told = Callable[[str, int, int], None]
@@ -95,6 +95,9 @@ def look(
         random[method] = _of_random_weights(method, stranger, inputs, targets, mapped[method], batch_size, findings.notes)
         findings.maps.append(MapKind(method, mapped[method].layer, _grid(mapped[method]), mapped[method].how))
         found.arrays[f"maps/{method}"], found.arrays[f"random/{method}"] = mapped[method].values, random[method].values
+        silent = int((random[method].values.sum((1, 2)) == 0).sum())
+        if silent:
+            findings.notes.append(f"{method}: {silent} of {len(pictures)} maps of random weights are 0 throughout: counted as uniform, and in no correlation")
     told("maps", len(chosen), len(chosen))
     own = _scores(found, model, inputs, pictures, targets, mapped, random, split=split, seed=seed, deletion=deletion, batch_size=batch_size, told=told)
     for key, values in own.items():
@@ -183,7 +186,8 @@ def _deletion(
     n = min(len(inputs), DELETION_IMAGES)
     if n < len(inputs):
         found.findings.notes.append(f"deletion and insertion are of the first {n} pictures")
-    images, classes = inputs[:n], targets[:n].to(inputs.device)
+    device = next((p.device for p in model.parameters()), inputs.device)
+    images, classes = inputs[:n].to(device), targets[:n].to(device)
     own, priors = {}, {}
     for i, (method, maps) in enumerate(mapped.items()):
         told("deletion and insertion", i, len(mapped))
@@ -235,7 +239,8 @@ def _add_heads(found: Found, model: nn.Module, inputs: Tensor, batch_size: int) 
     kind = next((kind for kind in found.findings.maps if kind.method == "attention"), None)
     if kind is None:
         return
-    parts = [heads_of(model, inputs[start : start + batch_size], layer=kind.layer)[0][-1] for start in range(0, len(inputs), batch_size)]
+    device = next((p.device for p in model.parameters()), inputs.device)
+    parts = [heads_of(model, inputs[start : start + batch_size].to(device), layer=kind.layer)[0][-1] for start in range(0, len(inputs), batch_size)]
     found.arrays[f"heads/{kind.layer}"] = np.concatenate(parts)
 
 

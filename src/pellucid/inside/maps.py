@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pellucid.errors import UsageError
 from pellucid.inside.attention import Layers, Record, record
 from pellucid.inside.attribution import examining
-from pellucid.inside.geometry import prefix_tokens
+from pellucid.inside.geometry import WORDS, prefix_tokens
 
 CLASS, MEAN = "class token", "mean of the patches"
 
@@ -48,9 +48,16 @@ def attention_map(model: nn.Module, images: Tensor, *, layer: Layers = "last", h
         raise UsageError(f"query: expected {CLASS!r} or {MEAN!r}, got {chosen!r}")
     if layer is None or isinstance(layer, (list, tuple)):
         raise UsageError("layer: expected one layer: 'last', a number or a path")
-    with examining(model) as plain, torch.no_grad(), record(plain, rows="class" if chosen == CLASS else "mean", layers=layer) as recording:
+    with (
+        examining(model) as plain,
+        torch.no_grad(),
+        record(plain, rows="class" if chosen == CLASS else "mean", layers=None if layer == "last" else layer) as recording,
+    ):
         plain(images)
-    found = [r for r in recording.records if r.geometry.grid is not None and r.kind == "self"] or recording.records
+    found = [r for r in recording.records if r.geometry.grid is not None and r.kind == "self"]
+    if not found:
+        named = ", ".join(dict.fromkeys(r.module for r in recording.records))
+        raise UsageError(f"no layer attends from patches to patches of an image, or the order of its tokens is not known: {named}. Use grad_cam.")
     weights, share = patch_weights(found[-1], len(images))
     if not heads:
         weights, share = weights.mean(1), share.mean(1)
@@ -86,9 +93,9 @@ def attention_rollout(model: nn.Module, images: Tensor) -> AttentionMap:
     prefix = prefix_tokens(model)
     with examining(model) as plain, torch.no_grad(), record(plain, rows="all", heads="mean") as recording:
         plain(images)
-    layers = [r for r in recording.records if r.kind == "self" and r.geometry.grid is not None]
-    if not layers or any(r.geometry.windows is not None for r in layers):
-        raise UsageError("attention rollout needs layers that all attend over the same patches; windows (Swin) and words do not. Use grad_cam.")
+    layers = [r for r in recording.records if r.kind == "self" and not any(WORDS.search(part) for part in r.module.split("."))]
+    if not layers or any(r.geometry.windows is not None or r.geometry.grid is None for r in layers):
+        raise UsageError("attention rollout needs layers that all attend over the same patches; windows and other resolutions do not. Use grad_cam.")
     tokens = layers[0].weights.shape[-1]
     other = next((r for r in layers if r.weights.shape[-2:] != (tokens, tokens)), None)
     if other is not None:
@@ -114,5 +121,6 @@ def patch_weights(r: Record, batch: int) -> tuple[Tensor, Tensor]:
     on_grid = r.on_grid()[:, :, 0]
     if r.geometry.windows is not None:
         return on_grid, torch.zeros(on_grid.shape[:2], device=on_grid.device)
-    assert len(on_grid) == batch, f"{r.module} ran on {len(on_grid)} images, expected {batch}"
+    if len(on_grid) != batch:
+        raise UsageError(f"{r.module} ran on {len(on_grid)} images, expected {batch}: it attends within windows that are not known here")
     return on_grid, r.weights[:, :, 0, : len(r.geometry.prefix)].sum(-1)

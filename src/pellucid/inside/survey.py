@@ -53,9 +53,10 @@ def maps_of(method: str, model: nn.Module, images: Tensor, *, targets: Tensor | 
     if method not in METHODS:
         raise UsageError(f"there is no map {method!r}.{did_you_mean(method, METHODS)} Maps: {', '.join(METHODS)}.")
     parts = []
+    device = next((p.device for p in model.parameters()), images.device)
     for start in range(0, len(images), batch_size):
         chosen = None if targets is None else targets[start : start + batch_size]
-        parts.append(METHODS[method](model, images[start : start + batch_size], chosen, layer))
+        parts.append(METHODS[method](model, images[start : start + batch_size].to(device), chosen, layer))
     first = parts[0]
     return Mapped(
         method, _shares(np.concatenate([p.values for p in parts])), first.layer, first.how,
@@ -167,8 +168,8 @@ def _patch_norms(model: nn.Module, images: Tensor, found: AttentionMap) -> np.nd
 def heads_of(model: nn.Module, images: Tensor, *, layer: str | int | None = None) -> tuple[np.ndarray, list[str]]:
     """((L, n, h, gh, gw) float32 attention maps of every head, paths of the L layers): of all layers with the grid of the last one, or of one layer."""
     rows = "class" if "class" in prefix_tokens(model) else "mean"
-    with examining(model), torch.no_grad(), record(model, rows=rows, layers=layer) as recording:  # type: ignore[arg-type]
-        model(images)
+    with examining(model) as plain, torch.no_grad(), record(plain, rows=rows, layers=layer) as recording:  # type: ignore[arg-type]
+        plain(images)
     on_image = [r for r in recording.records if r.geometry.grid is not None and r.kind == "self"]
     if not on_image:
         raise UsageError("no layer of this model attends over the patches of an image")

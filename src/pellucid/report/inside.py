@@ -164,6 +164,8 @@ def _looked(folder: Path, findings: Findings, arrays: _Arrays) -> list[Looked]:
     first = findings.maps[0] if findings.maps else None
     kept = [of.epoch for of in findings.over_epochs if first is not None and any(score.method == first.method for score in of.scores)]
     epochs = [kept[i] for i in _spread(len(kept), MAX_PANELS)] if kept else []
+    measured = {of.epoch for of in findings.over_epochs for score in of.scores if first is not None and score.method == first.method and score.baselines}
+    epochs = [epoch for epoch in epochs if epoch in measured]  # no picture without its measure
     over = {} if first is None else {epoch: arrays.maps(first, len(findings.images), epoch) for epoch in epochs}
     own = {(epoch, score.measure): (score, arrays[f"scores/{score.method}/{score.measure}/{epoch}"])
            for of in findings.over_epochs for epoch in [of.epoch] for score in of.scores

@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 
 from pellucid.data.dataset import Dataset, Split
 from pellucid.data.images import decode, resize, view_box, view_mask
-from pellucid.data.masks import masks_of
+from pellucid.data.masks import mask_beside, masks_of
 from pellucid.findings import MapKind
 from pellucid.recipe import Recipe
 from pellucid.run import Run, bytes_hash
@@ -62,16 +62,27 @@ def chosen_rows(labels: NDArray[np.integer], count: int) -> list[int]:
     return sorted(by_class[math.floor((i + 0.5) * n / count)] for i in range(count)) if count else []
 
 
+def in_turn(labels: NDArray[np.integer], rows: list[int]) -> list[int]:
+    """Rows with the classes in turn: first the first of each class, then the second of each."""
+    place = {row: sum(labels[other] == labels[row] for other in rows if other < row) for row in rows}
+    return sorted(rows, key=lambda row: (place[row], labels[row], row))
+
+
 def read_pictures(recipe: Recipe, inside: InsideSection, dataset: Dataset, mean: Sequence[float], std: Sequence[float]) -> Seen:
     """Photographs by their paths, samples of the split by their rows, and the masks of both."""
     d, split = recipe.data, dataset.splits[inside.split]
     contents = [Path(name).read_bytes() for name in inside.images]
     places = [_place(content, inside.split, dataset) for content in contents]
-    rows = [*(row if name == inside.split else None for name, row in places), *chosen_rows(split.labels, inside.samples)]
+    own = [row if name == inside.split else None for name, row in places]
+    rows = [*own, *(row for row in in_turn(split.labels, chosen_rows(split.labels, inside.samples)) if row not in own)]
     pictures = [decode(content, name) for content, name in zip(contents, inside.images, strict=True)]
     pictures += [split.open(row) for row in rows[len(pictures) :] if row is not None]
     mask_of = masks_of(inside, d, split, sorted({row for row in rows if row is not None}))
-    masks = [None if mask_of is None or row is None else view_mask(mask_of(row), d.size, d.fit, d.resize_size) for row in rows]
+    whole = [mask_of(row) if mask_of is not None and row is not None else None for row in rows]
+    for i, name in enumerate(inside.images):
+        if whole[i] is None:
+            whole[i] = mask_beside(inside, name, (pictures[i].height, pictures[i].width))
+    masks = [None if mask is None else view_mask(mask, d.size, d.fit, d.resize_size) for mask in whole]
     arrays = [resize(picture, d.size, d.fit, d.resize_size, d.interpolation) for picture in pictures]
     sizes = [(picture.height, picture.width) for picture in pictures]
     labels = [-1 if row is None else int(dataset.splits[name].labels[row]) for name, row in places]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 MEASURES = ("pointing", "mass", "rank", "iou", "auc")
 AREAS = ("deletion", "insertion")
-FEWEST = 5  # images that have an interval
+FEWEST = 20  # images that have an interval
 KEPT_MASS, SIGMA = 0.6, 0.25
 ALL_PAIRS, SHIFTS = 50, 20
 RESAMPLES = 1000

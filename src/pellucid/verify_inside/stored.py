@@ -25,7 +25,7 @@ PANEL = ("knn_accuracy", "silhouette", "plane_silhouette", "neighbours_kept", "t
 def stored_checks(kept: Kept, progress: Told | None = None) -> list[Line]:
     """All checks that need neither model nor data."""
     told: Told = progress or (lambda what, done, of: None)
-    lines = guarded("inside maps", lambda: _methods(kept))
+    lines = guarded("inside model", lambda: _about(kept)) + guarded("inside maps", lambda: _methods(kept))
     found: dict[tuple[str, str], NDArray[np.float64]] = {}
     for i, kind in enumerate(kept.findings.maps):
         told("verifying scores", i, len(kept.findings.maps))
@@ -37,6 +37,16 @@ def stored_checks(kept: Kept, progress: Told | None = None) -> list[Line]:
 
 
 # ── scores ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _about(kept: Kept) -> list[Line]:
+    """What the findings say of the model, its weights and its classes is what the run says."""
+    f, run = kept.findings, kept.run
+    pairs = (
+        ("model", f.model, kept.recipe.model.name), ("weights", f.weights, f"final weights, {run.record.selected}"), ("classes", f.classes, run.data.classes)
+    )  # fmt: skip
+    faults = [f"{name} {said}, the run has {true}" for name, said, true in pairs if said != true]
+    return [line("inside model", faults, "model, weights and classes are the run's; not recomputed: position embeddings, t-SNE layouts, texts")]
 
 
 def _methods(kept: Kept) -> list[Line]:
@@ -124,7 +134,8 @@ def number_faults(kept: Kept, m: Measurement, name: str, values: NDArray[np.floa
 
 
 def about_faults(kept: Kept, m: Measurement, name: str, n: int, unit: str) -> list[str]:
-    said, wanted = (m.name, m.n, m.seed, m.split, m.unit), (name, n, kept.recipe.seed, kept.inside.split, unit)
+    split = kept.inside.split if (" epoch " not in name and name.startswith(PANEL)) or name.split("[")[0] in PANEL else kept.inside.shown
+    said, wanted = (m.name, m.n, m.seed, m.split, m.unit), (name, n, kept.recipe.seed, split, unit)
     return [] if said == wanted else [f"{name}: name, n, seed, split and unit are {said}, recomputed {wanted}"]
 
 

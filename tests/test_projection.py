@@ -179,6 +179,16 @@ def test_noise_stays_noise_in_the_first_panel(method: str, fit: str, name: str) 
     assert "parts classes more" not in found.how
 
 
+@pytest.mark.parametrize(("method", "fit", "name"), [(*m, n) for m, n in zip(METHODS, NAMES, strict=True)])
+def test_noise_of_many_classes_is_never_shown_further_apart(method: str, fit: str, name: str) -> None:
+    """On a plane the silhouette of noise falls with the number of classes, so that only one side is a promise."""
+    random, labels = np.random.default_rng(4), np.arange(600) % 12
+    late = random.standard_normal((600, 40)) + 6 * random.standard_normal((12, 40))[labels]
+    found = made([random.standard_normal((600, 40)), late], labels, method, fit)
+    assert found.panels[0].plane_silhouette.value < found.panels[0].silhouette.value + 0.05
+    assert found.panels[1].plane_silhouette.value > 0.2
+
+
 def test_a_chain_backward_from_the_last_epoch_invents_classes() -> None:
     """The control of the test above: the same features, begun at the last epoch's layout at its full size, with scikit-learn's learning rate."""
     import openTSNE

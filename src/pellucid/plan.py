@@ -182,6 +182,8 @@ def _notes(recipe: Recipe, dataset: Dataset, built: Any) -> list[str]:
     notes = list(built)
     if recipe.model.pretrained:
         notes.append(f"training starts from the published weights of {recipe.model.name}: from the local cache, or downloaded when they are not there")
+    if recipe.inside is not None:
+        notes.append("the time is that of training alone: maps at each kept epoch, their scores, projections and figures come on top")
     if recipe.model.weights:
         notes.append(f"training starts from {recipe.model.weights}")
     notes += [f"{p.split}: {p.kind}: {p.file} {p.detail}".strip() for p in dataset.problems[:10]]

@@ -7,7 +7,7 @@ were found another way: q and k taken by hand, or the library's own eager weight
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,13 +22,7 @@ from pellucid.inside.attention import Recording, record
 CLOSE = 1e-5
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def images(size: int = 32, batch: int = 2) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,7 @@ from pellucid.inside.attention import record
 from pellucid.inside.maps import attention_layers, attention_map, attention_rollout
 from pellucid.inside.survey import fitting, heads_of, maps_of
 
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def vit(**options: Any) -> nn.Module:

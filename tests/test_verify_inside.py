@@ -105,7 +105,7 @@ def of_model(run: Run, dataset: Dataset) -> list[str]:
     return [text for _, ok, text in anew_checks(kept, dataset, runtime.place(load_model(run)), runtime) if not ok]
 
 
-def one(lines: list[str], *words: str) -> None:
+def assert_line(lines: list[str], *words: str) -> None:
     """Some line holds all the words."""
     assert any(all(word in text for word in words) for text in lines), (words, lines)
 
@@ -118,23 +118,23 @@ def test_an_untouched_run_holds_and_says_how_each_number_was_recomputed(looked: 
     assert found.ok, [text for text in found.lines() if text.startswith("MISMATCH")]
     lines = [text for text in found.lines() if text.startswith("ok inside")]
     for method in ("attention", "rollout", "relevance"):
-        one(lines, f"inside {method}: 6 maps recomputed written out without fused kernels")
-        one(lines, f"inside random weights, {method}: 6 maps")
+        assert_line(lines, f"inside {method}: 6 maps recomputed written out without fused kernels")
+        assert_line(lines, f"inside random weights, {method}: 6 maps")
     for measure in scores.MEASURES:
-        one(lines, f"inside {measure}[grad_cam]: ", "4 baselines and 4 margins")
-        one(lines, f"inside {measure}[rollout, epoch 1]: ", "4 baselines and 4 margins recomputed from the maps of its snapshot")
-    one(lines, "inside pca-each: coordinates are scikit-learn's")
-    one(lines, "inside tsne, epoch 2: k-NN")
-    one(lines, "inside features: 24 x 32 of epoch 2 recomputed")
+        assert_line(lines, f"inside {measure}[grad_cam]: ", "4 baselines and 4 margins")
+        assert_line(lines, f"inside {measure}[rollout, epoch 1]: ", "4 baselines and 4 margins recomputed from the maps of its snapshot")
+    assert_line(lines, "inside pca-each: coordinates are scikit-learn's")
+    assert_line(lines, "inside tsne, epoch 2: k-NN")
+    assert_line(lines, "inside features: 24 x 32 of epoch 2 recomputed")
     assert found.promise == "bit-equal"
 
 
 def test_pictures_without_masks_hold_by_deletion(unmasked: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     found = verify(unmasked)
     assert found.ok, [text for text in found.lines() if text.startswith("MISMATCH")]
-    one(found.lines(), "ok inside deletion[attention]: ", "3 baselines and 3 margins recomputed from the model")
+    assert_line(found.lines(), "ok inside deletion[attention]: ", "3 baselines and 3 margins recomputed from the model")
     monkeypatch.setattr(anew, "MOST_WORK", 0.0)
-    one(verify(unmasked).lines(), "ok inside insertion[grad_cam]: the first 2 of 6 pictures recomputed; all, and the baselines, would take too long")
+    assert_line(verify(unmasked).lines(), "ok inside insertion[grad_cam]: the first 2 of 6 pictures recomputed; all, and the baselines, would take too long")
 
 
 def test_a_run_that_was_not_looked_into_has_no_such_lines(small_run: Path) -> None:
@@ -151,7 +151,7 @@ def test_the_command_ends_with_3_and_names_the_score(damaged: Run, pellucid: Com
     edit_findings(damaged, better)
     code, out, _ = pellucid("verify", damaged.path)
     assert code == 3
-    one([text for text in out.splitlines() if text.startswith("MISMATCH")], "inside pointing[attention]", "reported", "recomputed")
+    assert_line([text for text in out.splitlines() if text.startswith("MISMATCH")], "inside pointing[attention]", "reported", "recomputed")
 
 
 def pick(found: dict, method: str, measure: str) -> dict:
@@ -177,17 +177,17 @@ def test_changed_numbers_in_the_findings_are_named(damaged: Run) -> None:
 
     edit_findings(damaged, change)
     lines = of_files(damaged)
-    one(lines, "mass[attention, centre]: reported 0.0000, recomputed")
-    one(lines, "rank[attention] - uniform: reported 0.5000, recomputed")
-    one(lines, "iou[attention]: an interval where none belongs")
-    one(lines, "mass[rollout]: name, n, seed, split and unit are", "600")
-    one(lines, "rank[rollout]: it says the wrong way is up")
-    one(lines, "auc[rollout] reported 1.0000", "entropy of rollout reported 0.1000", "its flags do not follow")
-    one(lines, "inside pca-last, epoch 1: knn_accuracy: reported 1.0000")
-    one(lines, "inside pca-each, epoch 2: trustworthiness: reported 0.9999")
-    one(lines, "inside tsne, epoch 2: plane_silhouette: reported 0.9000")
-    one(lines, "epochs [] reported, there are snapshots of [1, 2]; ", "pointing[attention, epoch 2] is missing")
-    one(lines, "rank[attention, epoch 1]: reported 0.5000, recomputed")
+    assert_line(lines, "mass[attention, centre]: reported 0.0000, recomputed")
+    assert_line(lines, "rank[attention] - uniform: reported 0.5000, recomputed")
+    assert_line(lines, "iou[attention]: an interval where none belongs")
+    assert_line(lines, "mass[rollout]: name, n, seed, split and unit are", "600")
+    assert_line(lines, "rank[rollout]: it says the wrong way is up")
+    assert_line(lines, "auc[rollout] reported 1.0000", "entropy of rollout reported 0.1000", "its flags do not follow")
+    assert_line(lines, "inside pca-last, epoch 1: knn_accuracy: reported 1.0000")
+    assert_line(lines, "inside pca-each, epoch 2: trustworthiness: reported 0.9999")
+    assert_line(lines, "inside tsne, epoch 2: plane_silhouette: reported 0.9000")
+    assert_line(lines, "epochs [] reported, there are snapshots of [1, 2]; ", "pointing[attention, epoch 2] is missing")
+    assert_line(lines, "rank[attention, epoch 1]: reported 0.5000, recomputed")
     assert len(lines) == 11, lines  # and no other
 
 
@@ -204,11 +204,11 @@ def test_what_was_left_out_or_added_is_named(damaged: Run) -> None:
 
     edit_findings(damaged, change)
     lines = of_files(damaged)
-    one(lines, "inside iou[attention]: shuffled is missing; - shuffled is missing")
-    one(lines, "mass[attention] is missing", "auc[rollout] stands there twice", "beauty[rollout] belongs to no map")
-    one(lines, "rank[attention] is missing")
-    one(lines, "inside projections: pca-last is missing")
-    one(lines, "inside pca-each: panels of epochs [2], features of [1, 2]")
+    assert_line(lines, "inside iou[attention]: shuffled is missing; - shuffled is missing")
+    assert_line(lines, "mass[attention] is missing", "auc[rollout] stands there twice", "beauty[rollout] belongs to no map")
+    assert_line(lines, "rank[attention] is missing")
+    assert_line(lines, "inside projections: pca-last is missing")
+    assert_line(lines, "inside pca-each: panels of epochs [2], features of [1, 2]")
     assert len(lines) == 5, lines
 
 
@@ -220,21 +220,21 @@ def test_findings_of_the_model_are_compared_with_it(damaged: Run, scenes_of: Dat
 
     edit_findings(damaged, change)
     lines = of_model(damaged, scenes_of)
-    one(lines, "confidence", "its label is", "size and view are")
+    assert_line(lines, "confidence", "its label is", "size and view are")
 
 
 def test_prefix_shares_and_the_layer_are_compared_with_the_model(damaged: Run, scenes_of: Dataset) -> None:
     edit_findings(damaged, lambda f: f["images"][3]["artefacts"]["rollout"].update(prefix_share=0.0))
-    one(of_model(damaged, scenes_of), "prefix_share of rollout reported 0.0000")
+    assert_line(of_model(damaged, scenes_of), "prefix_share of rollout reported 0.0000")
     edit_findings(damaged, lambda f: f["maps"][0].update(layer="blocks.0.attn"))
-    one(of_model(damaged, scenes_of), "MISMATCH inside attention", "differs by")
-    one(of_model(damaged, scenes_of), "its layer is blocks.0.attn, the last one is blocks.1.attn")
+    assert_line(of_model(damaged, scenes_of), "MISMATCH inside attention", "differs by")
+    assert_line(of_model(damaged, scenes_of), "its layer is blocks.0.attn, the last one is blocks.1.attn")
 
 
 def test_an_image_that_was_left_out_is_named(damaged: Run, scenes_of: Dataset) -> None:
     last = [image.file for image in open_kept(damaged)[0].findings.images][-1]  # type: ignore[union-attr]
     edit_findings(damaged, lambda f: f["images"].pop())
-    one(of_model(damaged, scenes_of), f"{last} is missing")
+    assert_line(of_model(damaged, scenes_of), f"{last} is missing")
 
 
 def test_a_method_that_was_left_out_with_all_its_traces_is_named(damaged: Run, scenes_of: Dataset) -> None:
@@ -250,7 +250,7 @@ def test_a_method_that_was_left_out_with_all_its_traces_is_named(damaged: Run, s
 
     edit_findings(damaged, drop)
     assert of_files(damaged) == []
-    one(of_model(damaged, scenes_of), "relevance is missing")
+    assert_line(of_model(damaged, scenes_of), "relevance is missing")
 
 
 def test_changed_arrays_are_named_by_what_is_made_of_them(damaged: Run, scenes_of: Dataset) -> None:
@@ -265,22 +265,22 @@ def test_changed_arrays_are_named_by_what_is_made_of_them(damaged: Run, scenes_o
     edit_arrays(damaged.inside / "arrays.npz", change, damaged)
     names = [image.file for image in open_kept(damaged)[0].findings.images]  # type: ignore[union-attr]
     lines = of_files(damaged)
-    one(lines, "inside mass[grad_cam]", f"{names[0]}: kept")
-    one(lines, "inside randomisation[rollout]")
-    one(lines, "inside auc[attention]", names[1])
-    one(lines, "inside pca-last: coordinates differ")
+    assert_line(lines, "inside mass[grad_cam]", f"{names[0]}: kept")
+    assert_line(lines, "inside randomisation[rollout]")
+    assert_line(lines, "inside auc[attention]", names[1])
+    assert_line(lines, "inside pca-last: coordinates differ")
     assert not [text for text in lines if "pca-each" in text or "tsne" in text]
     anew_lines = of_model(damaged, scenes_of)
-    one(anew_lines, "inside attention", f"{names[1]}: differs by")
-    one(anew_lines, "inside random weights, rollout", f"{names[2]}: differs by")
-    one(anew_lines, f"{names[3]}: its target on 4 x 4 patches")
-    one(anew_lines, "its heads differ")
+    assert_line(anew_lines, "inside attention", f"{names[1]}: differs by")
+    assert_line(anew_lines, "inside random weights, rollout", f"{names[2]}: differs by")
+    assert_line(anew_lines, f"{names[3]}: its target on 4 x 4 patches")
+    assert_line(anew_lines, "its heads differ")
     assert not [text for text in anew_lines if "grad_cam" in text or "relevance" in text]
 
 
 def test_a_changed_layout_of_tsne_shows_in_its_numbers(damaged: Run) -> None:
     edit_arrays(damaged.inside / "arrays.npz", lambda a: a["projection/tsne"].__setitem__(1, a["projection/tsne"][1][::-1]), damaged)
-    one(of_files(damaged), "inside tsne, epoch 2:", "neighbours_kept: reported")
+    assert_line(of_files(damaged), "inside tsne, epoch 2:", "neighbours_kept: reported")
 
 
 def test_changed_snapshots_are_named(damaged: Run, scenes_of: Dataset) -> None:
@@ -290,14 +290,14 @@ def test_changed_snapshots_are_named(damaged: Run, scenes_of: Dataset) -> None:
 
     edit_arrays(damaged.snapshot_file(2), change, damaged)
     lines = of_files(damaged)
-    one(lines, "maps of attention at epoch 2 are not those of its snapshot")
-    one(lines, "inside pca-last: coordinates differ")
+    assert_line(lines, "maps of attention at epoch 2 are not those of its snapshot")
+    assert_line(lines, "inside pca-last: coordinates differ")
     lines = of_model(damaged, scenes_of)
-    one(lines, "inside features", "differs by")
-    one(lines, "maps of attention at epoch 2 are not those of the final weights")
+    assert_line(lines, "inside features", "differs by")
+    assert_line(lines, "maps of attention at epoch 2 are not those of the final weights")
     edit_arrays(damaged.snapshots / "probe.npz", lambda a: a["rows"].__setitem__(0, a["rows"][0] + 0) or a["labels"].__setitem__(0, 5), damaged)
-    one(of_model(damaged, scenes_of), "inside probe: its labels are not those of the data")
-    one(of_files(damaged), "the labels of the probe are not those of snapshots/probe.npz")
+    assert_line(of_model(damaged, scenes_of), "inside probe: its labels are not those of the data")
+    assert_line(of_files(damaged), "the labels of the probe are not those of snapshots/probe.npz")
 
 
 def test_files_without_a_hash_or_gone_are_named(damaged: Run) -> None:
@@ -306,30 +306,30 @@ def test_files_without_a_hash_or_gone_are_named(damaged: Run) -> None:
         record["files"].pop(name)
     (damaged.path / "run.json").write_text(json.dumps(record))
     lines = of_files(damaged)
-    one(lines, "MISMATCH run.json: it holds no hash of inside/findings.json")
-    one(lines, "MISMATCH run.json: it holds no hash of snapshots/epoch-0001.npz")
+    assert_line(lines, "MISMATCH run.json: it holds no hash of inside/findings.json")
+    assert_line(lines, "MISMATCH run.json: it holds no hash of snapshots/epoch-0001.npz")
     damaged.snapshot_file(1).unlink()
-    one(of_files(damaged), "the recipe asks for epochs [1, 2], there are [2]")
+    assert_line(of_files(damaged), "the recipe asks for epochs [1, 2], there are [2]")
 
 
 def test_damaged_files_are_mismatches_and_no_tracebacks(damaged: Run, scenes_of: Dataset) -> None:
     whole = (damaged.inside / "arrays.npz").read_bytes()
     (damaged.inside / "arrays.npz").write_bytes(whole[: len(whole) // 2])
-    one(of_files(damaged), "MISMATCH inside/arrays.npz: cannot be read")
+    assert_line(of_files(damaged), "MISMATCH inside/arrays.npz: cannot be read")
     assert not verify(damaged).ok
     (damaged.inside / "arrays.npz").write_bytes(whole)
     for key, shape in (("maps/attention", (6, 2)), ("projection/pca-last", (2, 3, 2)), ("scores/rollout/auc", ())):
         edit_arrays(damaged.inside / "arrays.npz", lambda a, k=key, s=shape: a.update({k: np.zeros(s, np.float32)}), damaged)
     edit_arrays(damaged.inside / "arrays.npz", lambda a: a.pop("valid/4x4"), damaged)
     lines = of_files(damaged)
-    one(lines, "inside attention: cannot be recomputed")
-    one(lines, "expected finite coordinates (2, 24, 2)")
+    assert_line(lines, "inside attention: cannot be recomputed")
+    assert_line(lines, "expected finite coordinates (2, 24, 2)")
     assert of_model(damaged, scenes_of)
     (damaged.snapshots / "probe.npz").write_bytes(b"")
     assert of_files(damaged)
     assert of_model(damaged, scenes_of)
     (damaged.inside / "findings.json").write_text("{}")
-    one(of_files(damaged), "MISMATCH inside: ", "not readable as JSON of a run")
+    assert_line(of_files(damaged), "MISMATCH inside: ", "not readable as JSON of a run")
 
 
 def test_a_changed_deletion_is_named(unmasked: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,11 +343,11 @@ def test_a_changed_deletion_is_named(unmasked: Run, tmp_path: Path, monkeypatch:
 
     edit_findings(run, lower)
     assert of_files(run) == []
-    one(of_model(run, dataset), "inside deletion[grad_cam]", "deletion[grad_cam, centre]: reported")
+    assert_line(of_model(run, dataset), "inside deletion[grad_cam]", "deletion[grad_cam, centre]: reported")
     edit_arrays(run.inside / "arrays.npz", lambda a: a["scores/attention/insertion"].__setitem__(1, 0.9), run)
-    one(of_files(run), "inside insertion[attention] of the set", "reported")
+    assert_line(of_files(run), "inside insertion[attention] of the set", "reported")
     monkeypatch.setattr(anew, "MOST_WORK", 0.0)
-    one(of_model(run, dataset), "inside insertion[attention]", "0.9000, recomputed")
+    assert_line(of_model(run, dataset), "inside insertion[attention]", "0.9000, recomputed")
 
 
 # ── the separate paths are right ──────────────────────────────────────────────────────────────────────────────

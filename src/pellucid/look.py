@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +23,7 @@ from pellucid.errors import DataError, MissingError, PellucidError, UsageError
 from pellucid.files import replacing
 from pellucid.findings import ARRAYS, IMAGES, EpochScores, Findings, Score, load_findings
 from pellucid.inside.deletion import randomised
+from pellucid.inside.faithfulness import PatchTarget, centre_prior, mass
 from pellucid.inside.looking import Found, Pictures, epoch_scores, look
 from pellucid.inside.projection import project
 from pellucid.inside.survey import BATCH, USUAL, fitting, maps_of
@@ -174,10 +175,12 @@ def draw(found: Found, folder: Path, photos: Sequence[np.ndarray], *, most: int,
             kept = [epoch for epoch in findings.epochs if f"maps/{method}/{epoch}" in arrays]
             if kept:
                 over = np.stack([arrays[f"maps/{method}/{epoch}"][i] for epoch in kept])
-                strip = figures.epochs_strip(photo, over, kept, view=finding.view, title=f"{finding.file}: {method}")
+                said = _believed(arrays, i, over)
+                strip = figures.epochs_strip(photo, over, kept, view=finding.view, title=f"{finding.file}: {method}", measured=said)
                 files += figures.save(strip, folder / f"{name}-epochs")
         for key in (key for key in arrays if key.startswith("heads/")):
-            heads = figures.heads_sheet(photo, arrays[key][i], [key.removeprefix("heads/")], view=finding.view)
+            said = _believed(arrays, i, arrays[key][i])
+            heads = figures.heads_sheet(photo, arrays[key][i], [key.removeprefix("heads/")], view=finding.view, measured=said)
             files += figures.save(heads, folder / f"{name}-heads")
     if any(score.baselines for score in findings.scores):
         files += figures.save(figures.scores_figure([score for score in findings.scores if score.baselines]), folder / "scores")
@@ -192,6 +195,17 @@ def draw(found: Found, folder: Path, photos: Sequence[np.ndarray], *, most: int,
         files += figures.save(drawn, folder / f"projection-{projection.name}")
     told("figures", 1, 1)
     return files
+
+
+def _believed(arrays: Mapping[str, np.ndarray], i: int, maps: np.ndarray) -> list[str]:
+    """For each of some maps of picture i its mass on the target beside that of the centre prior; that nothing was measured where it has no mask."""
+    grid = (maps.shape[-2], maps.shape[-1])
+    target = arrays.get(f"target/{grid[0]}x{grid[1]}")
+    if target is None or not target[i].any():
+        return ["no mask: not measured"] * len(maps)
+    where = PatchTarget(target[i], arrays[f"valid/{grid[0]}x{grid[1]}"][i], target[i].astype(np.float64))
+    centre = rounded(mass(centre_prior(grid), where))
+    return [f"mass {rounded(mass(values, where))} (centre {centre})" for values in maps]
 
 
 # ── a run ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -57,10 +57,11 @@ def attention_sheet(photo: NDArray[np.uint8], finding: ImageFinding, maps: Mappi
     return figure
 
 
-def heads_sheet(photo: NDArray[np.uint8], maps: ArrayLike, names: Sequence[str] = (), *, view: View | None = None) -> Figure:
+def heads_sheet(photo: NDArray[np.uint8], maps: ArrayLike, names: Sequence[str] = (), *, view: View | None = None, measured: Sequence[str] = ()) -> Figure:
     """The map of every head over the photo: maps (h, gh, gw), or (L, h, gh, gw) as a table of layers by heads.
 
-    names: of the layers, L of them (one or none for a single layer). Heads are counted from 0, as in the arrays.
+    names: of the layers, L of them (one or none for a single layer). Heads are counted from 0, as in the arrays. measured: a line for each head of a single
+    layer, that says how far its map can be believed.
     """
     values = np.asarray(maps, dtype=np.float64)
     single = values.ndim == 3
@@ -71,7 +72,7 @@ def heads_sheet(photo: NDArray[np.uint8], maps: ArrayLike, names: Sequence[str] 
     if single:
         picture, seen = reduced(photo, view, SHEET_SIDE)
         tiles = [overlay(picture, values[0, i], seen) for i in range(heads)]
-        return _sheet(tiles, [f"head {i}" for i in range(heads)], f"Heads of {names[0]}" if names else "Heads")
+        return _sheet(tiles, _under([f"head {i}" for i in range(heads)], measured), f"Heads of {names[0]}" if names else "Heads")
     picture, seen = reduced(photo, view, TILE_SIDE)
     height, width, gap = *picture.shape[:2], 4
     table = np.full((layers, height + gap, heads, width + gap, 3), 255, dtype=np.uint8)
@@ -90,13 +91,16 @@ def heads_sheet(photo: NDArray[np.uint8], maps: ArrayLike, names: Sequence[str] 
     return figure
 
 
-def epochs_strip(photo: NDArray[np.uint8], maps: ArrayLike, epochs: Sequence[int], *, view: View | None = None, title: str = "") -> Figure:
-    """One map over epochs, beside each other: maps (E, gh, gw), epochs counted from 1."""
+def epochs_strip(
+    photo: NDArray[np.uint8], maps: ArrayLike, epochs: Sequence[int], *, view: View | None = None, title: str = "", measured: Sequence[str] = ()
+) -> Figure:
+    """One map over epochs, beside each other: maps (E, gh, gw), epochs counted from 1; measured: a line for each."""
     values = np.asarray(maps, dtype=np.float64)
     if values.ndim != 3 or len(values) != len(epochs) or not len(epochs):
         raise UsageError(f"expected maps (epochs, gh, gw) for {len(epochs)} epochs, got shape {values.shape}")
     picture, seen = reduced(photo, view, SHEET_SIDE)
-    return _sheet([picture, *(overlay(picture, one, seen) for one in values)], ["photo", *(f"epoch {epoch}" for epoch in epochs)], title)
+    names = _under([f"epoch {epoch}" for epoch in epochs], measured)
+    return _sheet([picture, *(overlay(picture, one, seen) for one in values)], ["photo", *names], title)
 
 
 def positions_figure(similarity: ArrayLike, *, how: str = "", limits: tuple[float, float] | None = None) -> Figure:
@@ -193,13 +197,18 @@ def fitted_view(finding: ImageFinding, photo: NDArray[np.uint8]) -> View:
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _under(names: Sequence[str], lines: Sequence[str]) -> list[str]:
+    """Each name with its line below, where there are lines."""
+    return [f"{name}\n{line}" for name, line in zip(names, lines, strict=True)] if lines else list(names)
+
+
 def _sheet(tiles: Sequence[NDArray[np.uint8]], titles: Sequence[str], title: str) -> Figure:
     """Pictures of one size beside each other, up to six in a line."""
     columns = min(len(tiles), 6)
     rows = -(-len(tiles) // columns)
     tall = 2.1 * tiles[0].shape[0] / tiles[0].shape[1]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(2.2 * columns, 4.5), rows * (tall + 0.3) + 0.7), layout="constrained")
+        figure = Figure(figsize=(max(2.2 * columns, 4.5), rows * (tall + 0.3 + 0.15 * max(name.count("\n") for name in titles)) + 0.7), layout="constrained")
         if title:
             figure.suptitle(plain_text(title), x=0.01, ha="left", fontsize=10, fontweight="bold")
         figure.supxlabel(OWN_SCALE, x=0.01, ha="left", fontsize=8)

@@ -13,7 +13,7 @@ from pellucid.data.augment import evaluate_view
 from pellucid.data.dataset import Hashes, Names, Split
 from pellucid.data.images import centre, resize, view_mask
 from pellucid.data.loader import pack_images
-from pellucid.data.masks import masks_of, without_target
+from pellucid.data.masks import marked_values, masks_of, without_target
 from pellucid.data.sources import load_dataset
 from pellucid.errors import DataError
 from pellucid.schema import DataSection, InsideSection
@@ -222,3 +222,12 @@ def test_the_bars_of_a_padded_picture_are_not_the_target() -> None:
     assert found[10:30].all()
     assert not found[:10].any()
     assert not found[30:].any()
+
+
+def test_masks_of_nothing_but_target_are_refused() -> None:
+    """A trimap of 1, 2 and 3 taken as it is: any map would be right everywhere."""
+    inside = InsideSection.model_validate({"masks": "trimaps", "samples": 2})
+    whole = [marked_values(np.full((4, 4), value), None, []) for value in (1, 3)]
+    assert "every pixel of 2 masks is target or ignored, so that any map would be right; set inside.mask_target" in str(without_target(whole, inside))
+    whole[1][0, 0] = 0
+    assert without_target(whole, inside) is None

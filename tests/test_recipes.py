@@ -70,6 +70,8 @@ def reductions(recipe: Recipe) -> list[str]:
         "data.source=scenes", "data.train=12", "data.val=6", "data.test=null", "data.image_dir=null", "data.image_size=32", "data.resize_size=null",
         "model.pretrained=false", "model.weights=null", "train.batch_size=4", "train.micro_batch_size=2", "train.threads=1",
     ]  # fmt: skip
+    if recipe.inside is not None:
+        small += ["inside.samples=2", "inside.features=4", "inside.masks=null", "inside.mask_target=null", "inside.mask_ignore=[]"]
     for i, phase in enumerate(recipe.train.phases):
         small.append(f"train.phases.{i}.epochs=1")
         if phase.schedule.warmup_epochs:

@@ -487,3 +487,20 @@ def test_areas_with_ties_are_those_of_training() -> None:
 def test_the_rows_that_a_recipe_asks_for_are_those_of_training(count: int) -> None:
     labels = np.random.default_rng(4).integers(0, 4, 12)
     assert maps.chosen_rows(labels, count) == evenly(labels, count).tolist()
+
+
+def test_pictures_that_were_exchanged_are_named(damaged: Run) -> None:
+    first, second = (damaged.inside / "images" / f"{i}.webp" for i in (0, 1))
+    kept = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(kept)
+    lines = [text for text in verify(damaged).lines() if text.startswith("MISMATCH")]
+    assert_line(lines, "inside/images/0.webp: the file changed since the run")
+    assert_line(lines, "inside/images/1.webp: the file changed since the run")
+
+
+def test_other_classes_weights_or_model_in_the_findings_are_named(damaged: Run) -> None:
+    edit_findings(damaged, lambda f: f["classes"].reverse())
+    assert_line(of_files(damaged), "MISMATCH inside model", "classes ['ring', 'cross'")
+    edit_findings(damaged, lambda f: f.update(weights="published weights", model="timm/vit_giant"))
+    assert_line(of_files(damaged), "weights published weights, the run has final weights, last epoch", "model timm/vit_giant")

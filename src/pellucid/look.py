@@ -276,7 +276,7 @@ def look_into_run(t: Training, module: nn.Module, selected: str) -> None:
     """
     try:
         _look_into_run(t, module, selected)
-    except (PellucidError, RuntimeError, ValueError, LookupError, ArithmeticError, OSError, MemoryError) as error:
+    except (PellucidError, RuntimeError, ValueError, LookupError, ArithmeticError, OSError, MemoryError, ImportError) as error:
         kind = "" if isinstance(error, PellucidError) else f"{type(error).__name__}: "
         t.record.note(f"nothing was found inside: {kind}{error or 'memory ran out'}")
 

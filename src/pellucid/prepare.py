@@ -209,8 +209,8 @@ def _prepare(recipe: Recipe, record: RunRecord, progress: Progress, runtime: Run
     frozen = set_trainable(built.module, recipe.model.freeze, built.classifier)
     runtime.place(built.module)
     _try_model(built.module, recipe, runtime)
-    if recipe.inside is not None and recipe.inside.methods:
-        from pellucid.look import check_methods  # with captum, openTSNE and what they import
+    if recipe.inside is not None:
+        from pellucid.look import check_methods  # here and not when it is first used: an import that fails must not end a training
 
         check_methods(built.module, recipe)
     activations = _count_activations(built.module, recipe, frozen, record)

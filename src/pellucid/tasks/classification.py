@@ -50,6 +50,9 @@ class Classification:
     headline = "accuracy"
 
     def __init__(self, recipe: Recipe, dataset: Dataset, runtime: Runtime, mean: Sequence[float], std: Sequence[float]) -> None:
+        # Its import takes two seconds where transformers is installed, and memory: here, as one that fails at the end would lose a training.
+        import torchmetrics.functional.classification  # noqa: F401
+
         self._runtime = runtime
         self._classes = dataset.classes
         self._seed = recipe.seed
@@ -146,7 +149,6 @@ def logits_of(module: nn.Module, images: Images, runtime: Runtime, size: tuple[i
 
 def measure(predictions: Predictions, *, classes: Sequence[str], split: str, seed: int, note: str) -> list[Measurement]:
     """Measurements of (n, C) logits by torchmetrics; the headline first. Sources and definitions stand in `how`."""
-    # Here, because torchmetrics imports transformers where it is installed: two seconds that only the end of a training has to spend.
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score, multiclass_recall
 
     logits = torch.from_numpy(predictions.logits).double()

@@ -344,6 +344,18 @@ def test_layers_can_be_chosen() -> None:
         with record(model, layers=layers) as recording:  # type: ignore[arg-type]
             model(x)
         assert recording.layers == expected
+
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = Explicit("method"), Explicit("method")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x, x, x)
+
+    skips = Skips()
+    with pytest.raises(UsageError, match="layers: b never ran inside the block. Recorded: a."), record(skips, rows="all", layers=["a", "b"]):
+        skips(torch.randn(1, 2, 4, 8))
     with pytest.raises(UsageError, match=r"no module 'blocks.1.atn'. Did you mean 'blocks.1.attn'\?"), record(model, layers="blocks.1.atn"):
         pass
     with pytest.raises(UsageError, match="has 2 attention modules, there is no number 2"), record(model, layers=2):

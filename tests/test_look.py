@@ -128,6 +128,10 @@ def test_bad_input_is_named_and_nothing_is_written(pictures: Path, tmp_path: Pat
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(tmp_path / "empty" / "scene-0.png")
     with pytest.raises(DataError, match="expected a mask of 64x96 pixels"):
         look_into("timm/resnet10t", [photo], out, overrides=["pretrained=false"], masks=tmp_path / "empty")
+    with pytest.raises(DataError, match="none has a target; give the values that mark the target with --mask-target"):
+        look_into("timm/resnet10t", [photo], out, overrides=["pretrained=false"], masks=pictures / "masks", mask_target=[9])
+    with pytest.raises(DataError, match="so that any map would be right; give the values"):
+        look_into("timm/resnet10t", [photo], out, overrides=["pretrained=false"], masks=pictures / "masks", mask_target=[0, 1, 2])
     with pytest.raises(UsageError, match="--mask-target and --mask-ignore need --masks"):
         look_into("timm/resnet10t", [photo], out, overrides=["pretrained=false"], mask_target=[1])
     with pytest.raises(UsageError, match="there is no map 'gradcam'. Did you mean 'grad_cam'"):

@@ -123,7 +123,10 @@ def test_masks_without_any_target_are_a_fault(tmp_path: Path) -> None:
     assert without_target([empty, full], section(tmp_path)) is None
     assert without_target([], section(tmp_path)) is None
     told = without_target([empty, np.full((2, 2), 255, np.uint8)], section(tmp_path, mask_target=[9]))
-    assert told == f"{tmp_path}: of 2 masks none has a value of inside.mask_target [9]; set inside.mask_target to the values that mark the target"
+    assert (
+        told
+        == f"{tmp_path}: of 2 masks none has a target; now the target is inside.mask_target [9]. Set inside.mask_target to the values that mark the target, inside.mask_ignore to those that count neither way."
+    )
 
 
 def test_trimaps_of_real_photographs(photographs: Path) -> None:
@@ -228,6 +231,8 @@ def test_masks_of_nothing_but_target_are_refused() -> None:
     """A trimap of 1, 2 and 3 taken as it is: any map would be right everywhere."""
     inside = InsideSection.model_validate({"masks": "trimaps", "samples": 2})
     whole = [marked_values(np.full((4, 4), value), None, []) for value in (1, 3)]
-    assert "every pixel of 2 masks is target or ignored, so that any map would be right; set inside.mask_target" in str(without_target(whole, inside))
+    assert "every pixel of 2 masks is target or ignored, so that any map would be right; now the target is every value above 0. Set inside.mask_target" in str(
+        without_target(whole, inside)
+    )
     whole[1][0, 0] = 0
     assert without_target(whole, inside) is None

@@ -432,7 +432,7 @@ def test_what_cannot_be_looked_at_is_named_before_there_is_a_run(small_recipe: s
     assert fault(f"{{images: [{folders}/text.jpg]}}").startswith(f"{folders}/text.jpg: unreadable: not an image of a known format")
     (folders / "masks" / "3.png").unlink()
     assert "1 of 6 have none:\n  cat/3.png\nAdd the masks, take fewer inside.samples" in fault(f"{{masks: {folders}/masks}}")
-    assert "of 1 masks none has a value of inside.mask_target [4]" in fault(f"{{masks: {folders}/masks, mask_target: [4], samples: 1}}")
+    assert "of 1 masks none has a target; now the target is inside.mask_target [4]" in fault(f"{{masks: {folders}/masks, mask_target: [4], samples: 1}}")
 
 
 def test_a_split_that_the_data_does_not_have_is_an_error(small_recipe: str, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 import pellucid
-from pellucid.data.images import ENDINGS, decode, view_box
-from pellucid.data.masks import marked_values, read_mask
+from pellucid.data.images import decode, image_files, view_box
+from pellucid.data.masks import marked_values, one_sided, read_mask
 from pellucid.errors import DataError, MissingError, PellucidError, UsageError
 from pellucid.files import replacing
 from pellucid.findings import ARRAYS, IMAGES, EpochScores, Findings, Score, load_findings
@@ -62,7 +62,9 @@ def look_into(
     single photograph; mask_target: its values that are the target (default: all above 0), mask_ignore: values that count neither way.
     Nothing is written before everything was read.
     """
-    files = _photographs(images)
+    files = [file for entry in images for file in image_files(entry)]
+    if not files:
+        raise UsageError("expected at least one photograph")
     chosen = subject(target, overrides, device=device)
     photos = [decode(file.read_bytes(), str(file)) for file in files]
     sizes = tuple((photo.height, photo.width) for photo in photos)
@@ -80,24 +82,6 @@ def look_into(
     write(found, folder, [np.asarray(photo) for photo in photos])
     draw(found, folder, [np.asarray(photo) for photo in photos], most=len(photos), progress=progress)
     return found.findings
-
-
-def _photographs(images: Sequence[str | Path]) -> list[Path]:
-    files: list[Path] = []
-    for given in images:
-        path = Path(given)
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
-            if not inside:
-                raise DataError(f"{path}: there is no image in this folder (endings: {', '.join(sorted(ENDINGS))})")
-            files += inside
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise MissingError(f"{path}: no such image or folder")
-    if not files:
-        raise UsageError("expected at least one photograph")
-    return files
 
 
 def _masks(
@@ -118,7 +102,10 @@ def _masks(
     missing = [str(place) for place in places if not place.is_file()]
     if missing:
         raise DataError(f"{len(missing)} of {len(files)} photographs have no mask: {', '.join(missing[:5])}. Name it as the photograph, with .png.")
-    return [marked_values(read_mask(place, size), target, ignore) for place, size in zip(places, sizes, strict=True)]
+    marked = [marked_values(read_mask(place, size), target, ignore) for place, size in zip(places, sizes, strict=True)]
+    if fault := one_sided(marked):
+        raise DataError(f"{folder}: {fault}; give the values that mark the target with --mask-target, those that count neither way with --mask-ignore")
+    return list(marked)
 
 
 def _labels(chosen: Subject, files: Sequence[Path]) -> np.ndarray:

@@ -25,13 +25,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from pellucid.errors import DataError
+from pellucid.errors import DataError, MissingError
 
 # Pillow's name of each format that is read -> endings of its files.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -81,6 +81,19 @@ class _FaultError(Exception):
 
     def __init__(self, kind: str, detail: str) -> None:
         self.finding = Finding(kind, detail, fatal=True)
+
+
+def image_files(entry: str | Path) -> list[Path]:
+    """A file as it is; of a folder its images, searched below it too, in the order of their names. MissingError, or DataError for a folder without one."""
+    path = Path(entry)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+        if not files:
+            raise DataError(f"{path}: there is no image in this folder (endings: {', '.join(sorted(ENDINGS))})")
+        return files
+    if path.is_file():
+        return [path]
+    raise MissingError(f"{path}: no such image or folder")
 
 
 def decode(data: bytes, name: str) -> Image.Image:

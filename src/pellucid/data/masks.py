@@ -52,17 +52,23 @@ def mask_beside(inside: InsideSection, photograph: str, size: tuple[int, int]) -
     return marked_values(read_mask(file, size), inside.mask_target, inside.mask_ignore) if file is not None and file.is_file() else None
 
 
-def without_target(masks: Sequence[np.ndarray], inside: InsideSection) -> str | None:
-    """What is wrong where not one of several masks holds a target, or all of them nothing else; None where all is well or there are none."""
+def one_sided(masks: Sequence[np.ndarray]) -> str | None:
+    """What is wrong where masks say nothing about a map: not one has a target, or none has anything else. None where all is well or there are none."""
     if masks and all((mask != 0).all() for mask in masks):
-        return (
-            f"{inside.masks or 'scenes'}: every pixel of {len(masks)} masks is target or ignored, so that any map would be right; "
-            "set inside.mask_target to the values that mark the target, inside.mask_ignore to those that count neither way"
-        )
-    if not masks or any((mask == TARGET).any() for mask in masks):
+        return f"every pixel of {len(masks)} masks is target or ignored, so that any map would be right"
+    return f"of {len(masks)} masks none has a target" if masks and not any((mask == TARGET).any() for mask in masks) else None
+
+
+def without_target(masks: Sequence[np.ndarray], inside: InsideSection) -> str | None:
+    """`one_sided` in the words of a recipe."""
+    fault = one_sided(masks)
+    if fault is None:
         return None
-    wanted = "a value above 0" if inside.mask_target is None else f"a value of inside.mask_target {inside.mask_target}"
-    return f"{inside.masks or 'scenes'}: of {len(masks)} masks none has {wanted}; set inside.mask_target to the values that mark the target"
+    wanted = "every value above 0" if inside.mask_target is None else f"inside.mask_target {inside.mask_target}"
+    return (
+        f"{inside.masks or 'scenes'}: {fault}; now the target is {wanted}. Set inside.mask_target to the values that mark the target, "
+        "inside.mask_ignore to those that count neither way."
+    )
 
 
 def marked_values(values: np.ndarray, target: Sequence[int] | None, ignored: Sequence[int]) -> np.ndarray:

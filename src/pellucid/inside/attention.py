@@ -292,8 +292,11 @@ def _check_coverage(sight: Sight, recording: Recording, wanted: list[str] | None
             "multi-head attention or softmax and a product: flex_attention, an own kernel, TorchScript or another thread. Choose an implementation that "
             'does (transformers: attn_implementation="sdpa" or "eager"; timm: set_fused_attn), or leave these layers out by name with ignore=[...].'
         )
-    if recording.records:
+    idle = [pattern for pattern in wanted or [] if not any(fnmatch.fnmatchcase(path, pattern) for path in (*sight.seen, *sight.passes))]
+    if recording.records and not idle:
         return
+    if recording.records:
+        raise UsageError(f"layers: {_few(idle)} never ran inside the block. Recorded: {_few(recording.layers)}.")
     if sight.scripted:
         raise UsageError(f"nothing was recorded: {_few(sorted(sight.scripted)) or 'the model'} is TorchScript, which hands nothing out. Load the Python model.")
     if not sight.passes:

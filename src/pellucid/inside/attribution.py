@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pellucid.errors import UsageError
+from pellucid.inside.faithfulness import overlaps
 from pellucid.inside.layers import Trace, traced
 from pellucid.inside.outputs import logits_of
 
@@ -189,15 +190,8 @@ def occlusion(
 def pooled(values: NDArray[np.floating], grid: tuple[int, int]) -> NDArray[np.float32]:
     """Sums of (B, H, W) over the equal cells of a grid, (B, gh, gw) float32; a pixel on an edge is shared by area, so that the mass is kept."""
     _at_least_one(rows=grid[0], columns=grid[1])
-    rows, columns = _overlaps(values.shape[1], grid[0]), _overlaps(values.shape[2], grid[1])
+    rows, columns = (overlaps(pixels, cells) / cells for pixels, cells in zip(values.shape[1:], grid, strict=True))
     return np.einsum("gy,byx,kx->bgk", rows, values.astype(np.float64), columns, optimize=True).astype(np.float32)
-
-
-def _overlaps(pixels: int, cells: int) -> NDArray[np.float64]:
-    """(cells, pixels): the part of each pixel that lies in each of `cells` equal stretches."""
-    edges = np.arange(cells + 1) * (pixels / cells)
-    left = np.arange(pixels)
-    return np.clip(np.minimum(edges[1:, None], left + 1) - np.maximum(edges[:-1, None], left), 0, 1)
 
 
 def _default_window(model: nn.Module, images: Tensor, targets: Tensor, logits: Logits) -> tuple[int, int]:

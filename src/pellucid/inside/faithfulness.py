@@ -62,7 +62,7 @@ def patch_target(mask: ArrayLike, grid: tuple[int, int]) -> PatchTarget:
         raise UsageError(
             f"expected a mask (H, W) of 0, {TARGET} and {IGNORED} and a grid of at least one patch; got {pixels.shape}, grid {grid}, values {found}"
         )
-    down, across = (_overlaps(size, num) for size, num in zip(pixels.shape, grid, strict=True))
+    down, across = (overlaps(size, num) for size, num in zip(pixels.shape, grid, strict=True))
     counted = down @ (pixels != IGNORED) @ across.T  # (gh, gw), in units of which a patch has H * W: whole numbers, exact in float64
     on_target = down @ (pixels == TARGET) @ across.T
     valid = 2 * counted >= pixels.size
@@ -74,7 +74,7 @@ def patch_target(mask: ArrayLike, grid: tuple[int, int]) -> PatchTarget:
     return PatchTarget(target, valid, share)
 
 
-def _overlaps(size: int, num: int) -> Floats:
+def overlaps(size: int, num: int) -> Floats:
     """(num, size) overlap of each of num equal parts of a line of `size` pixels with each pixel, in pixels / num; whole numbers."""
     parts, pixels = np.arange(num)[:, None] * size, np.arange(size)[None] * num
     return np.clip(np.minimum(parts + size, pixels + num) - np.maximum(parts, pixels), 0, None).astype(np.float64)

@@ -1,7 +1,7 @@
 """Where tokens lie on the image: the grid of patches, what stands before it (class, distillation, register tokens), shifted windows.
 
 A model does not say how its tokens are ordered. It is read off the run: the patch embedding is the convolution whose feature map has as many places
-as there are tokens, but for a few; those few come first and are named by the parameters that hold them. Swin's windows follow from the block's
+as there are tokens, but for those that parameters of the model hold: these come first and are named by them. Swin's windows follow from the block's
 window and shift (Liu et al. 2103.14030, section 3.2), in the order in which timm, torchvision and transformers cut them.
 """
 

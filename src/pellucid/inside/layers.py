@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.errors import UsageError, did_you_mean
+from pellucid.inside.geometry import prefix_tokens
 
-MOST_PREFIX_TOKENS = 32  # a patch grid smaller than the tokens by more than this is not theirs
 _REARRANGE = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Unflatten)
 _REARRANGE_NAMES = ("Permute", "DropPath", "StochasticDepth")  # of torchvision and timm, known by name so that neither is imported here
 
@@ -44,11 +44,11 @@ class Arrangement:
         return output[:, self.prefix :].unflatten(1, self.grid)  # (B, gh, gw, C)
 
 
-def arrangement_of(shape: Iterable[int], image: tuple[int, int], grids: Iterable[tuple[int, int]], *, channels_last: bool) -> Arrangement | None:
+def arrangement_of(shape: Iterable[int], image: tuple[int, int], grids: Iterable[tuple[int, int]], *, channels_last: bool, prefix: int) -> Arrangement | None:
     """The arrangement that a shape has for an image of (height, width) pixels; None for one that holds no map.
 
-    `grids` are the spatial shapes of the convolutions seen so far: tokens lie on one of them, after at most 32 prefix tokens, or on one
-    halved once or more (patch merging). `channels_last` decides where both readings of four axes fit.
+    `grids` are the spatial shapes of the convolutions seen so far: tokens lie on one of them, after the model's `prefix` tokens
+    or none, or on one halved once or more (patch merging). `channels_last` decides where both readings of four axes fit.
     """
     axes = tuple(shape)
     if len(axes) == 4:
@@ -57,10 +57,10 @@ def arrangement_of(shape: Iterable[int], image: tuple[int, int], grids: Iterable
         return next((Arrangement(name, readings[name]) for name in order if _is_map_of(readings[name], image)), None)
     if len(axes) != 3:
         return None
-    fitting = [(h, w) for h, w in grids if 1 < h * w <= axes[1] <= h * w + MOST_PREFIX_TOKENS]
-    if fitting:
-        grid = max(fitting, key=lambda g: g[0] * g[1])
-        return Arrangement("tokens", grid, axes[1] - grid[0] * grid[1])
+    for before in (prefix, 0):
+        for h, w in reversed(list(grids)):
+            if h * w > 1 and axes[1] - h * w == before:
+                return Arrangement("tokens", (h, w), before)
     merged = ((-(-h // 2**k), -(-w // 2**k)) for h, w in grids for k in range(1, 6))
     return next((Arrangement("tokens", grid) for grid in merged if 1 < grid[0] * grid[1] == axes[1]), None)
 
@@ -151,7 +151,7 @@ def traced(model: nn.Module, image: Tensor, scores: Callable[[Tensor], tuple[Ten
 
     with hooked(model, keep):
         score, num_classes = scores(image.repeat(2, 1, 1, 1))
-    layers = _arranged(outputs, (image.shape[-2], image.shape[-1]), num_classes)
+    layers = _arranged(outputs, (image.shape[-2], image.shape[-1]), num_classes, len(prefix_tokens(model)))
     offered = [name for name, layer in layers.items() if layer.offered and outputs[name][1].requires_grad]
     known = tuple(name for name, _ in model.named_modules() if name)
     trace = Trace(layers, {}, known)
@@ -163,7 +163,7 @@ def traced(model: nn.Module, image: Tensor, scores: Callable[[Tensor], tuple[Ten
     return trace
 
 
-def _arranged(outputs: dict[str, tuple[nn.Module, Tensor]], image: tuple[int, int], num_classes: int) -> dict[str, Layer]:
+def _arranged(outputs: dict[str, tuple[nn.Module, Tensor]], image: tuple[int, int], num_classes: int, prefix: int) -> dict[str, Layer]:
     """The layers of a pass, with what may be read from each."""
     layers: dict[str, Layer] = {}
     grids: list[tuple[int, int]] = []
@@ -172,7 +172,7 @@ def _arranged(outputs: dict[str, tuple[nn.Module, Tensor]], image: tuple[int, in
     last_linear = max((i for i, (module, _) in enumerate(outputs.values()) if isinstance(module, nn.Linear)), default=-1)
     for i, (name, (module, output)) in enumerate(outputs.items()):
         normed = _has_norm(module)
-        found = arrangement_of(output.shape, image, grids, channels_last=normed and not _has_convolution(module)) if len(output) == 2 else None
+        found = arrangement_of(output.shape, image, grids, channels_last=normed and not _has_convolution(module), prefix=prefix) if len(output) == 2 else None
         if isinstance(module, nn.Conv2d) and output.ndim == 4:
             grids.append((output.shape[2], output.shape[3]))
         if "Pool" in type(module).__name__ and not any(True for _ in module.parameters()):

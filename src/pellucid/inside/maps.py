@@ -43,7 +43,7 @@ def attention_map(model: nn.Module, images: Tensor, *, layer: Layers = "last", h
     layer: "last", a number of an attention module, or its path. heads: each head apart. query: "class token" or "mean of the patches"; default: the
     class token where the model has one. Runs in eval mode without gradient; the model's mode is restored. UsageError where the layer's tokens lie on no image.
     """
-    chosen = query or (CLASS if prefix_tokens(model) and "class" in prefix_tokens(model) else MEAN)
+    chosen = query or (CLASS if "class" in prefix_tokens(model) else MEAN)
     if chosen not in (CLASS, MEAN):
         raise UsageError(f"query: expected {CLASS!r} or {MEAN!r}, got {chosen!r}")
     if layer is None or isinstance(layer, (list, tuple)):
@@ -61,7 +61,7 @@ def attention_map(model: nn.Module, images: Tensor, *, layer: Layers = "last", h
     weights, share = patch_weights(found[-1], len(images))
     if not heads:
         weights, share = weights.mean(1), share.mean(1)
-    values = weights / weights.sum((-1, -2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    values = _shares(weights)
     averaged = "each head" if heads else f"mean of {found[-1].heads} heads"
     return AttentionMap(values.cpu().numpy(), share.cpu().numpy(), found[-1].module, chosen, f"attention of {found[-1].module}, {averaged}, query: {chosen}")
 
@@ -76,7 +76,7 @@ def attention_layers(model: nn.Module, images: Tensor, *, query: str | None = No
         if r.geometry.grid is None or r.kind != "self":
             continue
         weights, share = patch_weights(r, len(images))
-        values = weights / weights.sum((-1, -2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        values = _shares(weights)
         found.append(AttentionMap(values.cpu().numpy(), share.cpu().numpy(), r.module, chosen, f"attention of {r.module}, each head, query: {chosen}"))
     if not found:
         raise UsageError("no layer of this model has patches of an image as its tokens")
@@ -109,7 +109,7 @@ def attention_rollout(model: nn.Module, images: Tensor) -> AttentionMap:
     share = row[:, 0, :before].sum(-1)
     weights = layers[0].geometry.on_grid(row)[:, 0]
     query = CLASS if "class" in prefix else MEAN
-    values = weights / weights.sum((-1, -2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    values = _shares(weights)
     how = f"attention rollout through {len(layers)} layers, mean of heads, residual counted half, query: {query}"
     return AttentionMap(values.cpu().numpy(), share.cpu().numpy(), "all layers", query, how)
 
@@ -124,3 +124,8 @@ def patch_weights(r: Record, batch: int) -> tuple[Tensor, Tensor]:
     if len(on_grid) != batch:
         raise UsageError(f"{r.module} ran on {len(on_grid)} images, expected {batch}: it attends within windows that are not known here")
     return on_grid, r.weights[:, :, 0, : len(r.geometry.prefix)].sum(-1)
+
+
+def _shares(weights: Tensor) -> Tensor:
+    """Maps as shares of their sum; a map without mass stays 0."""
+    return weights / weights.sum((-1, -2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pellucid.data.augment import Augment, Images, Mix, evaluate_view, mix_pair, mix_targets, window_mix
 from pellucid.data.dataset import Dataset, Split
-from pellucid.data.images import ENDINGS, as_rgb, decode, resize
+from pellucid.data.images import as_rgb, decode, image_files, resize
 from pellucid.data.loader import Pack, Reader, Window, pack_images
 from pellucid.data.store import Pixels
 from pellucid.errors import DataError, MissingError
@@ -283,13 +283,4 @@ def _opened(entry: Any) -> list[tuple[str, Callable[[], PIL.Image.Image]]]:
     """(name, how to open) of each image that an argument of `predict` stands for."""
     if isinstance(entry, PIL.Image.Image):
         return [("<image>", lambda: as_rgb(entry))]
-    path = Path(entry)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
-        if not files:
-            raise DataError(f"{path}: there is no image in this folder (endings: {', '.join(sorted(ENDINGS))})")
-    elif path.is_file():
-        files = [path]
-    else:
-        raise MissingError(f"{path}: no such image or folder")
-    return [(str(file), lambda file=file: decode(file.read_bytes(), str(file))) for file in files]  # type: ignore[misc]
+    return [(str(file), lambda file=file: decode(file.read_bytes(), str(file))) for file in image_files(entry)]  # type: ignore[misc]

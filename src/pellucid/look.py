@@ -249,9 +249,8 @@ def check_methods(module: nn.Module, recipe: Recipe) -> None:
         return
     stranger = randomised(module, recipe.seed).eval()
     image = torch.randn((1, 3, *recipe.data.size), generator=torch.Generator().manual_seed(recipe.seed))
-    device = next(stranger.parameters()).device
     try:
-        fitting(stranger, image.to(device), recipe.inside.methods)
+        fitting(stranger, image, recipe.inside.methods)
     except UsageError as error:
         raise UsageError(f"inside.methods: {error}") from None
 

@@ -21,7 +21,7 @@ from pellucid.inside.artefacts import artefacts, flags
 from pellucid.inside.deletion import masked_areas, masked_baselines, randomised, score_deletion, score_randomisation
 from pellucid.inside.faithfulness import PatchTarget, patch_target, rank_correlation, score_maps
 from pellucid.inside.positions import position_similarity
-from pellucid.inside.survey import Mapped, fitting, heads_of, maps_of
+from pellucid.inside.survey import BATCH, Mapped, device_of, fitting, heads_of, maps_of
 
 DELETION_STEPS = 10
 DELETION_IMAGES = 12  # those that a report shows; a map of one picture takes some 20 forward passes
@@ -70,14 +70,14 @@ def look(
     deletion: bool = True,
     split: str,
     seed: int,
-    batch_size: int = 8,
+    batch_size: int = BATCH,
     progress: Told | None = None,
 ) -> Found:
     """Everything about n pictures.
 
-    inputs: (n, 3, H, W) normalised, on the model's device. probabilities: (n, C) of the model, None where it has no classifier. methods: None for those that
-    fit; UsageError for a wanted one that does not. layer: of attention and grad_cam, instead of their own choice. The class that is explained is a
-    picture's label where it is known, else the predicted one.
+    inputs: (n, 3, H, W) normalised, on any device: batches of them go to the model's. probabilities: (n, C) of the model, None where it has no classifier.
+    methods: None for those that fit; UsageError for a wanted one that does not. layer: of attention and grad_cam, instead of their own choice. The
+    class that is explained is a picture's label where it is known, else the predicted one.
     """
     told: Told = progress or (lambda what, done, of: None)
     findings = Findings(pellucid.__version__, name, weights, classes=list(classes or []))
@@ -186,7 +186,7 @@ def _deletion(
     n = min(len(inputs), DELETION_IMAGES)
     if n < len(inputs):
         found.findings.notes.append(f"deletion and insertion are of the first {n} pictures")
-    device = next((p.device for p in model.parameters()), inputs.device)
+    device = device_of(model)
     images, classes = inputs[:n].to(device), targets[:n].to(device)
     own, priors = {}, {}
     for i, (method, maps) in enumerate(mapped.items()):
@@ -239,7 +239,7 @@ def _add_heads(found: Found, model: nn.Module, inputs: Tensor, batch_size: int) 
     kind = next((kind for kind in found.findings.maps if kind.method == "attention"), None)
     if kind is None:
         return
-    device = next((p.device for p in model.parameters()), inputs.device)
+    device = device_of(model)
     parts = [heads_of(model, inputs[start : start + batch_size].to(device), layer=kind.layer)[0][-1] for start in range(0, len(inputs), batch_size)]
     found.arrays[f"heads/{kind.layer}"] = np.concatenate(parts)
 

@@ -53,7 +53,7 @@ def maps_of(method: str, model: nn.Module, images: Tensor, *, targets: Tensor | 
     if method not in METHODS:
         raise UsageError(f"there is no map {method!r}.{did_you_mean(method, METHODS)} Maps: {', '.join(METHODS)}.")
     parts = []
-    device = next((p.device for p in model.parameters()), images.device)
+    device = device_of(model)
     for start in range(0, len(images), batch_size):
         chosen = None if targets is None else targets[start : start + batch_size]
         parts.append(METHODS[method](model, images[start : start + batch_size].to(device), chosen, layer))
@@ -62,6 +62,11 @@ def maps_of(method: str, model: nn.Module, images: Tensor, *, targets: Tensor | 
         method, _shares(np.concatenate([p.values for p in parts])), first.layer, first.how,
         *(None if getattr(first, name) is None else np.concatenate([getattr(p, name) for p in parts]) for name in ("targets", "prefix_share", "norms")),
     )  # fmt: skip
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters are; the CPU for one without."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def fitting(model: nn.Module, image: Tensor, wanted: Sequence[str] | None = None) -> tuple[list[str], list[str]]:

@@ -90,9 +90,11 @@ _PATH_FIELDS = (
     ("data", "val"),
     ("data", "test"),
     ("data", "image_dir"),
+    ("data", "mask_dir"),
     ("data", "classes"),
     ("data", "store", "directory"),
     ("model", "weights"),
+    ("model", "backbone_weights"),
     ("inside", "masks"),
     ("inside", "images"),
 )

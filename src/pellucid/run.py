@@ -1,7 +1,7 @@
 """The run folder: what training leaves, as typed records. The only code that knows its paths; needs no torch.
 
 recipe.yaml        as the user wrote it            metrics.jsonl        one line an epoch and evaluation
-resolved.yaml      every value                     predictions/         <split>.npz and .csv, a row a sample
+resolved.yaml      every value                     predictions/         <split>.npz and .csv, a row a sample; <split>/: masks
 environment.json   machine and versions            checkpoints/         final.safetensors; step-<n>/ of an unfinished run
 data.json          classes, n, hashes, problems    figures/             PNG, SVG, PDF
 samples/           <split>.csv: file, label, hash  thumbnails/          <split>/<row>.webp, pictures of mistakes
@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -28,6 +28,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pellucid import recipe as recipes
 from pellucid.errors import RunError
 from pellucid.files import replacing
+from pellucid.palettes import MaskFormat
 
 _CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # what a record read from JSON may hold: its own fields, of their types
 
@@ -78,7 +79,10 @@ def rounded(value: float | None, unit: str = "fraction") -> str:
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """One split of the data as the run saw it. `hash` covers names, labels and content of all samples."""
+    """One split of the data as the run saw it. `hash` covers names, labels, content and masks of all samples.
+
+    counts: samples of each class. pixels: of masks, the pixels of each class, the ignored ones last; [] without masks.
+    """
 
     __pydantic_config__ = _CLOSED
 
@@ -86,6 +90,7 @@ class SplitRecord:
     n: int
     hash: str
     counts: list[int]
+    pixels: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ class DataRecord:
     mean: list[float]
     std: list[float]
     normalize: str
+    mask_format: MaskFormat | None = None
 
 
 @dataclass
@@ -165,6 +171,56 @@ class Predictions:
         shifted -= shifted.max(axis=1, keepdims=True)
         exp = np.exp(shifted)
         return exp / exp.sum(axis=1, keepdims=True)
+
+    @property
+    def diverged(self) -> np.ndarray:
+        """(n,) bool: samples with NaN or infinite logits."""
+        return np.asarray(~np.isfinite(self.logits).all(axis=1))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Predictions], order: np.ndarray) -> Predictions:
+        """One table of several, behind each other and then in the order of `order` (n,)."""
+        files = [name for part in parts for name in part.files]
+        labels, logits = (np.concatenate([getattr(part, name) for part in parts])[order] for name in ("labels", "logits"))
+        return cls([files[i] for i in order], labels, logits)
+
+
+CONFIDENCE_BINS = 15
+
+
+@dataclass(frozen=True)
+class MaskPredictions:
+    """What was predicted for the n samples of a split, in the order of samples/<split>.csv, scored at the size of each mask. C classes.
+
+    confusion: (n, C + 1, C) int64 pixels; row: class of the mask, the last row ignored pixels; column: predicted class. loss: (n,) float64, the sum over
+    the valid pixels of the cross-entropy in nats; NaN where logits are not finite. boundary: (n, C, 4) int64: boundary pixels predicted, those of them
+    within the tolerance of the mask's, boundary pixels of the mask, those of them within the tolerance of the predicted. calibration: (n, 15, 3) float64
+    over valid pixels in bins (k/15, (k+1)/15] of the confidence: pixels, sum of confidence, pixels predicted right. digests: (n, 16) uint8, BLAKE2b-128 of the
+    float32 logits. masks: the predicted masks as PNG files in the format of the training masks, () where they were not kept.
+    """
+
+    files: list[str]
+    confusion: np.ndarray
+    loss: np.ndarray
+    boundary: np.ndarray
+    calibration: np.ndarray
+    digests: np.ndarray
+    masks: tuple[bytes, ...] = ()
+
+    @property
+    def diverged(self) -> np.ndarray:
+        """(n,) bool: samples with NaN or infinite logits."""
+        return np.isnan(self.loss)
+
+    @classmethod
+    def joined(cls, parts: Sequence[MaskPredictions], order: np.ndarray) -> MaskPredictions:
+        """One table of several, behind each other and then in the order of `order` (n,)."""
+        files, masks = [name for part in parts for name in part.files], [mask for part in parts for mask in part.masks]
+        arrays = [np.concatenate([getattr(part, name) for part in parts])[order] for name in _MASK_ARRAYS]
+        return cls([files[i] for i in order], *arrays, tuple(masks[i] for i in order) if masks else ())
+
+
+_MASK_ARRAYS = {"confusion": ("i", 3), "loss": ("f", 1), "boundary": ("i", 3), "calibration": ("f", 3), "digests": ("u", 2)}  # kind and dimensions
 
 
 @dataclass(frozen=True)
@@ -313,6 +369,10 @@ class Run:
         for name, split in data.splits.items():
             if split.name != name or len(split.counts) != len(data.classes) or sum(split.counts) != split.n or min(split.counts, default=0) < 0:
                 raise RunError(f"{path}: the counts of {name!r} do not fit its n or the classes; the file was changed")
+            if (data.mask_format is not None) != bool(split.pixels) or (split.pixels and len(split.pixels) != len(data.classes) + 1) or min(split.pixels, default=0) < 0:
+                raise RunError(f"{path}: the pixels of {name!r} do not fit the classes; the file was changed")
+        if data.mask_format is not None and len(data.mask_format.codes) != len(data.classes):
+            raise RunError(f"{path}: expected a code of the masks for each class; the file was changed")
         return data
 
     def samples(self, split: str) -> list[tuple[str, int, str]]:
@@ -352,6 +412,26 @@ class Run:
         if n and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
             raise RunError(f"{path}: labels from {labels.min()} to {labels.max()} for {logits.shape[1]} classes; the file was changed")
         return Predictions([str(name) for name in names], labels, logits)
+
+    def mask_predictions(self, split: str) -> MaskPredictions:
+        """What was predicted for the masks of a split, without the masks themselves, which are files of `masks_folder`."""
+        path = self._open(f"predictions/{split}.npz")
+        arrays = _arrays(path, "predictions", "name", *_MASK_ARRAYS)
+        names = arrays.pop("name")
+        n, C = len(names) if names.ndim else -1, arrays["confusion"].shape[-1] if arrays["confusion"].ndim else -1
+        shapes = {"confusion": (n, C + 1, C), "loss": (n,), "boundary": (n, C, 4), "calibration": (n, CONFIDENCE_BINS, 3), "digests": (n, 16)}
+        odd = [name for name, array in arrays.items() if array.shape != shapes[name] or array.dtype.kind != _MASK_ARRAYS[name][0]]
+        if names.dtype.kind != "U" or names.shape != (n,) or odd:
+            got = ", ".join(f"{name} {arrays[name].dtype} {arrays[name].shape}" for name in odd) or f"name {names.dtype} {names.shape}"
+            raise RunError(f"{path}: expected text (n,) and the arrays of mask predictions; got {got}. The file was changed.")
+        numbers = [arrays[name] for name in ("confusion", "boundary", "loss", "calibration")]
+        if any(not np.isfinite(array).all() or array.min(initial=0) < 0 for array in numbers):
+            raise RunError(f"{path}: expected finite numbers of at least 0; the file was changed")
+        return MaskPredictions([str(name) for name in names], **arrays)
+
+    def masks_folder(self, split: str) -> Path:
+        """The predicted masks of a split, each a PNG file in the format of the training masks, named as these."""
+        return self.path / "predictions" / split
 
     def probe(self) -> Probe:
         """The images whose features are kept. RunError where the run keeps none, or the file was changed."""
@@ -427,6 +507,26 @@ class Run:
             for name, label, row in zip(predictions.files, predictions.labels, probabilities, strict=True):
                 writer.writerow([name, classes[label], classes[int(row.argmax())], f"{row.max():.6f}"])
         return [arrays, table]
+
+    def write_mask_predictions(self, split: str, predictions: MaskPredictions, classes: list[str], mask_format: MaskFormat) -> list[Path]:
+        """The arrays as .npz, a table for readers as .csv and the masks as PNG files; returns all files."""
+        arrays = self.predictions_file(split)
+        named = {"name": np.array(predictions.files, dtype=np.str_)}
+        _write_arrays(arrays, named | {name: getattr(predictions, name) for name in _MASK_ARRAYS})
+        table, files = arrays.with_suffix(".csv"), []
+        names = [mask_format.file_of(name) for name in predictions.files]
+        with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
+            writer = csv.writer(text)
+            writer.writerow(["file", "mask", "valid_pixels", "right_pixels", *[f"predicted[{name}]" for name in classes]])
+            for file, name, confusion in zip(predictions.files, names, predictions.confusion, strict=True):
+                writer.writerow([file, name, confusion[:-1].sum(), np.trace(confusion[:-1]), *confusion.sum(axis=0)])
+        for name, data in zip(names, predictions.masks, strict=True):
+            path = self.masks_folder(split) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary:
+                temporary.write_bytes(data)
+            files.append(path)
+        return [arrays, table, *files]
 
     def write_probe(self, probe: Probe) -> None:
         self.snapshots.mkdir(exist_ok=True)

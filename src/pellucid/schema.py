@@ -20,9 +20,13 @@ Threads = Annotated[int, Field(ge=1, le=4096)]
 MOST_DRAWN = 10_000_000  # images of a drawn split: their names and labels are held in memory
 MOST_EPOCHS = 1_000_000
 
-SOURCES = ("folder", "prefix", "table", "scenes", "digits", "torchvision:<Name>", "huggingface:<name>")
+SOURCES = ("folder", "prefix", "table", "pairs", "scenes", "digits", "torchvision:<Name>", "huggingface:<name>")
 DRAWN_SOURCES = ("scenes", "digits")
-MODEL_HOMES = ("timm", "torchvision")
+MASK_SOURCES = ("pairs", "scenes")  # those with a mask for each image
+MODEL_HOMES = ("timm", "torchvision", "smp", "pellucid")
+HOMES_OF_TASK = {"classification": ("timm", "torchvision"), "segmentation": ("pellucid", "torchvision", "smp")}
+Channel = Annotated[int, Field(ge=0, le=255)]
+Colour = Channel | Annotated[list[Channel], Field(min_length=3, max_length=3)]  # a grey value or palette index, or [r, g, b]
 
 
 class Section(BaseModel):
@@ -48,21 +52,35 @@ class StoreSection(Section):
 class DataSection(Section):
     """Where images and labels come from and how they become arrays of one size."""
 
-    source: str = Field(description="Layout: folder, prefix, table, scenes, digits, torchvision:<Name>, huggingface:<name>.")
+    source: str = Field(description="Layout: folder, prefix, table, pairs, scenes, digits, torchvision:<Name>, huggingface:<name>.")
     train: str | Count | None = Field(None, description="Training images: a folder, a CSV (table) or a count (scenes, digits).")
     val: str | Count | float | None = Field(None, description="Validation images: as train, or a fraction of train in (0, 1) split by content hash.")
     test: str | Count | None = Field(None, description="Test images, evaluated once after training.")
     image_dir: str | None = Field(None, description="table: folder of the images, `{split}` stands for train, val or test; default: beside the CSV.")
     filename_column: str = Field("filename", description="table: name of the column with file names.")
     label_column: str = Field("label", description="table: name of the column with labels.")
+    mask_dir: str | None = Field(
+        None, description="pairs: folder of the masks, `{split}` stands for train, val or test; default: <images>_masks where there is one, else beside the images."
+    )
+    pair_names: Annotated[list[str], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="pairs: names of image and mask without endings, `{}` for what both have in common; default: found, [{}_sat, {}_mask] or equal stems."
+    )
+    palette: dict[str, Colour] | None = Field(
+        None, description="pairs: class -> its colour [r, g, b] in the masks, or its grey value; default: values 0, 1, 2 ... in class order."
+    )
+    threshold: Annotated[int, Field(ge=1, le=255)] | None = Field(
+        None, description="pairs: channels of a coloured mask of at least this count as 255, others as 0; default: as they are."
+    )
+    ignored: list[Colour] = Field([], description="pairs: values or colours of a mask that count neither way (void).")
     classes: str | list[str] | None = Field(
         None, description="Class order: a text file with one name a line, or a list; default: classes.txt where there is one, else sorted."
     )
     image_size: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(
         224, description="Side in pixels of what the model sees, or [height, width]."
     )
-    fit: Literal["crop", "stretch", "pad"] = Field(
-        "crop", description="How an image meets image_size: short side resized and centre cropped, both sides resized, or long side resized and padded."
+    fit: Literal["crop", "stretch", "pad", "native"] = Field(
+        "crop",
+        description="How an image meets image_size: short side resized and centre cropped, both sides resized, long side resized and padded, or cropped only.",
     )
     resize_size: Count | None = Field(None, description="crop: length in pixels of the short side before the centre crop; default: image_size.")
     interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="Filter when images are resized; both are antialiased.")
@@ -97,9 +115,29 @@ class DataSection(Section):
                 raise ValueError(f"source {self.source} takes a path for {split}, got the number {value}")
         if isinstance(self.val, float) and not 0.0 < self.val < 1.0:
             raise ValueError(f"val as a fraction lies between 0 and 1, got {self.val:g}")
+        for name in ("mask_dir", "pair_names", "palette", "threshold", "ignored"):
+            if getattr(self, name) and self.source != "pairs":
+                raise ValueError(f"{name} belongs to source pairs, not to {self.source}")
+        if self.pair_names is not None and any(name.count("{}") != 1 for name in self.pair_names):
+            raise ValueError(f"pair_names: each holds {{}} once, for what image and mask have in common; got {self.pair_names}")
+        if self.palette is not None:
+            self._check_palette(self.palette)
         if self.resize_size is not None and (self.fit != "crop" or self.resize_size < min(self.size)):
             raise ValueError("resize_size belongs to fit: crop and is at least image_size")
         return self
+
+    def _check_palette(self, palette: dict[str, Colour]) -> None:
+        colours = [*palette.values(), *self.ignored]
+        if len({isinstance(colour, int) for colour in colours}) > 1:
+            raise ValueError("palette and ignored: give a grey value for each class, or a colour [r, g, b] for each")
+        if twice := next((colour for i, colour in enumerate(colours) if colour in colours[:i]), None):
+            raise ValueError(f"palette and ignored: {twice} stands there twice")
+        if len(palette) < 2:
+            raise ValueError(f"palette: expected at least two classes, got {', '.join(palette) or 'none'}")
+        if self.threshold is not None and any(isinstance(colour, int) or set(colour) - {0, 255} for colour in colours):
+            raise ValueError("threshold makes each channel 0 or 255: give colours [r, g, b] of 0 and 255")
+        if isinstance(self.classes, list) and sorted(self.classes) != sorted(palette):
+            raise ValueError("classes and palette name different classes; classes gives their order, palette the colour of each")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -112,9 +150,14 @@ class DataSection(Section):
 class ModelSection(Section):
     """The network and where its weights come from."""
 
-    name: str = Field(description="Home and name: timm/<name> or torchvision/<name>.")
-    pretrained: bool = Field(False, description="Start from the published weights of that name (downloaded or from the hub's local cache).")
+    name: str = Field(description="Home and name: timm/<name>, torchvision/<name>; segmentation: torchvision/<name>, smp/<name>, pellucid/fcn32s, fcn16s, fcn8s.")
+    pretrained: bool | Literal["backbone"] = Field(
+        False,
+        description="Start from the published weights of that name, or of its backbone alone (segmentation); downloaded or from the hub's local cache.",
+    )
     weights: str | None = Field(None, description="Start from a local .safetensors, .pth or .pt file.")
+    encoder: str | None = Field(None, description="smp: name of the backbone, e.g. resnet50 or tu-<name of timm>; default: the model's own.")
+    backbone_weights: str | None = Field(None, description="segmentation: start the backbone from a local file of a classifier's weights.")
     options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the model's constructor, e.g. {channel_multiplier: 0.25}.")
     freeze: Literal["none", "backbone"] | list[str] = Field(
         "none", description="Parts that are not trained: none, backbone (all but the classifier), or a list of module-path prefixes."
@@ -127,8 +170,11 @@ class ModelSection(Section):
         home, slash, name = self.name.partition("/")
         if not slash or not name or home not in MODEL_HOMES:
             raise ValueError(f"name: expected {' or '.join(h + '/<name>' for h in MODEL_HOMES)}, got {self.name!r}.{did_you_mean(home, MODEL_HOMES)}")
-        if self.pretrained and self.weights is not None:
-            raise ValueError("give pretrained: true or weights: FILE, not both")
+        given = [name for name in ("pretrained", "weights", "backbone_weights") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError("give pretrained: true or weights: FILE, not both" if "backbone_weights" not in given else f"give {' or '.join(given)}, not both")
+        if self.encoder is not None and home != "smp":
+            raise ValueError(f"encoder belongs to models of smp, {self.name} has its own backbone")
         return self
 
 
@@ -296,17 +342,49 @@ class EarlyStopSection(Section):
     """Stop a run that no longer improves."""
 
     patience: Count = Field(description="Evaluations without improvement before training stops.")
-    metric: Literal["accuracy", "loss"] = Field("accuracy", description="Validation number that is watched.")
+    metric: Literal["accuracy", "miou", "loss"] | None = Field(None, description="Validation number that is watched; default: the task's own, accuracy or miou.")
+
+
+class LossTerm(Section):
+    """One term of a loss. Means are over the valid pixels of the batch, or over its images where an image has one value (dice, lovasz)."""
+
+    name: Literal["cross_entropy", "poly1", "focal", "poly1_focal", "dice", "lovasz"] = Field(
+        description="cross_entropy, poly1 (Leng et al. 2022), focal (Lin et al. 2017), poly1_focal, dice or lovasz (Berman et al. 2018)."
+    )
+    weight: Positive = Field(1.0, description="Factor of the term in the sum.")
+    epsilon: Annotated[float, Field(ge=-1.0)] = Field(1.0, description="poly1, poly1_focal: epsilon of the first polynomial term.")
+    gamma: NonNegative = Field(2.0, description="focal, poly1_focal: exponent of (1 - p).")
 
 
 class LossSection(Section):
     """What is minimised."""
 
-    name: Literal["cross_entropy"] = Field("cross_entropy", description="Cross-entropy with hard or soft targets.")
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="Share of the target spread over all classes (Szegedy et al. 2016).")
-    class_weights: Literal["none", "balanced"] | list[NonNegative] = Field(
-        "none", description="Weight of each class: none, balanced (inverse frequency, mean 1 over samples), or a list in class order."
+    name: Literal["cross_entropy", "poly1", "focal", "poly1_focal", "dice", "lovasz", "sum"] = Field(
+        "cross_entropy", description="cross_entropy; segmentation: also poly1, focal, poly1_focal, dice, lovasz, or the sum of some terms."
     )
+    epsilon: Annotated[float, Field(ge=-1.0)] = Field(1.0, description="poly1, poly1_focal: epsilon of the first polynomial term (Leng et al. 2022).")
+    gamma: NonNegative = Field(2.0, description="focal, poly1_focal: exponent of (1 - p) (Lin et al. 2017).")
+    terms: list[LossTerm] = Field([], description="sum: the terms, each with its weight.")
+    auxiliary_weight: NonNegative = Field(0.5, description="segmentation: weight of the loss of an auxiliary classifier, where the model has one.")
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="Share of the target spread over all classes (Szegedy et al. 2016).")
+    class_weights: Literal["none", "balanced", "median_frequency"] | list[NonNegative] = Field(
+        "none",
+        description="Weight of each class, of its samples or pixels: none, balanced (inverse frequency, mean 1 over samples), median_frequency "
+        "(Eigen and Fergus 2015), or a list in class order.",
+    )
+
+    @model_validator(mode="after")
+    def _terms_make_a_sum(self) -> Self:
+        if (self.name == "sum") != bool(self.terms):
+            raise ValueError("a loss of several terms is name: sum with terms: [...]" if self.terms else "sum needs terms, e.g. [{name: cross_entropy}, {name: dice}]")
+        return self
+
+    @property
+    def summed(self) -> list[LossTerm]:
+        """The terms of the loss; one without `sum`."""
+        if self.name == "sum":
+            return self.terms
+        return [LossTerm.model_validate({"name": self.name, "weight": 1.0, "epsilon": self.epsilon, "gamma": self.gamma})]
 
 
 class TrainSection(Section):
@@ -380,6 +458,9 @@ class InsideSection(Section):
     methods: Annotated[list[MapMethod], Field(min_length=1)] | None = Field(
         None, description="Maps: attention, rollout, grad_cam, relevance; default: those that fit the model."
     )
+    classes: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="segmentation: classes whose maps (Grad-CAM) are drawn; default: of each picture the largest class that is not called background."
+    )
     projections: list[Literal["pca", "tsne"]] | None = Field(
         None, description="Pictures of the features in the plane: pca, tsne; default: both where there are features."
     )
@@ -409,7 +490,7 @@ class InsideSection(Section):
             raise ValueError("there is nothing to look at: give images, samples or features above 0, or leave inside out")
         if self.projections and not self.features:
             raise ValueError("projections show features, and features is 0; give a number of images, or leave projections out")
-        for name in ("images", "mask_target", "mask_ignore", "methods", "projections"):
+        for name in ("images", "mask_target", "mask_ignore", "methods", "classes", "projections"):
             values = getattr(self, name) or []
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} holds {next(v for i, v in enumerate(values) if v in values[:i])!r} twice")
@@ -430,15 +511,36 @@ class InsideSection(Section):
         return sorted({epoch if isinstance(epoch, int) else words[epoch] for epoch in self.epochs})
 
 
+class ScoringSection(Section):
+    """How predicted masks are scored. Always from one confusion matrix over the whole split, at each mask's own size."""
+
+    convention: Literal["standard", "foreground", "deepglobe", "course_script"] = Field(
+        "standard",
+        description="standard: all classes, ignored pixels count nowhere; foreground: the class background is left out of the mean; deepglobe: the class unknown "
+        "is as ignored; course_script: as deepglobe, but what is predicted on ignored pixels counts as false positive.",
+    )
+    excluded: list[str] | None = Field(None, description="Classes that are left out of the mean, though their pixels count; default: the convention's.")
+    void: Literal["ignored", "false_positive"] | None = Field(
+        None, description="What is predicted on ignored pixels: counts nowhere, or as false positive of its class; default: the convention's."
+    )
+    boundary_tolerance: Annotated[float, Field(gt=0.0, le=0.1)] = Field(
+        0.0075, description="Boundary F-score: how far boundaries may lie apart, as a fraction of the image's diagonal (Csurka et al. 2013)."
+    )
+    tile_overlap: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
+        0.25, description="Images larger than image_size are predicted in tiles: least share of a side that neighbours have in common."
+    )
+
+
 class Recipe(Section):
     """Everything that decides a run."""
 
-    task: Literal["classification"] = Field(description="What is learned.")
+    task: Literal["classification", "segmentation"] = Field(description="What is learned.")
     data: DataSection = Field(description="Images and labels.")
     model: ModelSection = Field(description="The network.")
     augment: AugmentSection = Field(default_factory=lambda: AugmentSection.model_validate({}), description="Random changes of training images.")
     loss: LossSection = Field(default_factory=lambda: LossSection.model_validate({}), description="What is minimised.")
     train: TrainSection = Field(description="How the weights are found.")
+    scoring: ScoringSection | None = Field(None, validate_default=True, description="segmentation: how predicted masks are scored.")
     inside: InsideSection | None = Field(None, description="What is kept at chosen epochs for looking inside the model.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="Seed of every random draw.")
 
@@ -446,6 +548,65 @@ class Recipe(Section):
     def epochs(self) -> int:
         """Passes over the training set, all phases together."""
         return sum(phase.epochs for phase in self.train.phases)
+
+    @property
+    def masked(self) -> bool:
+        """Whether a sample is an image with a mask."""
+        return self.task == "segmentation"
+
+    @field_validator("data")
+    @classmethod
+    def _data_fits(cls, data: DataSection, info: ValidationInfo) -> DataSection:
+        task = info.data.get("task")
+        if task == "segmentation" and data.source not in MASK_SOURCES:
+            raise ValueError(f"source: segmentation needs a mask for each image: {' or '.join(MASK_SOURCES)}; {data.source} has none")
+        if task == "classification" and data.source == "pairs":
+            raise ValueError("source: pairs has masks and no labels; set task: segmentation")
+        return data
+
+    @field_validator("model")
+    @classmethod
+    def _model_fits(cls, model: ModelSection, info: ValidationInfo) -> ModelSection:
+        task = info.data.get("task")
+        homes = HOMES_OF_TASK.get(str(task), MODEL_HOMES)
+        if model.name.partition("/")[0] not in homes:
+            raise ValueError(f"name: {task} takes {', '.join(f'{home}/<name>' for home in homes)}; got {model.name!r}")
+        if task != "segmentation" and (model.pretrained == "backbone" or model.backbone_weights is not None):
+            raise ValueError("a backbone with weights of its own belongs to segmentation; give pretrained: true or weights: FILE")
+        if task == "segmentation" and (model.drop_rate is not None or model.drop_path_rate is not None):
+            raise ValueError("drop_rate and drop_path_rate belong to classification; give dropout in options, by the name that the model has for it")
+        return model
+
+    @field_validator("augment")
+    @classmethod
+    def _augment_fits(cls, augment: AugmentSection, info: ValidationInfo) -> AugmentSection:
+        if info.data.get("task") == "segmentation" and (augment.mixup or augment.cutmix):
+            raise ValueError(f"{'mixup' if augment.mixup else 'cutmix'} mixes labels of images and belongs to classification")
+        return augment
+
+    @field_validator("loss")
+    @classmethod
+    def _loss_fits(cls, loss: LossSection, info: ValidationInfo) -> LossSection:
+        if info.data.get("task") == "classification" and loss.name != "cross_entropy":
+            raise ValueError(f"name: classification is trained with cross_entropy; {loss.name} is a loss over pixels and belongs to segmentation")
+        return loss
+
+    @field_validator("train")
+    @classmethod
+    def _train_fits(cls, train: TrainSection, info: ValidationInfo) -> TrainSection:
+        metric, wrong = train.early_stop.metric if train.early_stop else None, {"classification": "miou", "segmentation": "accuracy"}
+        if metric is not None and metric == wrong.get(str(info.data.get("task"))):
+            raise ValueError(f"early_stop.metric: {info.data['task']} has no {metric}")
+        return train
+
+    @field_validator("scoring")
+    @classmethod
+    def _scoring_fits(cls, scoring: ScoringSection | None, info: ValidationInfo) -> ScoringSection | None:
+        """Segmentation always has one, so that every value stands in resolved.yaml."""
+        task = info.data.get("task")
+        if task == "classification" and scoring is not None:
+            raise ValueError("scoring says how masks are scored and belongs to segmentation")
+        return ScoringSection.model_validate({}) if task == "segmentation" and scoring is None else scoring
 
     @model_validator(mode="after")
     def _early_stop_needs_val(self) -> Self:
@@ -462,14 +623,28 @@ class Recipe(Section):
         data, train = info.data.get("data"), info.data.get("train")
         if inside is None or data is None or train is None:
             return inside
+        if info.data.get("task") == "segmentation":
+            inside = _for_masks(inside)
         total = sum(phase.epochs for phase in train.phases)
         asked = [inside.epochs.every] if isinstance(inside.epochs, EverySection) else inside.chosen_epochs(total)
         if beyond := [epoch for epoch in asked if epoch > total]:
             raise ValueError(f"epochs: {beyond[0]} is beyond the {total} epochs of train.phases")
         if inside.split == "val" and data.val is None and ":" not in data.source:
             raise ValueError("split val needs data.val; give it, or set split: train")
+        if inside.classes and info.data.get("task") == "classification":
+            raise ValueError("classes belongs to segmentation: the maps of classification are of the label of each picture")
         if inside.masks is not None and data.source == "scenes":
             raise ValueError("scenes have masks of their own; remove masks")
         if inside.masks is None and data.source != "scenes" and (inside.mask_target or inside.mask_ignore):
             raise ValueError(f"{'mask_target' if inside.mask_target else 'mask_ignore'} needs masks, the folder of the masks")
         return inside
+
+
+def _for_masks(inside: InsideSection) -> InsideSection:
+    """`inside` of a segmentation: the masks of the data are what pictures are measured by, and there are no features of whole images."""
+    for name in ("masks", "mask_target", "mask_ignore", "projections"):
+        if getattr(inside, name):
+            raise ValueError(f"{name} belongs to classification: segmentation measures by the masks of its data and has no features of whole images")
+    if inside.features and "features" in inside.model_fields_set:
+        raise ValueError("features belongs to classification: segmentation has no features of whole images; leave it out")
+    return inside.model_copy(update={"features": 0})

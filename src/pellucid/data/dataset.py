@@ -15,6 +15,7 @@ from typing import overload
 import numpy as np
 import PIL.Image
 
+from pellucid.palettes import MaskFormat
 from pellucid.run import DataProblem, SplitRecord
 
 
@@ -102,12 +103,26 @@ def _hex(digest: bytes) -> str:
 
 
 @dataclass(frozen=True)
+class Masks:
+    """The masks of the samples of a split, in their order.
+
+    pixels: (n, C + 1) int64, how many pixels of each class a mask has, the ignored ones last. hashes: content of each mask file as 32 hex digits, "" where
+    the sample's own hash says it (drawn scenes). open: sample index -> (H, W) uint8 class indices and palettes.IGNORED, of the size of the upright image;
+    raises DataError with the file's name.
+    """
+
+    pixels: np.ndarray
+    hashes: Sequence[str]
+    open: Callable[[int], np.ndarray]
+
+
+@dataclass(frozen=True)
 class Split:
     """The samples of one split, in a fixed order.
 
-    names: unique, relative, with forward slashes. labels: (n,) int64 indices into the classes.
-    hashes: content of each sample as 32 hex digits (BLAKE2b-128 of the file's bytes, or of what draws it).
-    open: sample index -> PIL image in mode RGB, upright, of its original size; raises DataError with the file's name.
+    names: unique, relative, with forward slashes. labels: (n,) int64 indices into the classes; of samples with masks the largest class of each mask that is
+    not called background. hashes: content of each sample as 32 hex digits (BLAKE2b-128 of the file's bytes, or of what draws it).
+    open: sample index -> PIL image in mode RGB, upright, of its original size; raises DataError with the file's name. masks: where the samples have some.
     """
 
     name: str
@@ -115,6 +130,7 @@ class Split:
     labels: np.ndarray
     hashes: Sequence[str]
     open: Callable[[int], PIL.Image.Image]
+    masks: Masks | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -129,18 +145,27 @@ class Split:
 
     def record(self, num_classes: int) -> SplitRecord:
         counts = np.bincount(self.labels, minlength=num_classes).tolist()
-        return SplitRecord(self.name, len(self), self.hash, counts)
+        pixels = [] if self.masks is None else self.masks.pixels.sum(axis=0, dtype=np.int64).tolist()
+        return SplitRecord(self.name, len(self), self.hash, counts, pixels)
 
     def rows(self) -> Iterator[tuple[str, int, str]]:
-        """(file, label, content hash) of each sample, one at a time."""
-        return zip(self.names, map(int, self.labels), self.hashes, strict=True)
+        """(file, label, content hash) of each sample, one at a time; with a mask file the hashes of image and mask, joined by +."""
+        if self.masks is None:
+            return zip(self.names, map(int, self.labels), self.hashes, strict=True)
+        contents = (f"{image}+{mask}" if mask else image for image, mask in zip(self.hashes, self.masks.hashes, strict=True))
+        return zip(self.names, map(int, self.labels), contents, strict=True)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Classes, splits and what was found wrong with them. `skipped` names the bad files that were left out (on_bad: skip)."""
+    """Classes, splits and what was found wrong with them. `skipped` names the bad files that were left out (on_bad: skip).
+
+    mask_format: how masks are written, where the samples have some. notes: what was decided while the data was read.
+    """
 
     classes: tuple[str, ...]
     splits: dict[str, Split]
     problems: list[DataProblem] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    mask_format: MaskFormat | None = None
+    notes: list[str] = field(default_factory=list)

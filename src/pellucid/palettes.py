@@ -1,0 +1,189 @@
+"""How a file of a mask writes classes: grey values, palette indices or colours <-> class indices. Needs no torch.
+
+In memory a mask is (H, W) uint8 at its image's own size: 0 .. C-1 are classes, `IGNORED` is a pixel of which nothing is said. In a file a pixel is a
+code: its grey value (mode L), its palette index (P) or its colour red << 16 | green << 8 | blue (RGB). A pixel whose code is nobody's is an error with its
+value and count, never a class. Predictions are written in the format of the training masks, so that they can be read back by whoever reads those.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+from PIL import Image
+from pydantic import ConfigDict
+
+from pellucid.errors import DataError
+
+IGNORED = 255  # in memory: a pixel that counts neither way
+MAX_CLASSES = 255
+MODES = ("L", "P", "RGB")
+LISTED = 8  # offending codes that an error names
+
+# Okabe and Ito (2008), then lighter and darker companions: classes of masks without colours of their own.
+_COLOURS = (
+    (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233), (240, 228, 66), (110, 64, 30), (150, 150, 150), (0, 60, 90),
+    (120, 190, 60), (90, 40, 120), (255, 190, 180), (20, 90, 50), (200, 230, 250), (130, 0, 30), (190, 180, 90), (60, 60, 60),
+)  # fmt: skip
+_GREY = {"1": "L", "L": "L", "I;16": "", "I": "", "P": "P", "RGB": "RGB", "RGBA": "RGB"}
+
+
+@dataclass(frozen=True)
+class MaskFormat:
+    """How the masks of a data set are written.
+
+    mode: L, P or RGB. codes: the code of each class, in class order. ignored: codes that count neither way. threshold: of an RGB mask, channels of at
+    least this are 255 and others 0 before they are looked up; None takes them as they are. palette: mode P, up to 768 numbers r, g, b, r, g, b ...
+    names: (image, mask) patterns of file names without endings, `{}` for what both have in common.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    mode: str
+    codes: list[int]
+    ignored: list[int] = field(default_factory=list)
+    threshold: int | None = None
+    palette: list[int] = field(default_factory=list)
+    names: tuple[str, str] = ("{}", "{}")
+
+    def mask(self, codes: np.ndarray, name: str) -> np.ndarray:
+        """(H, W) uint8 class indices and IGNORED of codes (H, W). DataError names the codes that are nobody's, with their counts."""
+        known = np.array([*self.codes, *self.ignored], np.int64)
+        values = np.array([*range(len(self.codes)), *[IGNORED] * len(self.ignored)], np.uint8)
+        order = np.argsort(known, kind="stable")
+        known, values = known[order], values[order]
+        place = np.minimum(np.searchsorted(known, codes), len(known) - 1)
+        odd = known[place] != codes
+        if odd.any():
+            found, counts = np.unique(codes[odd], return_counts=True)
+            raise DataError(f"{name}: {self.fault(dict(zip(found.tolist(), counts.tolist(), strict=True)), codes.size)}")
+        return values[place]
+
+    def read(self, data: bytes, name: str) -> np.ndarray:
+        """(H, W) uint8 of the bytes of a mask file. DataError for a file that is no mask of this format."""
+        mode, codes = codes_of(data, name, self.threshold)
+        if (mode == "RGB") != (self.mode == "RGB"):
+            raise DataError(f"{name}: expected a mask {_said(self.mode)}, got one {_said(mode)}")
+        return self.mask(codes, name)
+
+    def write(self, mask: np.ndarray) -> bytes:
+        """The PNG file of a mask (H, W) uint8 that `read` reads back equal; IGNORED becomes the first ignored code."""
+        if not self.ignored and (mask == IGNORED).any():
+            raise DataError("the mask has ignored pixels, and its format has no code for them")
+        codes = np.zeros(256, np.int64)
+        codes[: len(self.codes)] = self.codes
+        codes[IGNORED] = self.ignored[0] if self.ignored else 0
+        values = codes[mask]
+        if self.mode == "RGB":
+            image = Image.fromarray(np.stack([values >> 16, values >> 8 & 255, values & 255], axis=-1).astype(np.uint8))
+        else:
+            image = Image.fromarray(values.astype(np.uint8))
+            if self.mode == "P":
+                image.putpalette(self.palette or [value for grey in range(256) for value in (grey, grey, grey)])
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def file_of(self, image: str) -> str:
+        """The name of the mask of an image: `0001_mask.png` of `0001_sat.jpg`; folders in front of it stay."""
+        path = PurePosixPath(image)
+        common = matched(path.stem, self.names[0])
+        stem = self.names[1].replace("{}", common) if common is not None else path.stem
+        return str(path.with_name(f"{stem}.png"))
+
+    @property
+    def colours(self) -> np.ndarray:
+        """(C, 3) uint8: a colour for each class, the masks' own where they have some, else of a fixed list that tells neighbours apart."""
+        if self.mode == "RGB":
+            return np.array([[code >> 16, code >> 8 & 255, code & 255] for code in self.codes], np.uint8).reshape(-1, 3)
+        if self.mode == "P" and len(self.palette) >= 3 * (max(self.codes) + 1):
+            own = np.array(self.palette, np.uint8).reshape(-1, 3)[self.codes]
+            if len(np.unique(own, axis=0)) == len(own):
+                return own
+        shades = np.array([_COLOURS[i % len(_COLOURS)] for i in range(len(self.codes))], np.int64)
+        rounds = np.arange(len(self.codes))[:, None] // len(_COLOURS)
+        return np.asarray((shades * 3 ** np.minimum(rounds, 3) // 4 ** np.minimum(rounds, 3)).astype(np.uint8))
+
+    def code(self, value: int) -> str:
+        """A code as people write it: a number, or [r, g, b]."""
+        return f"[{value >> 16}, {value >> 8 & 255}, {value & 255}]" if self.mode == "RGB" else str(value)
+
+    def fault(self, found: dict[int, int], pixels: int) -> str:
+        """The sentence about codes that are nobody's: {code: pixels} of a mask of so many pixels."""
+        most = sorted(found, key=lambda code: (-found[code], code))
+        listed = ", ".join(f"{self.code(code)} ({found[code]:,} pixels)" for code in most[:LISTED])
+        more = f" and {len(most) - LISTED} more" if len(most) > LISTED else ""
+        kind = "colours" if self.mode == "RGB" else "values"
+        return f"{len(found)} {kind} that are no class, on {sum(found.values()):,} of {pixels:,} pixels: {listed}{more}"
+
+
+def codes_of(data: bytes, name: str, threshold: int | None = None) -> tuple[str, np.ndarray]:
+    """(mode, codes (H, W) int64) of the bytes of a mask file. DataError where it is no image of 8 bits a channel without transparency."""
+    mode, pixels, _ = _opened(data, name)
+    if mode != "RGB":
+        return mode, pixels.astype(np.int64)
+    if threshold is not None:
+        pixels = np.where(pixels >= threshold, 255, 0)
+    wide = pixels.astype(np.int64)
+    return mode, wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+
+
+def palette_of(data: bytes, name: str) -> list[int]:
+    """The palette of a mask file in mode P, r, g, b of each index; [] of other files."""
+    return _opened(data, name)[2]
+
+
+def _opened(data: bytes, name: str) -> tuple[str, np.ndarray, list[int]]:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            mode = _GREY.get(image.mode, "")
+            if not mode:
+                raise DataError(f"{name}: expected a mask with 8 bits a channel (modes 1, L, P, RGB), got mode {image.mode}; save it as indices or RGB")
+            if image.mode == "1":
+                image = image.convert("L")
+            pixels = np.asarray(image)
+            palette = list(image.getpalette() or []) if mode == "P" else []
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{name}: cannot be read as a mask: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        if (pixels[..., 3] != 255).any():
+            raise DataError(f"{name}: the mask has transparent pixels, of which it is not said what they are; save it without transparency")
+        pixels = pixels[..., :3]
+    return mode, pixels, palette
+
+
+def matched(stem: str, pattern: str) -> str | None:
+    """What `{}` of a pattern stands for in a name; None where the name is not of that form. "0001" of 0001_sat and {}_sat."""
+    before, _, behind = pattern.partition("{}")
+    if len(stem) <= len(before) + len(behind) or not stem.startswith(before) or not stem.endswith(behind):
+        return None
+    return stem[len(before) : len(stem) - len(behind)]
+
+
+def colour_code(colour: int | Sequence[int]) -> int:
+    """The code of what a recipe writes: a number, or [r, g, b]."""
+    return colour if isinstance(colour, int) else colour[0] << 16 | colour[1] << 8 | colour[2]
+
+
+def coloured(mask: np.ndarray, colours: np.ndarray, ignored: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
+    """(H, W, 3) uint8 picture of a mask (H, W) uint8."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(colours)] = colours
+    table[IGNORED] = ignored
+    return table[mask]
+
+
+def _said(mode: str) -> str:
+    return {"L": "of grey values", "P": "of palette indices", "RGB": "of colours (RGB)"}[mode]
+
+
+def counted(codes: Iterable[np.ndarray]) -> dict[int, int]:
+    """{code: pixels} over masks of codes."""
+    total: dict[int, int] = {}
+    for one in codes:
+        for code, count in zip(*(part.tolist() for part in np.unique(one, return_counts=True)), strict=True):
+            total[code] = total.get(code, 0) + count
+    return total

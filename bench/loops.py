@@ -228,7 +228,7 @@ class Clocked:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
 
-    def loss(self, module: nn.Module, pack: Any) -> tuple[Tensor, Tensor | None]:
+    def loss(self, module: nn.Module, pack: Any) -> tuple[Tensor, Tensor | None, int]:
         self._clock.tick()
         return self._task.loss(module, pack)  # type: ignore[no-any-return]
 
@@ -240,20 +240,20 @@ class Premade(Clocked):
         super().__init__(task, clock)
         self._made = premade_batches()
 
-    def loss(self, module: nn.Module, pack: Any) -> tuple[Tensor, None]:
+    def loss(self, module: nn.Module, pack: Any) -> tuple[Tensor, Tensor | None, int]:
         self._clock.tick()
         x, y = self._made[pack.window.index % NUM_BATCHES]
-        return F.cross_entropy(module(x), y, reduction="sum"), None
+        return F.cross_entropy(module(x), y, reduction="sum"), None, len(pack)
 
 
 class Counted(Premade):
     """With training accuracy, which Pellucid logs besides."""
 
-    def loss(self, module: nn.Module, pack: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def loss(self, module: nn.Module, pack: Any) -> tuple[Tensor, Tensor | None, int]:
         self._clock.tick()
         x, y = self._made[pack.window.index % NUM_BATCHES]
         logits = module(x)
-        return F.cross_entropy(logits, y, reduction="sum"), torch.count_nonzero(logits.detach().argmax(1) == y)
+        return F.cross_entropy(logits, y, reduction="sum"), torch.count_nonzero(logits.detach().argmax(1) == y), len(pack)
 
 
 RECIPE = """\

@@ -25,6 +25,12 @@ COMMANDS = [
     "demo", "train", "resume", "plan", "validate", "verify", "evaluate", "predict", "inside", "export", "report", "compare", "data check", "recipes ls", "recipes cp",
     "recipes schema", "doctor",
 ]  # fmt: skip
+OF_MASKS = """\
+task: segmentation
+data: {source: scenes, train: 8, val: 4, image_size: 32}
+model: {name: smp/Unet, encoder: tu-test_resnet}
+train: {batch_size: 4, phases: [{epochs: 1, optimizer: {name: adamw, lr: 1e-3}}]}
+"""
 PROGRAM = [sys.executable, "-m", "pellucid.cli"]
 
 # A finder that refuses torch and what stands on it: what is imported in spite of it needs none.
@@ -110,7 +116,8 @@ def test_version_is_the_packages(pellucid: Command) -> None:
         (["train"], "Missing argument 'RECIPE'"),
         (["train", "a.yaml", "--seeds", "0"], "--seeds"),
         (["verify", "a", "--tolerance", "-1"], "--tolerance"),
-        (["evaluate", "a"], "Missing option '--data'"),
+        (["evaluate", "a"], "a: expected a run folder"),
+        (["evaluate", "a", "--split", "test"], "--split names a split of the recipe that --masks are scored against"),
         (["recipes", "cp", "dmo"], "there is no recipe 'dmo'. Did you mean 'demo'?"),
     ],
 )
@@ -259,6 +266,56 @@ def test_validate_names_the_nearest_model(pellucid: Command, recipe_file: Path) 
     assert (code, out) == (2, "")
     assert "Did you mean" in err
     assert "resnet" in err.partition("Did you mean")[2]
+
+
+def test_validate_names_the_nearest_segmenter_and_encoder(pellucid: Command, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(OF_MASKS)
+    assert pellucid("validate", tmp_path / "r.yaml") == (0, f"{tmp_path / 'r.yaml'}: valid\n", "")
+    code, _, err = pellucid("validate", tmp_path / "r.yaml", "-s", "model.name=smp/Umet")
+    assert (code, "Did you mean 'smp/Unet'?" in err) == (2, True)
+    code, _, err = pellucid("validate", tmp_path / "r.yaml", "-s", "model.encoder=resnet81")
+    assert (code, "resnet" in err.partition("Did you mean")[2]) == (2, True)
+
+
+def test_evaluate_without_data_says_what_to_give(pellucid: Command, small_run: Path) -> None:
+    code, _, err = pellucid("evaluate", small_run)
+    words = "give --data PATH (images for the run's model) or --masks DIR (masks that are predicted already)"
+    assert (code, err) == (2, f"{small_run}: {words}\n")
+
+
+def test_compare_shows_the_numbers_of_single_classes_when_asked(pellucid: Command, small_run: Path) -> None:
+    code, out, _ = pellucid("compare", small_run, "--per-class")
+    recall = Run(small_run).measurements["val/recall[circle]"]
+    assert code == 0
+    assert out.splitlines()[-3].split()[:2] == ["recall", "circle"]
+    assert out.splitlines()[-1].split()[:2] == [small_run.name, str(recall)]
+    assert "recall" not in pellucid("compare", small_run)[1]
+    code, out, err = pellucid("compare", small_run, "--per-class", "--metric", "loss")
+    assert (code, out, "--per-class: val/loss has no numbers of single classes here" in err) == (2, "", True)
+
+
+def test_data_check_counts_the_pixels_of_masks(pellucid: Command, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(OF_MASKS)
+    code, out, _ = pellucid("data", "check", tmp_path / "r.yaml", "-q")
+    assert code == 0
+    assert out.splitlines()[0].split("  ")[0] == "class"
+    counts = only_json(pellucid("data", "check", tmp_path / "r.yaml", "-q", "--json")[1])["splits"]["val"]["pixels"]
+    assert sum(counts) == 4 * 32 * 32
+    assert re.search(rf"^background .* {counts[0]:,} +{100 * counts[0] / sum(counts):.2f}$", out, re.MULTILINE)
+    assert re.search(r"^ignored +0 +0\.00 +0 +0\.00$", out, re.MULTILINE)
+
+
+def test_data_check_shows_the_palette_to_paste_and_refuses_without_it(pellucid: Command, tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 6), (90, 90, 40 * i)).save(tmp_path / "train" / f"{i}_sat.jpg")
+        Image.new("RGB", (8, 6), (0, 255, 255) if i else (255, 0, 255)).save(tmp_path / "train" / f"{i}_mask.png")
+    (tmp_path / "r.yaml").write_text(OF_MASKS.replace("{source: scenes, train: 8, val: 4, image_size: 32}", "{source: pairs, train: train}"))
+    code, out, err = pellucid("data", "check", tmp_path / "r.yaml", "-q", "-s", "data.on_bad=skip")
+    assert code == 2
+    assert "class_1: [0, 255, 255]  # 96 pixels, 66.7 %" in out
+    assert "1 findings, 0 bad images" in out
+    assert err == "training would refuse to start: no_palette. What stands above says how to go on.\n"
 
 
 def test_plan_prints_steps_and_every_resolved_value_and_writes_nothing(pellucid: Command, recipe_file: Path) -> None:

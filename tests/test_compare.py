@@ -8,10 +8,11 @@ import pytest
 import scipy.stats
 
 from fabricate import make_run
-from pellucid import intervals
+from pellucid import intervals, overlap, recipe
 from pellucid.compare import Comparison, Row, compare, expand, summarize_seeds, to_html, to_json, to_text
 from pellucid.errors import RunError, UsageError
-from pellucid.run import Measurement, Run
+from pellucid.palettes import MaskFormat
+from pellucid.run import CONFIDENCE_BINS, DONE, DataRecord, MaskPredictions, Measurement, Run, RunRecord, SplitRecord
 
 LOW_RATE = ["train.phases.0.optimizer.lr=3e-4"]
 SMALL_BATCH = ["train.batch_size=8"]
@@ -274,3 +275,188 @@ def test_an_interval_of_a_fraction_over_seeds_ends_at_one(tmp_path: Path) -> Non
 def test_a_summary_of_equal_seeds_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="two or more runs of different seeds, got the seeds 1, 1"):
         summarize_seeds([make_run(tmp_path / "a"), make_run(tmp_path / "b")])
+
+
+# ── masks ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+OF_MASKS = """
+task: segmentation
+data: {source: scenes, train: 60, val: 40, image_size: 64}
+model: {name: pellucid/fcn32s}
+train: {batch_size: 16, phases: [{epochs: 6, optimizer: {name: adamw, lr: 1.0e-3}}]}
+"""
+THINGS = ("background", "car", "tree", "bus")
+
+
+def make_masks(path: Path, right: float, *, seed: int = 1, overrides: list[str] | None = None, n: int = 30, without: int = 3, data: str = "cd" * 16) -> Run:
+    """A run of a segmentation whose share of right pixels is about `right`. The class numbered `without` is in no mask and never predicted."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (path.parent / "masks.yaml").write_text(OF_MASKS)
+    made = recipe.load(path.parent / "masks.yaml", [f"seed={seed}", *(overrides or [])])
+    assert made.scoring is not None
+    truth, noise = np.random.default_rng(5), np.random.default_rng([seed, 6])
+    confusion = np.zeros((n, 5, 4), np.int64)
+    shares = truth.dirichlet(np.ones(5), n)
+    for i in range(n):
+        for c in range(5):
+            pixels, wrong = round(900 * shares[i, c]), np.ones(4)
+            wrong[without] = 0
+            chances = wrong / wrong.sum() if c == 4 else (1 - right) * wrong / wrong.sum() + right * np.eye(4)[c]
+            if c != without:
+                confusion[i, c] = noise.multinomial(pixels, chances / chances.sum())
+    found = MaskPredictions(
+        [f"{i}.png" for i in range(n)],
+        confusion=confusion,
+        loss=np.ones(n),
+        boundary=np.zeros((n, 4, 4), np.int64),
+        calibration=np.zeros((n, CONFIDENCE_BINS, 3)),
+        digests=np.zeros((n, 16), np.uint8),
+        masks=(b"",) * n,
+    )
+    record = RunRecord("0.1.0", DONE, "segmentation", ["pellucid", "train", "masks.yaml"], "2026-11-20T10:00:00+00:00")
+    record.measurements = overlap.measure_masks(found, classes=THINGS, scoring=made.scoring, split="val", seed=seed, note="by hand")
+    run = Run.create(path, record=record, recipe=made, recipe_text=OF_MASKS)
+    mask_format = MaskFormat("L", [0, 1, 2, 3], [255])
+    split = SplitRecord("val", n, data, [n, 0, 0, 0], confusion.sum(axis=(0, 2)).tolist())
+    run.write_data(DataRecord("scenes", list(THINGS), {"val": split}, [], [], [0.5] * 3, [0.25] * 3, "model", mask_format), {})
+    run.write_mask_predictions("val", found, list(THINGS), mask_format)
+    return run
+
+
+def cells(comparison: Comparison, name: str) -> dict[str, str]:
+    """{class: what the text shows} of a row."""
+    assert comparison.classes is not None
+    place = [row.name for row in comparison.rows].index(name)
+    shown = zip(comparison.classes.classes, comparison.classes.rows[place], strict=True)
+    return {of: cell.lack if cell.measurement is None else f"{cell.measurement}{' *' * cell.best}" for of, cell in shown}
+
+
+def test_each_class_has_its_mean_and_spread_over_seeds_and_the_best_is_marked(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        make_masks(tmp_path / "good" / f"seed-{seed}", 0.9, seed=seed)
+        make_masks(tmp_path / "poor" / f"seed-{seed}", 0.5, seed=seed, overrides=LOW_RATE)
+    found = compare([Run(tmp_path / name / f"seed-{seed}") for name in ("poor", "good") for seed in (1, 2, 3)])
+    assert [r.name for r in found.rows] == ["good", "poor"]
+    assert found.classes is not None
+    assert (found.classes.family, found.classes.classes) == ("iou", THINGS)
+    values = [Run(tmp_path / "good" / f"seed-{seed}").measurements["val/iou[car]"].value for seed in (1, 2, 3)]
+    car = found.classes.rows[0][1]
+    assert car.measurement is not None
+    assert car.spread is not None
+    assert (car.measurement.value, car.spread.value) == pytest.approx((np.mean(values), np.std(values, ddof=1)), abs=1e-15)
+    assert car.values == tuple(values)
+    assert [cell.best for cell in found.classes.rows[0]] == [True, True, True, False]
+    assert not any(cell.best for cell in found.classes.rows[1])
+    assert cells(found, "poor")["bus"] == "absent"
+
+
+def test_the_numbers_of_classes_stand_in_text_json_and_html(tmp_path: Path) -> None:
+    found = compare([make_masks(tmp_path / "good", 0.9), make_masks(tmp_path / "poor", 0.5, overrides=LOW_RATE)])
+    text = to_text(found, width=120, per_class=True)
+    header, _, good, poor = text[text.index("\niou  ") + 1 :].splitlines()[:4]
+    assert header.split() == ["iou", *THINGS]
+    assert good.split() == ["good", *[word for shown in cells(found, "good").values() for word in shown.split()]]
+    assert (good.count("*"), poor.count("*"), poor.split()[-1]) == (3, 0, "absent")
+    assert "iou of each class" not in to_text(found, width=120)
+    plain = json.loads(json.dumps(to_json(found)))["classes"]
+    assert plain["family"] == "iou"
+    assert plain["rows"]["poor"]["bus"] == {"value": None, "spread": None, "values": [], "best": False, "lack": "absent"}
+    assert plain["rows"]["good"]["car"]["value"] == found.rows[0].scored[0].measurements["val/iou[car]"].value
+    page = to_html(found)
+    table = page[page.index('id="classes"') :]
+    assert table.count(">absent<") == 2
+    assert table.count(">best<") == 3
+    assert ">30 images<" in page
+
+
+@pytest.mark.parametrize("width", [24, 44, 60])
+def test_many_classes_stand_in_tables_below_each_other(tmp_path: Path, width: int) -> None:
+    found = compare([make_masks(tmp_path / "good", 0.9), make_masks(tmp_path / "poor", 0.5, overrides=LOW_RATE)])
+    text = to_text(found, width=width, per_class=True)
+    text = text[text.index("iou of each class") :]
+    assert max(map(len, text.splitlines())) <= width
+    for name in ("good", "poor"):
+        assert all(shown in text for shown in cells(found, name).values())
+    assert all(name in text for name in THINGS)
+
+
+def test_classes_of_recall_belong_to_accuracy_and_a_loss_has_none(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", overrides=LOW_RATE)]
+    found = compare(runs)
+    assert found.classes is not None
+    assert (found.classes.family, found.classes.classes) == ("recall", ("cat", "dog", "owl"))
+    of_loss = compare(runs, metric="loss")
+    assert of_loss.classes is None
+    assert 'id="classes"' not in to_html(of_loss)
+    assert to_json(of_loss)["classes"] is None
+    with pytest.raises(UsageError, match=r"--per-class: val/loss has no numbers of single classes here; --metric miou \(iou of each class\) or accuracy"):
+        to_text(of_loss, per_class=True)
+
+
+def test_a_class_that_some_seeds_lack_is_said(tmp_path: Path) -> None:
+    make_masks(tmp_path / "a" / "seed-1", 0.9, seed=1)
+    make_masks(tmp_path / "a" / "seed-2", 0.9, seed=2, without=0)
+    found = compare([Run(tmp_path / "a" / f"seed-{seed}") for seed in (1, 2)])
+    text = to_text(found, width=200, per_class=True)
+    assert "a: 1 of 2 seeds have iou[bus]; their mean is shown" in text
+    assert "a: 1 of 2 seeds have iou[background]" in text
+
+
+@pytest.mark.parametrize("metric", ["miou", "iou[car]", "pixel_accuracy"])
+def test_the_difference_of_two_runs_of_masks_is_paired_over_images(tmp_path: Path, metric: str) -> None:
+    """The bootstrap from its definition: summed matrices of the drawn images, one image after the other."""
+    one, two = make_masks(tmp_path / "one", 0.80), make_masks(tmp_path / "two", 0.79, seed=2, overrides=LOW_RATE)
+    found = row(compare([one, two], baseline="two", metric=metric), "one")
+    assert found.difference is not None
+    assert found.difference.interval_how == "95 % paired bootstrap interval over the same 30 images (1,000 resamples, seed 0)"
+    confusions = [run.mask_predictions("val").confusion for run in (one, two)]
+
+    def number(confusion: np.ndarray) -> float:
+        valid = confusion[:4].astype(float)
+        if metric == "pixel_accuracy":
+            return float(np.trace(valid) / valid.sum())
+        ious = [valid[c, c] / (valid[c].sum() + valid[:, c].sum() - valid[c, c]) for c in range(3)]
+        return float(np.mean(ious)) if metric == "miou" else float(ious[1])
+
+    random, differences = np.random.Generator(np.random.PCG64(0)), []
+    for _ in range(1000):
+        images = random.integers(0, 30, size=30)
+        differences.append(number(sum(confusions[0][i] for i in images)) - number(sum(confusions[1][i] for i in images)))
+    assert found.difference.interval == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=1e-12)
+    assert "n = 30 images" in found.words
+
+
+def test_masks_of_other_images_have_no_paired_interval_and_a_loss_of_masks_says_why(tmp_path: Path) -> None:
+    one, two = make_masks(tmp_path / "one", 0.8), make_masks(tmp_path / "two", 0.7, n=29, overrides=LOW_RATE)
+    assert row(compare([one, two], baseline="two"), "one").words == "no interval: the predictions are not of the same masks in the same order"
+    assert "loss is not right or wrong" in row(compare([one, two], baseline="two", metric="loss"), "one").words
+    two.predictions_file("val").unlink()
+    assert "the predictions of two are missing" in row(compare([one, two], baseline="two"), "one").words
+
+
+def test_masks_scored_by_another_convention_are_not_compared(tmp_path: Path) -> None:
+    runs = [
+        make_masks(tmp_path / "standard", 0.6),
+        make_masks(tmp_path / "again", 0.7, overrides=LOW_RATE),
+        make_masks(tmp_path / "foreground", 0.95, overrides=["scoring.convention=foreground"]),
+    ]
+    found = compare(runs)
+    other = row(found, "foreground")
+    assert found.rows[-1] is other, "the better number stands last, as it is another one"
+    assert (other.comparable, other.other, other.difference) == (False, "scoring", None)
+    assert other.words == (
+        "not comparable: masks are scored by another convention than in standard (foreground here, standard there); the keys of scoring in both recipes must say "
+        "the same"
+    )
+    assert "foreground (other scoring)" in to_text(found, width=250)
+    assert ">other scoring<" in to_html(found)
+    assert "*" not in "".join(cells(found, "foreground").values()), "nothing of it is best"
+    assert [cells(found, "foreground")[name] for name in ("background", "bus")] == ["left out", "absent"]
+    assert not row(compare(runs, baseline="foreground"), "again").comparable
+
+
+def test_conventions_of_other_names_that_say_the_same_are_compared(tmp_path: Path) -> None:
+    """There is no class unknown, so deepglobe is standard; tiles are how masks are predicted and not how they are scored."""
+    same = ["scoring.convention=deepglobe", "scoring.tile_overlap=0.5"]
+    found = compare([make_masks(tmp_path / "a", 0.6), make_masks(tmp_path / "b", 0.7, overrides=same)])
+    assert all(r.comparable for r in found.rows)

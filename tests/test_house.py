@@ -34,19 +34,37 @@ LAYERS = (
         "prepare",
         "results",
         "snapshots",
+        "mask_snapshots",
         "plan",
         "evaluate",
+        "mask_folders",
         "subjects",
         "look",
         "doctor",
     },
     {"tasks"},
-    {"inside", "data", "checkpoint", "optim", "figures", "export", "readings", "intervals", "progress", "tables", "run", "findings", "mask_findings", "overlap", "memory"},
+    {
+        "inside",
+        "data",
+        "checkpoint",
+        "optim",
+        "figures",
+        "export",
+        "readings",
+        "intervals",
+        "progress",
+        "tables",
+        "run",
+        "findings",
+        "mask_findings",
+        "overlap",
+        "memory",
+    },
     {"models", "losses", "pixel_losses", "recipe", "schema"},
     {"errors", "runtime", "distributed", "files", "palettes"},
 )
 READERS = {"verify", "verify_inside", "verify_masks", "report", "compare", "explore"}  # of runs; they never train
-LOOP = {"train", "loop", "step", "trial", "prepare", "results", "snapshots"}
+LOOP = {"train", "loop", "step", "trial", "prepare", "results", "snapshots", "mask_snapshots"}
 
 
 def module_name(file: Path) -> str:
@@ -134,7 +152,9 @@ def test_only_the_run_reaches_up_and_only_when_asked() -> None:
     assert reaching == {"run": ["report", "tasks"]}
 
 
-@pytest.mark.parametrize("module", ["errors", "recipe", "run", "palettes", "findings", "mask_findings", "overlap", "report", "compare", "intervals", "readings"])
+@pytest.mark.parametrize(
+    "module", ["errors", "recipe", "run", "palettes", "findings", "mask_findings", "overlap", "report", "compare", "intervals", "readings"]
+)
 def test_reading_needs_no_torch(module: str) -> None:
     script = (
         f"import sys, pellucid.{module}; print(sorted({{name.split('.')[0] for name in sys.modules}} & {{'torch', 'timm', 'torchvision', 'torchmetrics'}}))"

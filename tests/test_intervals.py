@@ -98,3 +98,32 @@ def test_bootstrap_of_a_mean_agrees_with_the_t_interval() -> None:
     values = np.random.default_rng(4).normal(size=500)
     resampled = intervals.bootstrap(lambda rows: float(values[rows].mean()), 500, draws=2000)
     assert resampled.pair == pytest.approx(intervals.mean(values, of="samples").pair, abs=0.01)
+
+
+def test_paired_bootstrap_is_narrower_than_two_alone_and_says_its_seed() -> None:
+    random = np.random.default_rng(7)
+    hard = random.normal(size=60)
+    first, second = hard + 0.1 * random.normal(size=60) + 0.2, hard + 0.1 * random.normal(size=60)
+    found = intervals.paired_bootstrap(lambda rows: float(first[rows].mean() - second[rows].mean()), 60, seed=3)
+    assert found.how == "95 % paired bootstrap interval over the same 60 images (1,000 resamples, seed 3)"
+    assert found.pair == pytest.approx(intervals.mean(first - second).pair, abs=0.01)
+    alone = intervals.welch(first, second)
+    assert found.high - found.low < (alone.high - alone.low) / 5
+
+
+def test_resamples_without_the_number_are_left_out_and_counted() -> None:
+    """A class that one of eight samples has: every resample without that sample has no number for it."""
+    rare = np.array([1.0] + [np.nan] * 7)
+
+    def of_rare(rows: np.ndarray) -> float:
+        there = rare[rows][~np.isnan(rare[rows])]
+        return float(there.mean()) if len(there) else float("nan")
+
+    found = intervals.bootstrap(of_rare, 8, draws=500)
+    random = np.random.Generator(np.random.PCG64(0))
+    there = sum(bool((random.integers(0, 8, size=8) == 0).any()) for _ in range(500))
+    assert found.pair == (1.0, 1.0)
+    assert found.how == f"95 % bootstrap interval over 8 samples ({there} of 500 resamples)"
+    assert 250 < there < 400, "1 - (7/8)^8 of them"
+    with pytest.raises(ValueError, match="none of 500 has it"):
+        intervals.bootstrap(lambda rows: float("nan"), 8, draws=500)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from pellucid import recipe as recipes
+from pellucid.data import scenes
 from pellucid.errors import PellucidError
 from pellucid.memory import StepMemory, fitting_micro_batch, forward_cost
-from pellucid.plan import Plan, plan
+from pellucid.plan import Plan, _timed_pass, plan
 from pellucid.run import Run
+from pellucid.runtime import start
 from pellucid.train import train
 
 TWO_PHASES = "train.phases=[{epochs: 3, optimizer: {name: adam, lr: 1e-3}, schedule: {name: noam, warmup_steps: 4}}, {epochs: 2, optimizer: {name: sgd, lr: 0.01, sam: {rho: 0.1}}}]"
@@ -106,6 +110,57 @@ def test_the_plan_names_the_epochs_and_what_is_missing(small_recipe: str, tmp_pa
     code, _, told = pellucid("plan", tmp_path / "r.yaml", "--no-timing", "-s", f"inside.images=[{tmp_path}/gone.jpg]")
     assert code == 2
     assert "inside.images: 1 of 1 files are not there" in told
+
+
+# ── masks ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+OF_MASKS = """\
+task: segmentation
+data: {source: scenes, train: 20, val: 8, image_size: 48}
+model: {name: smp/Unet, encoder: tu-test_resnet, options: {encoder_depth: 3, decoder_channels: [16, 12, 8]}}
+train: {batch_size: 8, threads: 1, phases: [{epochs: 2, optimizer: {name: adamw, lr: 1e-3}}]}
+"""
+
+
+def test_a_plan_of_masks_counts_the_pixels_of_each_class(tmp_path: Path, pellucid: Callable[..., tuple[int, str, str]]) -> None:
+    found = planned(OF_MASKS, tmp_path)
+    masks = [scenes.draw(i, split="train", image_size=(48, 48)).mask for i in range(20)]
+    assert found.class_names == ("background", *scenes.SHAPES)
+    assert found.pixels["train"] == [*(int(sum((mask == c).sum() for mask in masks)) for c in range(7)), 0]
+    assert sum(found.pixels["val"]) == 8 * 48 * 48
+    code, out, _ = pellucid("plan", tmp_path / "r.yaml", "--no-timing")
+    share = 100 * found.pixels["train"][1] / sum(found.pixels["train"])
+    assert code == 0
+    assert re.search(rf"^circle +{found.pixels['train'][1]:,} +{share:.2f} ", out, re.MULTILINE)
+
+
+def test_a_plan_of_labels_has_no_pixels(small_recipe: str, tmp_path: Path) -> None:
+    assert planned(small_recipe, tmp_path).pixels == {}
+
+
+def test_snapshots_of_masks_are_two_bytes_a_pixel_and_epoch(tmp_path: Path) -> None:
+    found = planned(OF_MASKS, tmp_path, "inside={epochs: [0, first, last], samples: 3}").snapshots
+    assert found is not None
+    assert (found.epochs, found.images, found.features, found.features_bytes, found.pictures) == ((0, 1, 2), 0, 0, 0, 3)
+    assert found.masks_bytes == 3 * 3 * 48 * 48 * 2
+    assert found.maps_bytes == 3 * 3 * 48 * 48 * 4, "Grad-CAM, float32, at most as fine as the picture"
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_the_time_of_a_model_with_an_auxiliary_output_is_measured_through_both(tmp_path: Path, auxiliary: bool) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+            return (self.first(images), self.second(images)) if auxiliary else self.first(images)
+
+    module, reached = Two(), []
+    module.second.weight.register_hook(lambda _: reached.append(True))
+    made = recipe_of(OF_MASKS, tmp_path)
+    assert _timed_pass(module, made, start(device="cpu", precision="fp32", threads=1, channels_last=False), 2) > 0
+    assert reached == [True] * auxiliary
 
 
 # ── memory of one image ───────────────────────────────────────────────────────────────────────────────────────

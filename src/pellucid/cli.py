@@ -17,7 +17,18 @@ import typer
 
 from pellucid import __version__
 from pellucid.errors import MismatchError, MissingError, PellucidError, RunError, UsageError
-from pellucid.printing import measurement_table, print_data_report, print_json, print_measurements, print_plan, print_run, rank
+from pellucid.printing import (
+    measurement_table,
+    print_data_report,
+    print_json,
+    print_labels,
+    print_masks,
+    print_measurements,
+    print_note,
+    print_plan,
+    print_run,
+    rank,
+)
 
 app = typer.Typer(
     name="pellucid", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -203,9 +214,13 @@ def validate(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False) -> N
     """Check a recipe: every fault with file:line:column. Model names are checked too; data is what `plan` reads."""
     from pellucid import recipe as recipes
     from pellucid.models import normalization
+    from pellucid.models.segmenters import check_segmenter
 
     checked = recipes.load(recipe, set_ or [])
-    normalization(checked.model.name)  # raises with the nearest name when there is no such model
+    if checked.masked:
+        check_segmenter(checked.model.name, checked.model.encoder)
+    else:
+        normalization(checked.model.name)  # raises with the nearest name when there is no such model
     if as_json:
         print_json({"recipe": str(recipe), "valid": True})
     else:
@@ -270,20 +285,42 @@ def _retrained(run: Any, tolerance: float, quiet: bool) -> Any:
 
 @app.command()
 def evaluate(
-    run: RunFolder,
-    data: Annotated[str, typer.Option("--data", metavar="PATH", help="Images with labels, in the layout of the run's source: a folder, or a CSV for table.")],
+    target: Annotated[Path, typer.Argument(metavar="RUN|RECIPE", help="A run folder; with --masks also a recipe (YAML).")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="PATH", help="Labelled images as the run's source has them: a folder, a CSV for table, a folder of pairs, or of masks alone."
+        ),
+    ] = None,
+    masks: Annotated[Path | None, typer.Option("--masks", metavar="DIR", help="Score these predicted masks, without any model.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="--masks without --data: split of the recipe with the true masks; default: val.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """The run's numbers on other labelled images of the same classes."""
-    from pellucid.evaluate import evaluate as evaluate_
+    """The run's numbers on other labelled images of the same classes, or those of a folder of predicted masks."""
     from pellucid.progress import Progress
     from pellucid.run import Run
 
+    if split is not None and (masks is None or data is not None):
+        raise UsageError("--split names a split of the recipe that --masks are scored against; it goes with --masks and without --data")
+    run = None if target.is_file() else Run(target)
     with Progress(quiet=quiet) as progress:
-        measurements = evaluate_(Run(run), data, progress=progress)
+        if masks is not None:
+            from pellucid import recipe as recipes
+            from pellucid.mask_folders import evaluate_masks
+
+            source = run or recipes.load(target)
+            measurements = evaluate_masks(source, masks, data=data, split=split or "val", told=print_note, progress=progress)
+        elif run is None or data is None:
+            missing = "a recipe has no model: give a run folder, or --masks" if run is None else "give --data PATH (images for the run's model) or --masks"
+            raise UsageError(f"{target}: {missing} DIR (masks that are predicted already)")
+        else:
+            from pellucid.evaluate import evaluate as evaluate_
+
+            measurements = evaluate_(run, str(data), progress=progress)
     if as_json:
-        print_json({"run": str(run), "data": data, "measurements": [asdict(m) for m in measurements]})
+        given = {"data": data, "masks": masks, "split": (split or "val") if masks is not None and data is None else None}
+        print_json({"run" if run else "recipe": str(target), **{k: str(v) for k, v in given.items() if v}, "measurements": [asdict(m) for m in measurements]})
     else:
         print(measurement_table(measurements))
 
@@ -292,25 +329,28 @@ def evaluate(
 def predict(
     run: RunFolder,
     paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Images and folders of images.")],
-    out: Out = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="PATH", help="CSV to write; of a segmentation run the folder for its masks.")] = None,
+    confidence: Annotated[bool, typer.Option("--confidence", help="Segmentation: also write <mask>_confidence.png, 8-bit grey.")] = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Label images: CSV with filename, label and confidence."""
-    import csv
-
+    """Label images: CSV with filename, label and confidence. Of a segmentation run: a mask for each, and the share of each class."""
     from pellucid.run import Run
 
-    predictions = Run(run).predict([str(path) for path in paths])
-    if as_json:
-        print_json({"predictions": [asdict(p) for p in predictions]})
+    opened = Run(run)
+    if opened.recipe.masked:
+        from pellucid.evaluate import write_masks
+        from pellucid.progress import Progress
+
+        if out is None:
+            raise UsageError(f"{run} predicts masks: give --out DIR, the folder to write them into")
+        with Progress(quiet=quiet) as progress:
+            print_masks(write_masks(opened, paths, out, confidence=confidence, told=print_note, progress=progress), opened.data.classes, as_json)
         return
-    stream = out.open("w", newline="", encoding="utf-8") if out else sys.stdout
-    writer = csv.writer(stream)
-    writer.writerow(["filename", "label", "confidence"])
-    writer.writerows([p.file, p.label, f"{p.confidence:.6f}"] for p in predictions)
-    if out:
-        stream.close()
-        print(out)
+    if confidence:
+        raise UsageError("--confidence writes pictures beside masks and belongs to segmentation; the confidence of a label stands in the CSV")
+    predictions = opened.predict([str(path) for path in paths])
+    print_labels(predictions, out, as_json)
 
 
 @app.command()
@@ -394,20 +434,22 @@ def compare(
     baseline: Annotated[str | None, typer.Option("--baseline", metavar="RUN", help="The row that differences refer to; default: the last row.")] = None,
     final: Annotated[str | None, typer.Option("--final", metavar="RUN", help="Mark this run as the final one.")] = None,
     metric: Annotated[str | None, typer.Option("--metric", help="The number to sort by, e.g. val/accuracy; default: the headline.")] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Also a table of the number class by class: iou of miou, recall of accuracy.")] = False,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the comparison as HTML.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """One table of differing settings and numbers, with differences and their intervals."""
+    """One table of differing settings and numbers, with differences and their intervals; class by class too when asked."""
     from pellucid import compare as compare_
     from pellucid.compare import expand, to_html, to_json, to_text
 
     comparison = compare_(expand(runs), baseline=baseline, final=final, metric=metric)
+    text = "" if as_json else to_text(comparison, per_class=per_class)
     if out is not None:
         out.write_text(to_html(comparison), encoding="utf-8")
     if as_json:
         print_json(to_json(comparison))
     else:
-        print(to_text(comparison))
+        print(text)
         if out is not None:
             print(out)
 
@@ -425,12 +467,14 @@ def data_check(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False, qu
 
     checked = recipes.load(recipe, set_ or [])
     with Progress(quiet=quiet) as progress:
-        found = check(checked.data, seed=checked.seed, progress=progress)
+        found = check(checked.data, seed=checked.seed, masks=checked.masked, progress=progress)
     if as_json:
         print_json(asdict(found))
     else:
         print_data_report(found)
     fatal = [problem for problem in found.problems if problem.fatal]
+    if whole := [problem.kind for problem in fatal if not problem.file]:
+        raise DataError(f"training would refuse to start: {', '.join(whole)}. What stands above says how to go on.")
     if fatal and checked.data.on_bad == "refuse":
         raise DataError(f"training would refuse to start: {len(fatal)} bad images. Repair or remove them, or set data.on_bad: skip to leave them out by name.")
 

@@ -5,9 +5,11 @@ A row of one run keeps that run's own interval, which is over samples, and says 
 
     both rows have two or more seeds          Welch interval over seeds
     both rows are one run on equal samples    paired interval over the samples (accuracy, top5_accuracy)
+    both are one run on equal images          paired bootstrap over the images (miou, iou[<class>] and what else follows from the confusion of pixels)
     anything else                             no interval, with the reason
 
-Nothing is dropped: unfinished runs, runs without the number and runs on other data keep their row, marked.
+Nothing is dropped: unfinished runs, runs without the number, runs on other data and masks scored by another convention keep
+their row, marked.
 """
 
 from __future__ import annotations
@@ -16,21 +18,24 @@ import bisect
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from pellucid import intervals, recipe
+from pellucid import intervals, overlap, recipe
 from pellucid.errors import RunError, UsageError, did_you_mean
 from pellucid.report.comparison import signed, to_html, to_json, to_text
 from pellucid.report.settings import shown
-from pellucid.run import DONE, Measurement, Run, rounded, seed_folders
+from pellucid.run import DONE, MaskPredictions, Measurement, Run, rounded, seed_folders
 
-__all__ = ["Comparison", "Row", "SeedSummary", "compare", "expand", "summarize_seeds", "to_html", "to_json", "to_text"]
+__all__ = ["ClassCell", "ClassTable", "Comparison", "Row", "SeedSummary", "compare", "expand", "summarize_seeds", "to_html", "to_json", "to_text"]
 
 LOWER_IS_BETTER = ("loss", "calibration_error")
+FAMILIES = {"miou": "iou", "frequency_weighted_iou": "iou", "accuracy": "recall", "macro_f1": "recall"}  # a number -> its numbers of single classes
 _TOP = {"accuracy": 1, "top5_accuracy": 5}  # numbers that each sample is either right or wrong for
+_OF_CONFUSION = ("miou", "pixel_accuracy", "class_accuracy", "frequency_weighted_iou")  # attributes of overlap.Overlaps, besides iou of each class
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Row:
 
     `measurement` is the mean over seeds, or the single run's own number; None where no run has one. `scored` are the runs
     behind it, one for each of `seeds`, `values` their numbers, `spread` the sample standard deviation of these (None for one
-    seed). `comparable` is False on other data than the baseline's. `difference` is the mean minus the baseline's; its interval is None where `words` says why.
+    seed). `other` says what is not the baseline's, "data" or "scoring" (the convention of masks), and is "" where the numbers can be compared. `of` names
+    what `n` counts. `difference` is the mean minus the baseline's; its interval is None where `words` says why.
     """
 
     name: str
@@ -52,22 +58,64 @@ class Row:
     values: tuple[float, ...]
     spread: Measurement | None
     data_hash: str | None
-    comparable: bool = True
+    scoring: Scoring | None = None
+    of: str = "samples"
+    other: str = ""
     difference: Measurement | None = None
     words: str = ""
     baseline: bool = False
     final: bool = False
     notes: tuple[str, ...] = ()
 
+    @property
+    def comparable(self) -> bool:
+        """Whether the number is measured on the baseline's data and scored as it is."""
+        return not self.other
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a convention decides about masks of these classes. `name` is that of the recipe; two names that decide the same are equal."""
+
+    name: str = field(compare=False)
+    excluded: tuple[int, ...]
+    void_classes: tuple[int, ...]
+    void: str
+
+
+@dataclass(frozen=True)
+class ClassCell:
+    """One class in one row: the mean over the seeds that have the number and its spread; `best` of its column. Without measurement `lack` says why:
+    "absent" from samples and predictions, or "left out" by the scoring convention."""
+
+    measurement: Measurement | None = None
+    values: tuple[float, ...] = ()
+    spread: Measurement | None = None
+    best: bool = False
+    lack: str = ""
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The numbers of single classes that stand behind the compared one. rows: as those of the comparison, a cell for each of `classes`, in class order."""
+
+    family: str
+    classes: tuple[str, ...]
+    rows: tuple[tuple[ClassCell, ...], ...]
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows, best first. `metric` is `split/name` ("" when no run is finished), `settings` the recipe keys in which rows differ."""
+    """Rows, best first. `metric` is `split/name` ("" when no run is finished), `settings` the recipe keys in which rows differ.
+
+    classes: the same number class by class; None where it has no such family.
+    """
 
     metric: str
     settings: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    classes: ClassTable | None = None
 
 
 @dataclass(frozen=True)
@@ -144,14 +192,16 @@ def compare(runs: Sequence[Run], *, baseline: str | None = None, final: str | No
         marked = _find(rows, final, "--final")
         rows = [replace(row, final=row is marked) for row in rows]
     chosen = _find(rows, baseline, "--baseline") if baseline is not None else None
-    reference = chosen.data_hash if chosen else _commonest(row.data_hash for row in rows if row.measurement)
-    rows = [replace(row, comparable=row.measurement is None or row.data_hash == reference) for row in rows]
+    measured = [row for row in rows if row.measurement]
+    data = chosen.data_hash if chosen else _commonest(row.data_hash for row in measured)
+    scoring = chosen.scoring if chosen and chosen.measurement else _commonest(row.scoring for row in measured if row.data_hash == data)
+    rows = [row if row.measurement is None else replace(row, other=_unlike(row, data, scoring)) for row in rows]
     rows.sort(key=lambda row: _rank(row, key))
     scored = [row for row in rows if row.measurement and row.comparable]
     base = next((row for row in rows if chosen and row.name == chosen.name), None) or (scored[-1] if len(scored) > 1 else None)
     if base is not None:
         rows = [_against(row, base) for row in rows]
-    return Comparison(key, differing, tuple(rows), (*notes, *said))
+    return Comparison(key, differing, tuple(rows), (*notes, *said), _class_table(rows, key))
 
 
 # ── which runs are one row ───────────────────────────────────────────────────────────────────────────────────────
@@ -263,6 +313,7 @@ def _row(name: str, group: _Group, key: str, differing: Sequence[str]) -> Row:
     status = DONE if not unfinished else f"{finished} of {len(group.runs)} finished" if finished else " and ".join(unfinished)
     measured = [run.measurements[key] for run in scored.values()]
     mean, spread = _mean(measured, tuple(scored))
+    scoring = _scoring(next(iter(scored.values()), None))
     return Row(
         name=name,
         runs=tuple(group.runs),
@@ -274,8 +325,19 @@ def _row(name: str, group: _Group, key: str, differing: Sequence[str]) -> Row:
         values=tuple(m.value for m in measured),
         spread=spread,
         data_hash=_data_hash(group.runs[0], key),
+        scoring=scoring,
+        of="samples" if scoring is None else "images",
         notes=tuple(notes),
     )
+
+
+def _scoring(run: Run | None) -> Scoring | None:
+    """How the masks of a run are scored; None of a run without masks. How they were predicted, in tiles or whole, is no part of it."""
+    section = run.recipe.scoring if run is not None else None
+    if run is None or section is None:
+        return None
+    found = overlap.convention(section, run.data.classes)
+    return Scoring(found.name, found.excluded, found.void_classes, found.void)
 
 
 def _scored(group: _Group, key: str) -> tuple[dict[int, Run], list[str]]:
@@ -320,9 +382,58 @@ def _rank(row: Row, key: str) -> tuple[bool, bool, float]:
     return row.measurement is None, not row.comparable, value if key.partition("/")[2] in LOWER_IS_BETTER else -value
 
 
-def _commonest(hashes: Iterable[str | None]) -> str | None:
-    counted = Counter(hashes).most_common(1)
+def _unlike(row: Row, data: str | None, scoring: Scoring | None) -> str:
+    """What of a row is not as in the rows that it is compared with: data, scoring, or "" for nothing."""
+    return "data" if row.data_hash != data else "scoring" if row.scoring != scoring else ""
+
+
+_T = TypeVar("_T")
+
+
+def _commonest(values: Iterable[_T]) -> _T | None:
+    counted = Counter(values).most_common(1)
     return counted[0][0] if counted else None
+
+
+# ── class by class ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _class_table(rows: Sequence[Row], key: str) -> ClassTable | None:
+    """The numbers of single classes of all rows; None where the compared number has none, or no run has one of them."""
+    split, _, name = key.partition("/")
+    family = FAMILIES.get(name) or next((family for family in FAMILIES.values() if name.startswith(f"{family}[")), None)
+    measured = [[run.measurements for run in row.scored] for row in rows]
+    classes = _classes(rows)
+    keys = [f"{split}/{family}[{name}]" for name in classes]
+    if family is None or not any(key in numbers for runs in measured for numbers in runs for key in keys):
+        return None
+    cells = [[_cell(row, runs, key, name) for key, name in zip(keys, classes, strict=True)] for row, runs in zip(rows, measured, strict=True)]
+    return ClassTable(family, classes, tuple(map(tuple, _with_best(rows, cells))))
+
+
+def _classes(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The classes of all rows in the order of the first row that has them."""
+    return tuple(dict.fromkeys(name for row in rows if row.scored for name in row.scored[0].data.classes))
+
+
+def _cell(row: Row, measured: Sequence[dict[str, Measurement]], key: str, name: str) -> ClassCell:
+    there = [(numbers[key], seed) for numbers, seed in zip(measured, row.seeds, strict=True) if key in numbers]
+    found = [measurement for measurement, _ in there]
+    mean, spread = _mean(found, [seed for _, seed in there])
+    left_out = [row.scored[0].data.classes[c] for c in (*row.scoring.excluded, *row.scoring.void_classes)] if row.scoring and not found else []
+    lack = "" if found else "left out" if name in left_out else "absent"
+    return ClassCell(mean, tuple(m.value for m in found), spread, lack=lack)
+
+
+def _with_best(rows: Sequence[Row], cells: list[list[ClassCell]]) -> list[list[ClassCell]]:
+    """The cells, the largest number of each column marked, equal ones all; nothing where fewer than two comparable rows have one."""
+    for c in range(len(cells[0])):
+        values = [row[c].measurement.value for row, of in zip(cells, rows, strict=True) if of.comparable and row[c].measurement]  # type: ignore[union-attr]
+        for row, of in zip(cells, rows, strict=True):
+            found = row[c].measurement
+            if len(values) > 1 and of.comparable and found is not None and found.value == max(values):
+                row[c] = replace(row[c], best=True)
+    return cells
 
 
 # ── the difference to the baseline ───────────────────────────────────────────────────────────────────────────────
@@ -335,7 +446,7 @@ def _against(row: Row, base: Row) -> Row:
     if row.measurement is None or base.measurement is None:
         return replace(row, words="no number to compare yet")
     if not row.comparable:
-        return replace(row, words=f"not comparable: measured on other samples than {base.name} (the content hash of {row.measurement.split} differs)")
+        return replace(row, words=f"not comparable: {_unlike_words(row, base)}")
     value = row.measurement.value - base.measurement.value
     interval, reason = _interval(row, base)
     difference = replace(row.measurement, name="difference", value=value, how=f"minus {base.name}", interval=None, interval_how="")
@@ -345,6 +456,15 @@ def _against(row: Row, base: Row) -> Row:
     return replace(row, difference=difference, words=_words(row, base, value, interval))
 
 
+def _unlike_words(row: Row, base: Row) -> str:
+    if row.other == "data":
+        split = row.measurement.split if row.measurement else ""
+        return f"measured on other samples than {base.name} (the content hash of {split} differs)"
+    mine, theirs = (side.scoring.name if side.scoring else "none" for side in (row, base))
+    names = f"{mine} here, {theirs} there" if mine != theirs else f"{mine} with other classes or void"
+    return f"masks are scored by another convention than in {base.name} ({names}); the keys of scoring in both recipes must say the same"
+
+
 def _interval(row: Row, base: Row) -> tuple[intervals.Interval | None, str]:
     """The interval of the difference, or None and why there is none."""
     name, many, of_base = row.measurement.name if row.measurement else "", len(row.values), len(base.values)
@@ -352,19 +472,51 @@ def _interval(row: Row, base: Row) -> tuple[intervals.Interval | None, str]:
         return intervals.welch(row.values, base.values), ""
     if many != of_base:
         return None, f"{many} {'seed' if many == 1 else 'seeds'} here and {of_base} in {base.name}; train both under two or more seeds"
-    if name not in _TOP:
+    of_masks = row.scoring is not None and (name in _OF_CONFUSION or name.startswith("iou["))
+    if name not in _TOP and not of_masks:
         return None, f"{name} is not right or wrong sample by sample; train both under two or more seeds"
     split = row.measurement.split if row.measurement else ""
-    sides = []
-    for side in (row, base):
-        (run,) = side.scored
+    (mine,), (theirs,) = row.scored, base.scored
+    for side, run in ((row, mine), (base, theirs)):
         if not run.predictions_file(split).is_file():
             return None, f"the predictions of {side.name} are missing"
-        sides.append(run.predictions(split))
-    mine, theirs = sides
-    if mine.files != theirs.files or not np.array_equal(mine.labels, theirs.labels):
+    return _paired_masks(mine, theirs, split, name) if of_masks else _paired(mine, theirs, split, name)
+
+
+def _paired(mine: Run, theirs: Run, split: str, name: str) -> tuple[intervals.Interval | None, str]:
+    """The interval over the samples that two runs were right or wrong for."""
+    first, second = mine.predictions(split), theirs.predictions(split)
+    if first.files != second.files or not np.array_equal(first.labels, second.labels):
         return None, "the predictions are not of the same samples in the same order"
-    return intervals.paired(_right(mine.labels, mine.logits, _TOP[name]), _right(theirs.labels, theirs.logits, _TOP[name])), ""
+    return intervals.paired(_right(first.labels, first.logits, _TOP[name]), _right(second.labels, second.logits, _TOP[name])), ""
+
+
+def _paired_masks(mine: Run, theirs: Run, split: str, name: str) -> tuple[intervals.Interval | None, str]:
+    """The interval over the images whose masks two runs predicted."""
+    first, second = mine.mask_predictions(split), theirs.mask_predictions(split)
+    if first.files != second.files or not np.array_equal(first.confusion.sum(axis=2), second.confusion.sum(axis=2)):
+        return None, "the predictions are not of the same masks in the same order"
+    one, other = (_of_images(run, found, name) for run, found in ((mine, first), (theirs, second)))
+    try:
+        return intervals.paired_bootstrap(lambda images: one(images) - other(images), len(first.files)), ""
+    except ValueError:
+        return None, f"{name} is there in none of the resamples of both"
+
+
+def _of_images(run: Run, found: MaskPredictions, name: str) -> Callable[[np.ndarray], float]:
+    """A number of the run over some of the images, by its own scoring convention: indices (m,), some of them repeated -> the number, NaN without one."""
+    section, classes = run.recipe.scoring, run.data.classes
+    assert section is not None
+    convention = overlap.convention(section, classes)
+    n, of_class = len(found.files), classes.index(name[4:-1]) if name.startswith("iou[") else None
+    confusion = found.confusion.reshape(n, -1).astype(np.float64)  # counts below 2^53 are exact, and products of floats are fast
+
+    def number(images: np.ndarray) -> float:
+        total = np.bincount(images, minlength=n) @ confusion
+        scores = overlap.overlaps(total.astype(np.int64).reshape(found.confusion.shape[1:]), convention)
+        return float(scores.iou[of_class] if of_class is not None else getattr(scores, name))
+
+    return number
 
 
 def _right(labels: np.ndarray, logits: np.ndarray, top: int) -> np.ndarray:
@@ -376,7 +528,7 @@ def _right(labels: np.ndarray, logits: np.ndarray, top: int) -> np.ndarray:
 def _words(row: Row, base: Row, value: float, interval: intervals.Interval) -> str:
     assert row.measurement is not None
     measured = row.measurement
-    over = f"n = {measured.n:,} samples" if len(row.values) == 1 else f"n = {len(row.values)} and {len(base.values)} seeds"
+    over = f"n = {measured.n:,} {row.of}" if len(row.values) == 1 else f"n = {len(row.values)} and {len(base.values)} seeds"
     low, high = signed(interval.low, measured.unit), signed(interval.high, measured.unit)
     if interval.covers(0.0):
         return f"not distinguishable from {base.name} with {over}: anything between {low} and {high} fits what was seen"

@@ -1,39 +1,44 @@
-"""A finished run on other data: its numbers on labelled images, and its model as a file for elsewhere."""
+"""A finished run on other data: its numbers on labelled images, its masks of any images, and its model as a file for elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pellucid.data.dataset import Split
+from pellucid.data.images import image_files
+from pellucid.data.inspection import listed
 from pellucid.data.loader import ordered_windows
 from pellucid.data.sources import load_dataset
 from pellucid.data.store import Resizing, Stream
 from pellucid.errors import DataError, UsageError
 from pellucid.export import ExportResult, export_onnx, export_safetensors
+from pellucid.files import replacing
+from pellucid.mask_folders import section_of
+from pellucid.palettes import MaskFormat, matched
+from pellucid.recipe import DataSection
 from pellucid.run import Measurement, Run
-from pellucid.tasks import build_task, load_model, runtime_of
+from pellucid.tasks import PREDICTORS, build_task, load_model, runtime_of
+from pellucid.tasks.segmentation import confidence_png
 
 
 def evaluate(run: Run, data: str, *, progress: Callable[[str, int, int], None] | None = None) -> list[Measurement]:
-    """The measurements of the run's final weights on the labelled images of `data` (split "data").
+    """The measurements of the run's final weights on the labelled images, or images with masks, of `data` (split "data").
 
-    The images are matched to the run's classes by name; a class that the run does not know is a DataError.
+    The images are matched to the run's classes by name; a class that the run does not know is a DataError, as are masks that are written otherwise.
     """
     recipe = run.recipe
     if recipe.data.source in ("scenes", "digits") or ":" in recipe.data.source:
         raise UsageError(f"--data takes a path; the run's source {recipe.data.source} has none. Its own splits are checked by `pellucid verify`.")
-    image_dir = recipe.data.image_dir.replace("{split}", Path(data).stem) if recipe.data.image_dir else None
-    section = recipe.data.model_copy(
-        update={"train": str(Path(data).absolute()), "val": None, "test": None, "classes": run.data.classes, "image_dir": image_dir}
-    )
-    dataset = load_dataset(section, seed=recipe.seed, progress=progress)
+    section = section_of(run, Path(data)) if recipe.masked else _labelled(run, Path(data))
+    dataset = load_dataset(section, seed=recipe.seed, masks=recipe.masked, progress=progress)
     if list(dataset.classes) != run.data.classes:
         raise DataError(f"{data}: expected the run's classes {', '.join(run.data.classes)}; found {', '.join(dataset.classes)}")
     found = dataset.splits["train"]
-    split = Split("data", found.names, np.asarray(found.labels), found.hashes, found.open)
+    split = Split("data", found.names, np.asarray(found.labels), found.hashes, found.open, found.masks)
     runtime = runtime_of(run)
     task = build_task(recipe, dataset, runtime, run.data.mean, run.data.std)
     d = recipe.data
@@ -43,6 +48,93 @@ def evaluate(run: Run, data: str, *, progress: Callable[[str, int, int], None] |
     predictions = task.predictions(module, split, pixels, windows, workers=d.workers, progress=progress)
     left_out = f"; {len(dataset.skipped)} bad images left out" if dataset.skipped else ""
     return task.measure(predictions, "data", f"weights of {run.name}, {run.record.selected}{left_out}")
+
+
+def _labelled(run: Run, data: Path) -> DataSection:
+    """The data section of a run with labelled images of `data` as its only split."""
+    section = run.recipe.data
+    image_dir = section.image_dir.replace("{split}", data.stem) if section.image_dir else None
+    return section.model_copy(update={"train": str(data.absolute()), "val": None, "test": None, "classes": run.data.classes, "image_dir": image_dir})
+
+
+@dataclass(frozen=True)
+class WrittenMask:
+    """A predicted mask in a file. shares: {class: fraction of its pixels}."""
+
+    file: str
+    mask: str
+    shares: dict[str, float]
+
+
+def write_masks(
+    run: Run,
+    images: list[Path],
+    out: Path,
+    *,
+    confidence: bool = False,
+    told: Callable[[str], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Iterator[WrittenMask]:
+    """Each predicted mask once it is in `out`, in the format of the training masks and named as these; sub-folders of a given folder stay.
+
+    confidence: beside each also <mask>_confidence.png, 8-bit grey, the probability of the predicted class (255: 1). Files of a given folder that are named as
+    masks are left out, and told(line) says so. Names are checked before anything is written: UsageError for two images with one mask name, and for a mask
+    that would take the place of an image.
+    """
+    mask_format = run.data.mask_format
+    if mask_format is None:
+        raise UsageError(f"{run.path}: the run predicts labels and no masks")
+    given = _given(images, mask_format)
+    if masks := [str(file) for file, name in given.items() if name is None]:
+        (told or (lambda line: None))(f"{len(masks)} files are named as masks ({mask_format.names[1]}) and are not predicted:{listed(masks)}")
+    targets = {file: out / name for file, name in given.items() if name is not None}
+    _check_targets(targets, confidence)
+    runtime = runtime_of(run)
+    module = runtime.place(load_model(run))
+    for number, (file, target) in enumerate(targets.items(), 1):
+        (found,) = PREDICTORS[run.recipe.task](run, module, [file], runtime=runtime)  # one at a time: a mask and its confidence take five bytes a pixel
+        _write(target, found.data)
+        if confidence:
+            _write(_confidence_file(target), confidence_png(found.confidence))
+        if progress is not None:
+            progress("predicting", number, len(targets))
+        yield WrittenMask(str(file), str(target), found.shares)
+
+
+def _given(images: list[Path], mask_format: MaskFormat) -> dict[Path, str | None]:
+    """{image: name of its mask} for images and folders of images; None for files of a folder that are masks by their name."""
+    image, mask = mask_format.names
+    found: dict[Path, str | None] = {}
+    for entry in images:
+        folder = entry if entry.is_dir() else entry.parent
+        for file in image_files(entry):
+            # A name that fits both patterns is of the longer one, as for the training data.
+            is_mask = matched(file.stem, mask) is not None and (len(mask) > len(image) or matched(file.stem, image) is None)
+            found[file] = None if is_mask and entry.is_dir() and image != mask else mask_format.file_of(file.relative_to(folder).as_posix())
+    return found
+
+
+def _check_targets(targets: dict[Path, Path], confidence: bool) -> None:
+    """UsageError where the files of {image: its mask} would take each other's place, or that of an image."""
+    pictures = {file.resolve() for file in targets}
+    written: dict[Path, Path] = {}
+    for file, target in targets.items():
+        for place in (target, *([_confidence_file(target)] if confidence else [])):
+            if place in written:
+                raise UsageError(f"{written[place]} and {file} would both be written to {place}; predict them into two folders, or rename one")
+            if place.resolve() in pictures:
+                raise UsageError(f"{place}: the mask of {file} would take the place of an image; choose another --out")
+            written[place] = file
+
+
+def _confidence_file(mask: Path) -> Path:
+    return mask.with_name(f"{mask.stem}_confidence.png")
+
+
+def _write(file: Path, data: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        temporary.write_bytes(data)
 
 
 def export_run(run: Run, out: Path | None, format_: str) -> ExportResult:

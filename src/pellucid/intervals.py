@@ -6,6 +6,7 @@ Which one answers which question:
     welch        the difference of two such means, of unequal variance (Welch 1947)
     paired       the difference of two accuracies over the *same* samples (Agresti and Min 2005)
     bootstrap    any statistic of samples, such as macro F1 (percentile method, Efron 1979)
+    paired_bootstrap   the difference of such a statistic between two models on the *same* samples
 
 An interval over samples says nothing about other seeds, and one over seeds nothing about other samples: `how` says which it is.
 """
@@ -90,17 +91,43 @@ def paired(first: ArrayLike, second: ArrayLike, *, level: float = LEVEL) -> Inte
     return Interval(low, high, f"{_percent(level)} paired interval over the same {len(a):,} samples")
 
 
-def bootstrap(statistic: Callable[[NDArray[np.int64]], float], n: int, *, draws: int = 1000, seed: int = 0, level: float = LEVEL) -> Interval:
+def bootstrap(
+    statistic: Callable[[NDArray[np.int64]], float], n: int, *, of: str = "samples", draws: int = 1000, seed: int = 0, level: float = LEVEL
+) -> Interval:
     """The percentile interval of `statistic(indices)` over resamples of n samples with replacement (Efron 1979).
 
-    indices: (n,) int64 rows, some of them repeated. The same seed gives the same interval.
+    indices: (n,) int64 rows, some of them repeated. The same seed gives the same interval. `of` names the samples, for `how`.
+    """
+    low, high, used = _percentiles(statistic, n, draws, seed, level)
+    return Interval(low, high, f"{_percent(level)} bootstrap interval over {n:,} {of} ({used} resamples)")
+
+
+def paired_bootstrap(
+    statistic: Callable[[NDArray[np.int64]], float], n: int, *, of: str = "images", draws: int = 1000, seed: int = 0, level: float = LEVEL
+) -> Interval:
+    """The percentile interval of a difference between two models over resamples of the n samples that both were measured on.
+
+    statistic(indices) is the number of the first minus that of the second, both on the same drawn samples, so that what makes a sample hard for both falls
+    out of the difference. `of` names the samples, for `how`, which states the seed of the resamples too.
+    """
+    low, high, used = _percentiles(statistic, n, draws, seed, level)
+    return Interval(low, high, f"{_percent(level)} paired bootstrap interval over the same {n:,} {of} ({used} resamples, seed {seed})")
+
+
+def _percentiles(statistic: Callable[[NDArray[np.int64]], float], n: int, draws: int, seed: int, level: float) -> tuple[float, float, str]:
+    """(low, high) of a statistic over resamples of n samples, and how many resamples that were.
+
+    A resample without the number (a rare class that none of its samples has: NaN) says nothing of how large the number is and is left out, which the text says.
     """
     if n < 1 or draws < 1:
         raise ValueError(f"expected at least one sample and one draw, got n = {n} and draws = {draws}")
     random = np.random.Generator(np.random.PCG64(seed))
     found = np.array([statistic(random.integers(0, n, size=n)) for _ in range(draws)], dtype=np.float64)
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), f"{_percent(level)} bootstrap interval over {n:,} samples ({draws:,} resamples)")
+    there = found[~np.isnan(found)]
+    if not len(there):
+        raise ValueError(f"expected a statistic that some resample has; none of {draws:,} has it")
+    low, high = np.quantile(there, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high), f"{draws:,}" if len(there) == draws else f"{len(there):,} of {draws:,}"
 
 
 def _values(values: ArrayLike, *, least: int) -> NDArray[np.float64]:

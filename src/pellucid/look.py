@@ -25,8 +25,10 @@ from pellucid.findings import ARRAYS, IMAGES, EpochScores, Findings, Score, load
 from pellucid.inside.deletion import randomised
 from pellucid.inside.faithfulness import PatchTarget, centre_prior, mass
 from pellucid.inside.looking import Found, Pictures, epoch_scores, look
+from pellucid.inside.pixel_scores import HOW, PixelScores, backbone_layer
 from pellucid.inside.projection import project
-from pellucid.inside.survey import BATCH, USUAL, fitting, maps_of
+from pellucid.inside.survey import BATCH, USUAL, device_of, fitting, maps_of
+from pellucid.models.backbones import Built
 from pellucid.recipe import Recipe
 from pellucid.run import bytes_hash, rounded
 from pellucid.runtime import out_of_memory
@@ -209,14 +211,41 @@ def snapshot_maps(t: Training, module: nn.Module) -> dict[str, np.ndarray]:
     from pellucid.snapshots import normalized
 
     inputs = normalized(looked, t.recipe.data, t.mean, t.std)
-    targets = _targets(t, module, inputs)
     arrays = {}
-    for method in t.recipe.inside.methods or USUAL:
+    if t.recipe.masked:
+        from pellucid.mask_snapshots import snapshot_masks
+
+        arrays = snapshot_masks(t, module)
+    scorer = scoring_images(module, t.recipe)
+    targets, layer = _targets(t, scorer, inputs), map_layer(scorer, inputs, t.built)
+    for method in map_methods(t.recipe) or USUAL:
+        at = layer if method == "grad_cam" else None
         try:
-            arrays[f"maps/{method}"] = _in_room(t, lambda batch, method=method: maps_of(method, module, inputs, targets=targets, batch_size=batch).values)  # type: ignore[misc]
+            arrays[f"maps/{method}"] = _in_room(
+                t,
+                lambda batch, method=method, at=at: maps_of(method, scorer, inputs, targets=targets, layer=at, batch_size=batch).values,  # type: ignore[misc]
+            )
         except UsageError as error:
             t.record.note(f"inside: no {method}: {error}")
     return arrays
+
+
+def scoring_images(module: nn.Module, recipe: Recipe) -> nn.Module:
+    """The module as one that scores images: itself, a segmenter by its pixels (`inside.pixel_scores`)."""
+    return PixelScores(module) if recipe.masked else module
+
+
+def map_layer(scorer: nn.Module, inputs: torch.Tensor, built: Built) -> str | None:
+    """Where Grad-CAM of a segmenter reads: the end of its backbone. None for others, which find the layer themselves."""
+    if not isinstance(scorer, PixelScores):
+        return None
+    return backbone_layer(scorer, inputs[:1].to(device_of(scorer)), built.backbone)
+
+
+def map_methods(recipe: Recipe) -> list[str] | None:
+    """The maps that a recipe asks for; of segmentation Grad-CAM where it names none, because attention there has no query for a class."""
+    chosen = list(recipe.inside.methods) if recipe.inside is not None and recipe.inside.methods else None
+    return ["grad_cam"] if recipe.masked and chosen is None else chosen
 
 
 def _in_room(t: Training, make: Callable[[int], np.ndarray]) -> np.ndarray:
@@ -247,7 +276,7 @@ def check_methods(module: nn.Module, recipe: Recipe) -> None:
     """UsageError, before training, where the recipe's `inside` names a map that its model cannot have. Tried on a copy with random weights."""
     if recipe.inside is None or not recipe.inside.methods:
         return
-    stranger = randomised(module, recipe.seed).eval()
+    stranger = randomised(scoring_images(module, recipe), recipe.seed).eval()
     image = torch.randn((1, 3, *recipe.data.size), generator=torch.Generator().manual_seed(recipe.seed))
     try:
         fitting(stranger, image, recipe.inside.methods)
@@ -274,6 +303,11 @@ def _look_into_run(t: Training, module: nn.Module, selected: str) -> None:
     from pellucid.snapshots import normalized
 
     t.runtime.place(module).eval()
+    if t.recipe.masked:
+        from pellucid.mask_snapshots import bring_together
+
+        bring_together(t, selected)
+    scorer = scoring_images(module, t.recipe)
     split = inside.shown
     classes = list(t.dataset.classes)
     found = Found(Findings(pellucid.__version__, t.recipe.model.name, f"final weights, {selected}", classes=classes))
@@ -281,13 +315,16 @@ def _look_into_run(t: Training, module: nn.Module, selected: str) -> None:
     if len(looked):
         inputs = normalized(looked, t.recipe.data, t.mean, t.std)
         with torch.no_grad(), t.runtime.autocast():
-            logits = torch.cat([module(part.to(t.runtime.device)).float().cpu() for part in inputs.split(BATCH)])
+            logits = torch.cat([scorer(part.to(t.runtime.device)).float().cpu() for part in inputs.split(BATCH)])
         boxes = tuple(_box(t, size) for size in looked.sizes)
         pictures = Pictures(looked.names, looked.sizes, boxes, looked.views, looked.masks, looked.labels)
         found = look(
-            module, inputs, pictures, name=t.recipe.model.name, weights=f"final weights, {selected}", classes=classes,
-            probabilities=logits.double().softmax(1).numpy(), methods=_kept_methods(t), split=split, seed=t.recipe.seed, progress=t.progress,
+            scorer, inputs, pictures, name=t.recipe.model.name, weights=f"final weights, {selected}", classes=classes,
+            probabilities=logits.double().softmax(1).numpy(), methods=map_methods(t.recipe), layer=map_layer(scorer, inputs, t.built), split=split,
+            seed=t.recipe.seed, progress=t.progress,
         )  # fmt: skip
+        if t.recipe.masked:
+            found.findings.notes.append(f"{HOW}; a label is the class whose map is drawn, a prediction the class with the highest score")
     _add_epochs(t, found)
     _add_projections(t, found)
     write(found, t.run.inside, photos)
@@ -300,11 +337,6 @@ def draw_run(t: Training) -> None:
     with np.load(t.run.inside / ARRAYS, allow_pickle=False) as arrays:
         found = Found(load_findings(t.run.inside), dict(arrays))
     draw(found, t.run.figures / "inside", _run_photos(t)[:DRAWN_IN_A_RUN], most=DRAWN_IN_A_RUN, progress=t.progress)
-
-
-def _kept_methods(t: Training) -> list[str] | None:
-    assert t.recipe.inside is not None
-    return list(t.recipe.inside.methods) if t.recipe.inside.methods else None
 
 
 def _run_photos(t: Training) -> list[np.ndarray]:

@@ -111,7 +111,7 @@ def _after_step(t: Training, lr: float, num_windows: int) -> None:
         settle(t)
         if t.progress.due(at.step, t.record.total_steps):
             mean = at.tally.loss / max(at.tally.weight, 1e-12)
-            accuracy = f" accuracy {at.tally.correct / at.tally.counted:.3f}" if at.tally.counted else ""
+            accuracy = f" {t.task.accuracy} {at.tally.correct / at.tally.counted:.3f}" if at.tally.counted else ""
             t.progress("training: step", at.step, t.record.total_steps, f"epoch {at.epoch + 1}/{t.recipe.epochs} loss {mean:.4f}{accuracy} lr {lr:.2e}")
 
 
@@ -165,7 +165,7 @@ def _end_epoch(t: Training, lr: float) -> None:
     last = at.epoch + 1 == t.recipe.epochs
     if "val" in t.dataset.splits and (last or (at.epoch + 1) % t.recipe.train.evaluate_every == 0):
         numbers = _validate(t)
-        line += f"  val loss {numbers['loss']:.4f}  val accuracy {numbers['accuracy']:.4f}"
+        line += f"  val loss {numbers['loss']:.4f}  val {t.task.headline} {numbers[t.task.headline]:.4f}"
     t.progress.line(f"{line}  {tally.seconds:.1f} s")
     _snapshot(t, at.epoch + 1)
     _share_notes(t)
@@ -185,11 +185,11 @@ def _snapshot(t: Training, epoch: int) -> None:
 
 def _validate(t: Training) -> dict[str, float]:
     at, began = t.at, time.perf_counter()
-    predictions = predict_split(t, t.evaluated, "val")
+    predictions = predict_split(t, t.evaluated, "val", keep=False)
     numbers: dict[str, float] = t.runtime.processes.told(t.task.quick(predictions) if predictions is not None else None)
     t.log({"kind": "val", "epoch": at.epoch + 1, "step": at.step, **numbers, "seconds": round(time.perf_counter() - began, 3)})
     stopping = t.recipe.train.early_stop
-    metric = stopping.metric if stopping is not None else t.task.headline
+    metric = (stopping.metric if stopping is not None else None) or t.task.headline
     value = -numbers["loss"] if metric == "loss" else numbers[metric]
     if at.best is None or value > at.best:
         at.best, at.best_epoch, at.stale = value, at.epoch + 1, 0

@@ -1,7 +1,7 @@
 """Losses as sums over samples together with the weight they carry.
 
-A loss returns (sum, weight) and never a mean: the loop divides by the weight of the whole window, so that the gradient
-does not depend on how a batch is cut into micro-batches.
+Here those over labels; `pixel_losses` has those over masks. A loss returns (sum, weight) and never a mean: the loop divides
+by the weight of the whole window, so that the gradient does not depend on how a batch is cut into micro-batches.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """How a file of a mask writes classes: grey values, palette indices or colours <-> class indices. Needs no torch.
 
 In memory a mask is (H, W) uint8 at its image's own size: 0 .. C-1 are classes, `IGNORED` is a pixel of which nothing is said. In a file a pixel is a
-code: its grey value (mode L), its palette index (P) or its colour red << 16 | green << 8 | blue (RGB). A pixel whose code is nobody's is an error with its
-value and count, never a class. Predictions are written in the format of the training masks, so that they can be read back by whoever reads those.
+code: its grey value (mode L), its palette index (P) or its colour red << 16 | green << 8 | blue (RGB). Grey of 1, 2 or 4 bits in a PNG is the shade in
+0 .. 255 that it stands for, so that one bit is 0 and 255. A pixel whose code is nobody's is an error with its value and count, never a class.
+Predictions are written in the format of the training masks, so that they can be read back by whoever reads those.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import ConfigDict
 
 from pellucid.errors import DataError
@@ -28,6 +29,7 @@ _COLOURS = (
     (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233), (240, 228, 66), (110, 64, 30), (150, 150, 150), (0, 60, 90),
     (120, 190, 60), (90, 40, 120), (255, 190, 180), (20, 90, 50), (200, 230, 250), (130, 0, 30), (190, 180, 90), (60, 60, 60),
 )  # fmt: skip
+_FORMATS = ("PNG", "BMP", "DIB", "TIFF", "GIF", "JPEG", "WEBP", "PPM")  # none of them runs a program to decode, as EPS would
 _GREY = {"1": "L", "L": "L", "I;16": "", "I": "", "P": "P", "RGB": "RGB", "RGBA": "RGB"}
 
 
@@ -49,18 +51,27 @@ class MaskFormat:
     palette: list[int] = field(default_factory=list)
     names: tuple[str, str] = ("{}", "{}")
 
-    def mask(self, codes: np.ndarray, name: str) -> np.ndarray:
-        """(H, W) uint8 class indices and IGNORED of codes (H, W). DataError names the codes that are nobody's, with their counts."""
+    def indices(self, codes: np.ndarray) -> np.ndarray:
+        """int16 of the shape of `codes`: class index, IGNORED, or -1 for a code that is nobody's."""
         known = np.array([*self.codes, *self.ignored], np.int64)
-        values = np.array([*range(len(self.codes)), *[IGNORED] * len(self.ignored)], np.uint8)
+        values = np.array([*range(len(self.codes)), *[IGNORED] * len(self.ignored)], np.int16)
+        if self.mode != "RGB":  # a table is some ten times faster than a search
+            table = np.full(256, -1, np.int16)
+            table[known] = values
+            return table[codes]
         order = np.argsort(known, kind="stable")
         known, values = known[order], values[order]
         place = np.minimum(np.searchsorted(known, codes), len(known) - 1)
-        odd = known[place] != codes
+        return np.where(known[place] == codes, values[place], np.int16(-1))
+
+    def mask(self, codes: np.ndarray, name: str) -> np.ndarray:
+        """(H, W) uint8 class indices and IGNORED of codes (H, W). DataError names the codes that are nobody's, with their counts."""
+        values = self.indices(codes)
+        odd = values < 0
         if odd.any():
             found, counts = np.unique(codes[odd], return_counts=True)
             raise DataError(f"{name}: {self.fault(dict(zip(found.tolist(), counts.tolist(), strict=True)), codes.size)}")
-        return values[place]
+        return values.astype(np.uint8)
 
     def read(self, data: bytes, name: str) -> np.ndarray:
         """(H, W) uint8 of the bytes of a mask file. DataError for a file that is no mask of this format."""
@@ -82,7 +93,9 @@ class MaskFormat:
         else:
             image = Image.fromarray(values.astype(np.uint8))
             if self.mode == "P":
-                image.putpalette(self.palette or [value for grey in range(256) for value in (grey, grey, grey)])
+                palette = self.palette or [value for grey in range(256) for value in (grey, grey, grey)]
+                missing = 3 * (max(self.codes + self.ignored) + 1) - len(palette)  # Pillow writes as few bits as the palette needs: a longer index would be cut
+                image.putpalette(palette + [0] * missing)
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         return buffer.getvalue()
@@ -116,19 +129,48 @@ class MaskFormat:
         most = sorted(found, key=lambda code: (-found[code], code))
         listed = ", ".join(f"{self.code(code)} ({found[code]:,} pixels)" for code in most[:LISTED])
         more = f" and {len(most) - LISTED} more" if len(most) > LISTED else ""
-        kind = "colours" if self.mode == "RGB" else "values"
-        return f"{len(found)} {kind} that are no class, on {sum(found.values()):,} of {pixels:,} pixels: {listed}{more}"
+        kind = ("colour" if self.mode == "RGB" else "value") + (" that is" if len(found) == 1 else "s that are")
+        return f"{len(found)} {kind} no class, on {sum(found.values()):,} of {pixels:,} pixels: {listed}{more}"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What one mask file holds. mode: L, P or RGB. codes: ascending; counts: the pixels of each. colours: mode P, the colour code of each, -1 for none."""
+
+    mode: str
+    height: int
+    width: int
+    codes: list[int]
+    counts: list[int]
+    colours: list[int]
+
+
+def tally(data: bytes, name: str, threshold: int | None = None) -> Tally:
+    """The codes of the bytes of a mask file, counted. DataError as `codes_of`."""
+    mode, pixels, palette = _opened(data, name)
+    if mode == "RGB":
+        found, counts = np.unique(_colour_codes(pixels, threshold), return_counts=True)
+    else:
+        every = np.bincount(pixels.ravel(), minlength=256)
+        found = np.flatnonzero(every)
+        counts = every[found]
+    codes = found.tolist()
+    colours = [colour_code(palette[3 * code : 3 * code + 3]) if 3 * code + 3 <= len(palette) else -1 for code in codes] if mode == "P" else []
+    return Tally(mode, pixels.shape[0], pixels.shape[1], codes, counts.tolist(), colours)
 
 
 def codes_of(data: bytes, name: str, threshold: int | None = None) -> tuple[str, np.ndarray]:
-    """(mode, codes (H, W) int64) of the bytes of a mask file. DataError where it is no image of 8 bits a channel without transparency."""
+    """(mode, codes (H, W): uint8, of colours int32) of the bytes of a mask file. DataError where it is no image of 8 bits a channel without transparency."""
     mode, pixels, _ = _opened(data, name)
-    if mode != "RGB":
-        return mode, pixels.astype(np.int64)
+    return mode, _colour_codes(pixels, threshold) if mode == "RGB" else pixels
+
+
+def _colour_codes(pixels: np.ndarray, threshold: int | None) -> np.ndarray:
+    """(H, W) int32 of (H, W, 3) uint8."""
     if threshold is not None:
-        pixels = np.where(pixels >= threshold, 255, 0)
-    wide = pixels.astype(np.int64)
-    return mode, wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+        pixels = np.where(pixels >= threshold, np.uint8(255), np.uint8(0))
+    wide = pixels.astype(np.int32)
+    return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
 
 
 def palette_of(data: bytes, name: str) -> list[int]:
@@ -138,21 +180,34 @@ def palette_of(data: bytes, name: str) -> list[int]:
 
 def _opened(data: bytes, name: str) -> tuple[str, np.ndarray, list[int]]:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode = _GREY.get(image.mode, "")
-            if not mode:
-                raise DataError(f"{name}: expected a mask with 8 bits a channel (modes 1, L, P, RGB), got mode {image.mode}; save it as indices or RGB")
-            if image.mode == "1":
-                image = image.convert("L")
-            pixels = np.asarray(image)
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _refuse(image, name)
+            mode = _GREY[image.mode]
+            pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
             palette = list(image.getpalette() or []) if mode == "P" else []
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in image.info else 1
+    except UnidentifiedImageError:  # its own words name an address in memory
+        raise DataError(f"{name}: cannot be read as a mask: no image of a known format ({', '.join(_FORMATS)})") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{name}: cannot be read as a mask: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+    if turned != 1:
+        raise DataError(f"{name}: the mask is turned by its EXIF orientation {turned}; save it upright, as its image is seen")
     if pixels.ndim == 3 and pixels.shape[2] == 4:
         if (pixels[..., 3] != 255).any():
             raise DataError(f"{name}: the mask has transparent pixels, of which it is not said what they are; save it without transparency")
         pixels = pixels[..., :3]
     return mode, pixels, palette
+
+
+def _refuse(image: Image.Image, name: str) -> None:
+    """DataError for a file that has no one meaning as a mask, before its pixels are decoded."""
+    if not _GREY.get(image.mode):
+        raise DataError(f"{name}: expected a mask with 8 bits a channel (modes 1, L, P, RGB), got mode {image.mode}; save it as indices or RGB")
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise DataError(f"{name}: expected one picture, got {frames} frames or pages; keep the one that is meant")
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise DataError(f"{name}: the mask has {image.width} x {image.height} pixels, the limit is {limit:,}; cut it and its image into tiles")
 
 
 def matched(stem: str, pattern: str) -> str | None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import torch
@@ -21,6 +21,7 @@ from pellucid import recipe as recipes
 from pellucid.data.dataset import Dataset
 from pellucid.data.sources import load_dataset
 from pellucid.inside.features import penultimate
+from pellucid.mask_findings import kept_size
 from pellucid.memory import fitting_micro_batch, forward_cost, step_memory
 from pellucid.models import Built, set_trainable, train_mode
 from pellucid.optim import learning_rate, warmup_steps
@@ -32,6 +33,7 @@ from pellucid.tasks import MODELS
 
 TIMED_IMAGES = 4
 TIMED_SECONDS = 0.5
+MASK_BYTES = 2  # of a pixel at an epoch: its class and its confidence
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,10 @@ class PhasePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The figures of a recipe. Sizes in bytes; seconds for training alone, None when nothing was timed."""
+    """The figures of a recipe. Sizes in bytes; seconds for training alone, None when nothing was timed.
+
+    pixels: of masks, the pixels of each class of `class_names` in each split, the ignored ones last; {} without masks.
+    """
 
     classes: int
     images: dict[str, int]
@@ -73,13 +78,16 @@ class Plan:
     resolved: str
     formats: tuple[Format, ...] = ()
     snapshots: SnapshotPlan | None = None
+    class_names: tuple[str, ...] = ()
+    pixels: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SnapshotPlan:
     """What a run with `inside` keeps: features of `images` images of a split, `features` numbers each, at each of the epochs, in half precision.
 
-    maps_bytes is the most that maps of `pictures` pictures take: every method that is asked for, in float32 on the finest grid of the model.
+    maps_bytes is the most that maps of `pictures` pictures take: every method that is asked for, in float32 on the finest grid of the model. Of a
+    segmentation there are no features and the predicted masks of the pictures, masks_bytes before they are packed.
     """
 
     epochs: tuple[int, ...]
@@ -89,6 +97,7 @@ class SnapshotPlan:
     pictures: int
     features_bytes: int
     maps_bytes: int
+    masks_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,9 +116,9 @@ def plan(recipe: Recipe, *, timing: bool = True, formats: bool = False, progress
     """
     t = recipe.train
     runtime = start(device=t.device, precision=t.precision, threads=t.threads, channels_last=t.channels_last)
-    dataset = load_dataset(recipe.data, seed=recipe.seed, progress=progress)
+    dataset = load_dataset(recipe.data, seed=recipe.seed, masks=recipe.masked, progress=progress)
     built, _ = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=False)
-    frozen = set_trainable(built.module, recipe.model.freeze, built.classifier)
+    frozen = set_trainable(built.module, recipe.model.freeze, built.classifier, built.backbone)
     params = list(built.module.parameters())
     activations, flops = forward_cost(built.module, recipe, frozen)
     memory = step_memory(built.module, recipe, activations)
@@ -127,8 +136,14 @@ def plan(recipe: Recipe, *, timing: bool = True, formats: bool = False, progress
         tuple(_phase_plan(phase, steps_per_epoch) for phase in t.phases), sum(p.numel() for p in params), sum(p.numel() for p in params if p.requires_grad),
         memory.weights, memory.checkpoint, memory.fixed, activations, micro, memory.total(micro), free, flops, per_image, seconds,
         str(runtime.device), tuple(_notes(recipe, dataset, built.notes)), recipes.to_yaml(recipe),
-        _formats(built.module, recipe, runtime, frozen) if formats else (), snapshots,
+        _formats(built.module, recipe, runtime, frozen) if formats else (), snapshots, dataset.classes, _pixels(dataset),
     )  # fmt: skip
+
+
+def _pixels(dataset: Dataset) -> dict[str, list[int]]:
+    """{split: pixels of each class, the ignored ones last} of the splits whose samples have masks."""
+    records = [split.record(len(dataset.classes)) for split in dataset.splits.values() if split.masks is not None]
+    return {record.name: record.pixels for record in records}
 
 
 def _snapshots(recipe: Recipe, dataset: Dataset, built: Built) -> SnapshotPlan | None:
@@ -136,13 +151,21 @@ def _snapshots(recipe: Recipe, dataset: Dataset, built: Built) -> SnapshotPlan |
     inside, looked = recipe.inside, looked_at(recipe, dataset)
     if inside is None or looked is None:
         return None
-    epochs, images = inside.chosen_epochs(recipe.epochs), len(probe_of(inside, dataset).rows)
+    epochs = tuple(inside.chosen_epochs(recipe.epochs))
     meta = deepcopy(built.module).to("meta").eval()
-    with _grids(meta) as grids:
-        width = penultimate(meta, torch.zeros((2, 3, *recipe.data.size), device="meta"), built.classifier).shape[1]
-    methods = len(inside.methods or get_args(MapMethod))
+    view = torch.zeros((2, 3, *recipe.data.size), device="meta")
+    if recipe.masked:
+        with _grids(meta) as grids:
+            meta(view)
+        images, width, methods = 0, 0, len(inside.methods or ("grad_cam",))
+        masks = len(epochs) * sum(math.prod(kept_size(size)) for size in looked.sizes) * MASK_BYTES
+    else:
+        images = len(probe_of(inside, dataset).rows)
+        with _grids(meta) as grids:
+            width = penultimate(meta, view, built.classifier).shape[1]
+        methods, masks = len(inside.methods or get_args(MapMethod)), 0
     maps = len(epochs) * len(looked) * methods * max(grids, default=1) * 4
-    return SnapshotPlan(tuple(epochs), inside.split, images, width, len(looked), len(epochs) * images * width * 2, maps)
+    return SnapshotPlan(epochs, inside.split, images, width, len(looked), len(epochs) * images * width * 2, maps, masks)
 
 
 @contextmanager
@@ -183,7 +206,8 @@ def _notes(recipe: Recipe, dataset: Dataset, built: Any) -> list[str]:
     if recipe.model.pretrained:
         notes.append(f"training starts from the published weights of {recipe.model.name}: from the local cache, or downloaded when they are not there")
     if recipe.inside is not None:
-        notes.append("the time is that of training alone: maps at each kept epoch, their scores, projections and figures come on top")
+        kept = "masks and maps at each kept epoch, their scores" if recipe.masked else "maps at each kept epoch, their scores, projections"
+        notes.append(f"the time is that of training alone: {kept} and figures come on top")
     if recipe.model.weights:
         notes.append(f"training starts from {recipe.model.weights}")
     notes += [f"{p.split}: {p.kind}: {p.file} {p.detail}".strip() for p in dataset.problems[:10]]
@@ -232,7 +256,8 @@ def _timed_pass(module: nn.Module, recipe: Recipe, runtime: Runtime, count: int)
     began = time.perf_counter()
     with runtime.autocast():
         output = module(images)
-    output.float().sum().backward()
+    outputs = output if isinstance(output, tuple) else (output,)  # (logits, auxiliary logits)
+    torch.stack([one.float().sum() for one in outputs]).sum().backward()
     module.zero_grad(set_to_none=True)
     if runtime.device.type == "cuda":
         torch.cuda.synchronize()

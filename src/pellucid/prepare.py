@@ -15,7 +15,7 @@ from pellucid.data.dataset import Dataset
 from pellucid.data.draws import derived_seed
 from pellucid.data.loader import Window, num_windows
 from pellucid.data.sources import load_dataset
-from pellucid.data.store import Pixels, Resizing, channel_statistics, open_pixels
+from pellucid.data.store import Pixels, Resizing, channel_statistics, open_pixels, open_targets
 from pellucid.distributed import Processes
 from pellucid.errors import PellucidError, UsageError
 from pellucid.memory import fitting_micro_batch, forward_cost, step_memory
@@ -33,7 +33,7 @@ EVALUATION_BATCH = 64
 
 
 class Sums(NamedTuple):
-    """What the packs of a window sum to in this process, on the device: loss, correct images, images of which that can be said."""
+    """What the packs of a window sum to in this process, on the device: loss, right images or pixels, those of which that can be said."""
 
     loss: Tensor
     correct: Tensor | int
@@ -186,6 +186,7 @@ class Prepared:
     frozen: list[str]
     activations: int | None  # bytes for each image of a micro-batch; None where they could not be counted
     looked: Looked | None = None  # what the recipe's `inside` looks at
+    targets: Pixels | None = None  # masks of the training images
 
 
 def prepare(recipe: Recipe, record: RunRecord, progress: Progress, processes: Processes, *, start_weights: bool) -> Prepared:
@@ -198,7 +199,7 @@ def prepare(recipe: Recipe, record: RunRecord, progress: Progress, processes: Pr
 
 def _prepare(recipe: Recipe, record: RunRecord, progress: Progress, runtime: Runtime, start_weights: bool) -> Prepared:
     t, d = recipe.train, recipe.data
-    dataset = load_dataset(d, seed=recipe.seed, progress=progress)
+    dataset = load_dataset(d, seed=recipe.seed, masks=recipe.masked, progress=progress)
     if "val" not in dataset.splits and (t.keep == "best" or t.early_stop is not None):
         raise UsageError(f"train.{'keep: best' if t.keep == 'best' else 'early_stop'} needs a val split, and the data has {', '.join(dataset.splits)}.")
     looked = looked_at(recipe, dataset)
@@ -206,7 +207,7 @@ def _prepare(recipe: Recipe, record: RunRecord, progress: Progress, runtime: Run
     built, weights = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=start_weights)
     for line in [*built.notes, *(weights.lines() if weights else [])]:
         record.note(line)
-    frozen = set_trainable(built.module, recipe.model.freeze, built.classifier)
+    frozen = set_trainable(built.module, recipe.model.freeze, built.classifier, built.backbone)
     runtime.place(built.module)
     _try_model(built.module, recipe, runtime)
     if recipe.inside is not None:
@@ -221,14 +222,15 @@ def _prepare(recipe: Recipe, record: RunRecord, progress: Progress, runtime: Run
         name: open_pixels(split, resizing, limit_bytes=d.store.limit_gb * 1e9, directory=d.store.directory, workers=d.workers, progress=progress)
         for name, split in dataset.splits.items()
     }
-    for opened in pixels.values():
+    targets = open_targets(dataset, resizing, limit_bytes=d.store.limit_gb * 1e9, directory=d.store.directory, workers=d.workers, progress=progress)
+    for opened in [*pixels.values(), *([targets] if targets is not None else [])]:
         if opened.note:
             record.note(opened.note)
-    for line in [*_data_notes(dataset), *schedule_notes(t.phases, num_windows(len(dataset.splits["train"]), t.batch_size, no_single=False))]:
+    for line in [*dataset.notes, *_data_notes(dataset), *schedule_notes(t.phases, num_windows(len(dataset.splits["train"]), t.batch_size, no_single=False))]:
         record.note(line)
     for file in dataset.skipped:
         record.note(f"left out: {file} (bad image, data.on_bad: skip)")
-    return Prepared(dataset, runtime, pixels, built, frozen, activations, looked)
+    return Prepared(dataset, runtime, pixels, built, frozen, activations, looked, targets)
 
 
 def _data_notes(dataset: Dataset) -> list[str]:
@@ -244,7 +246,7 @@ def assemble(run: Run, record: RunRecord, recipe: Recipe, prepared: Prepared, pr
     """The state of the loop; writes what the run says of its data and machine. micro_batch_size: that of a checkpoint, instead of a first one by count."""
     dataset, runtime, built = prepared.dataset, prepared.runtime, prepared.built
     mean, std, source = _normalization(recipe, built, prepared.pixels["train"])
-    task = build_task(recipe, dataset, runtime, mean, std)
+    task = build_task(recipe, dataset, runtime, mean, std, prepared.targets)
     average = None
     if recipe.train.ema is not None:
         average = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=False)[0].module
@@ -269,7 +271,7 @@ def assemble(run: Run, record: RunRecord, recipe: Recipe, prepared: Prepared, pr
         run.write_data(
             DataRecord(
                 recipe.data.source, list(dataset.classes), {name: split.record(len(dataset.classes)) for name, split in dataset.splits.items()},
-                dataset.problems, dataset.skipped, mean, std, source,
+                dataset.problems, dataset.skipped, mean, std, source, dataset.mask_format,
             ),
             {name: split.rows() for name, split in dataset.splits.items()},
         )  # fmt: skip

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -29,10 +31,14 @@ def print_run(run: Any, as_json: bool) -> None:
         print(run.path)
 
 
+def print_note(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr)
+
+
 def print_measurements(run: Any) -> None:
     record = run.record
     for line in record.notes:
-        print(f"note: {line}", file=sys.stderr)
+        print_note(line)
     print(measurement_table(record.measurements))
 
 
@@ -44,6 +50,32 @@ def measurement_table(measurements: Any) -> str:
         return f"{rounded(m.interval[0], m.unit)} to {rounded(m.interval[1], m.unit)}" if m.interval else ""
 
     return table(["number", "value", "95 % interval", "unit", "n"], [(m.key, str(m), interval(m), m.unit, f"{m.n:,}") for m in measurements])
+
+
+def print_labels(predictions: Any, out: Path | None, as_json: bool) -> None:
+    """Predicted labels as CSV into `out`, whose path is printed, or to stdout."""
+    if as_json:
+        print_json({"predictions": [asdict(p) for p in predictions]})
+        return
+    rows = [[p.file, p.label, f"{p.confidence:.6f}"] for p in predictions]
+    if out is None:
+        csv.writer(sys.stdout).writerows([["filename", "label", "confidence"], *rows])
+        return
+    with out.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([["filename", "label", "confidence"], *rows])
+    print(out)
+
+
+def print_masks(written: Iterable[Any], classes: Sequence[str], as_json: bool) -> None:
+    """A row for each mask as soon as it is written: image, mask, and the share of each class among its pixels."""
+    if as_json:
+        print_json({"predictions": [asdict(p) for p in written]})
+        return
+    writer = csv.writer(sys.stdout)
+    for i, p in enumerate(written):
+        if not i:
+            writer.writerow(["filename", "mask", *classes])
+        writer.writerow([p.file, p.mask, *(f"{p.shares[name]:.6f}" for name in classes)])
 
 
 def _phase_line(q: Any) -> str:
@@ -59,7 +91,8 @@ def _snapshots_line(s: Any) -> str:
     shown = [str(epoch) for epoch in (s.epochs if len(s.epochs) <= 8 else [*s.epochs[:3], "…", *s.epochs[-2:]])]
     features = f"features of {s.images:,} {s.split} images ({s.features:,} numbers each, half precision) {size(s.features_bytes)}"
     maps = f"maps of {s.pictures:,} pictures at most {size(s.maps_bytes)}"
-    kept = "; ".join(([features] if s.images else []) + ([maps] if s.pictures else []))
+    masks = f"masks of {s.pictures:,} pictures {size(s.masks_bytes)}"
+    kept = "; ".join(([features] if s.images else []) + ([masks] if s.masks_bytes else []) + ([maps] if s.maps_bytes else []))
     return f"{len(s.epochs)} (after epoch {', '.join(shown)}): {kept}"
 
 
@@ -80,6 +113,8 @@ def print_plan(p: Any, batch_size: int) -> None:
         ("time", "not measured" if p.seconds is None else f"about {duration(p.seconds)} ({p.seconds_per_image * 1e3:.1f} ms an image, measured here)"),
     ]  # fmt: skip
     print(table(["what", "figure"], rows))
+    if any(p.pixels.values()):
+        print("\n" + pixel_table(p.class_names, p.pixels))
     if p.formats:
         own = [(f.settings, f"{f.seconds_per_image * 1e3:.1f} ms", f"{f.ratio:.2f}") for f in p.formats]
         print("\n" + table(["format", "an image", "times the recipe's"], own))
@@ -88,11 +123,29 @@ def print_plan(p: Any, batch_size: int) -> None:
     print(f"\nresolved values:\n{p.resolved}", end="")
 
 
+def pixel_table(classes: Sequence[str], pixels: Mapping[str, Sequence[int]]) -> str:
+    """Pixels of each class in the masks of each split, and their share of those that are not ignored; of the ignored ones, the share of all."""
+    from pellucid.tables import table
+
+    rows = []
+    for c, name in enumerate([*classes, "ignored"]):
+        cells = []
+        for counts in pixels.values():
+            whole = sum(counts) if c == len(classes) else sum(counts[:-1])
+            cells += [f"{counts[c]:,}", f"{100 * counts[c] / whole:.2f}" if whole else "n/a"]
+        rows.append([name, *cells])
+    return table(["class", *(head for split in pixels for head in (f"{split}, pixels", "%"))], rows)
+
+
 def print_data_report(found: Any) -> None:
     from pellucid.tables import table
 
-    print(table(["class", *found.splits], [(c, *[str(s.counts[i]) for s in found.splits.values()]) for i, c in enumerate(found.classes)]))
+    masked = any(s.pixels for s in found.splits.values())
+    if masked:
+        print(pixel_table(found.classes, {name: s.pixels for name, s in found.splits.items()}))
+    elif found.classes:
+        print(table(["class", *found.splits], [(c, *[str(s.counts[i]) for s in found.splits.values()]) for i, c in enumerate(found.classes)]))
     print(table(["split", "images", "content hash"], [(name, f"{s.n:,}", s.hash) for name, s in found.splits.items()]))
     for p in found.problems:
         print(f"{'BAD ' if p.fatal else 'note'} {p.kind} {p.split}/{p.file}: {p.detail}")
-    print(f"{len(found.problems)} findings, {sum(p.fatal for p in found.problems)} bad images")
+    print(f"{len(found.problems)} findings, {sum(p.fatal and bool(p.file) for p in found.problems)} bad images")

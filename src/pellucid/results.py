@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -13,23 +14,23 @@ from pellucid.errors import DataError, DivergedError, OutOfMemoryError, Pellucid
 from pellucid.memory import no_room
 from pellucid.models import read_weights, save_weights
 from pellucid.prepare import Training
-from pellucid.run import Predictions, file_hash
+from pellucid.run import file_hash
 from pellucid.runtime import out_of_memory
 from pellucid.snapshots import end
-from pellucid.tasks import confident_mistakes
 
 THUMBNAILS = 16
+THUMBNAIL_SIDE = 160  # pixels of the long side
 
 
-def predict_split(t: Training, module: nn.Module, split: str) -> Predictions | None:
-    """Predictions for every sample of a split once, in its order, in the first process; None in the others.
+def predict_split(t: Training, module: nn.Module, split: str, *, keep: bool) -> Any:
+    """Predictions for every sample of a split once, in its order, in the first process; None in the others. keep: more than an epoch's numbers need.
 
     The processes take turns with whole batches, so that each batch has the bits that it has in one process. Batches
     shrink when memory runs out. DivergedError when a logit is NaN or infinite.
     """
     processes = t.runtime.processes
     windows = ordered_windows(len(t.dataset.splits[split]), t.record.evaluation_batch_size)[processes.rank :: processes.size]
-    mine = _predict_windows(t, module, split, windows)
+    mine = _predict_windows(t, module, split, windows, keep)
     t.record.evaluation_batch_size = -int(processes.largest(-t.record.evaluation_batch_size)[0])
     parts = processes.gather((np.concatenate([w.rows for w in windows] or [np.empty(0, np.int64)]), mine))
     predictions = _in_order(parts) if processes.first else None
@@ -39,11 +40,11 @@ def predict_split(t: Training, module: nn.Module, split: str) -> Predictions | N
     return predictions
 
 
-def _predict_windows(t: Training, module: nn.Module, split: str, windows: list[Window]) -> Predictions:
+def _predict_windows(t: Training, module: nn.Module, split: str, windows: list[Window], keep: bool) -> Any:
     """Predictions for some windows of a split, in batches that shrink when memory runs out."""
     while True:
         try:
-            return t.task.predictions(module, t.dataset.splits[split], t.pixels[split], windows, workers=t.recipe.data.workers, progress=t.progress)
+            return t.task.predictions(module, t.dataset.splits[split], t.pixels[split], windows, workers=t.recipe.data.workers, keep=keep, progress=t.progress)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -55,17 +56,15 @@ def _predict_windows(t: Training, module: nn.Module, split: str, windows: list[W
         windows = smaller(windows, t.record.evaluation_batch_size)
 
 
-def _in_order(parts: list[tuple[np.ndarray, Predictions]]) -> Predictions:
+def _in_order(parts: list[tuple[np.ndarray, Any]]) -> Any:
     """One table of what the processes found, in the order of the split."""
     rows = np.concatenate([rows for rows, _ in parts])
-    order = np.argsort(rows, kind="stable")
-    files = [name for _, part in parts for name in part.files]
-    labels, logits = (np.concatenate([getattr(part, name) for _, part in parts])[order] for name in ("labels", "logits"))
-    return Predictions([files[i] for i in order], labels, logits)
+    tables = [part for _, part in parts]
+    return type(tables[0]).joined(tables, np.argsort(rows, kind="stable"))
 
 
-def _diverged(t: Training, split: str, predictions: Predictions) -> str | None:
-    bad = ~np.isfinite(predictions.logits).all(axis=1)
+def _diverged(t: Training, split: str, predictions: Any) -> str | None:
+    bad = predictions.diverged
     if not bad.any():
         return None
     first = predictions.files[int(bad.argmax())]
@@ -83,7 +82,7 @@ def report_numbers(t: Training) -> None:
         if not best.exists():
             raise RunError(f"{best}: the weights of the best epoch are missing; train anew.")
         module.load_state_dict(read_weights(best), strict=True)
-        metric = t.recipe.train.early_stop.metric if t.recipe.train.early_stop else t.task.headline
+        metric = (t.recipe.train.early_stop.metric if t.recipe.train.early_stop else None) or t.task.headline
         selected = f"epoch {t.at.best_epoch}, the best {metric} on val"
     if t.average is not None:
         selected += ", moving average of the weights"
@@ -93,10 +92,10 @@ def report_numbers(t: Training) -> None:
     files = [t.run.final_weights]
     t.record.measurements = []
     for name in [s for s in ("test", "val") if s in t.dataset.splits]:  # the headline is the split that chose nothing
-        predictions = predict_split(t, module, name)
+        predictions = predict_split(t, module, name, keep=True)
         if predictions is None:
             continue
-        files += t.run.write_predictions(name, predictions, list(t.dataset.classes))
+        files += t.task.save(t.run, name, predictions)
         note = selected + ("; selected on this split, hence optimistic" if name == "val" and t.recipe.train.keep == "best" else "")
         t.record.measurements += t.task.measure(predictions, name, note)
         _write_thumbnails(t, name, predictions)
@@ -113,28 +112,31 @@ def report_numbers(t: Training) -> None:
     t.record.files = {str(path.relative_to(t.run.path)): file_hash(path) for path in files}
 
 
-def _write_thumbnails(t: Training, split: str, predictions: Predictions) -> None:
-    """Pictures of the most confident mistakes for the report, long side at most 160 pixels."""
+def _write_thumbnails(t: Training, split: str, predictions: Any) -> None:
+    """Pictures of the worst mistakes for the report."""
     folder = t.run.thumbnails / split
     folder.mkdir(parents=True, exist_ok=True)
-    for row in confident_mistakes(predictions, THUMBNAILS):
+    for row in t.task.mistakes(predictions, THUMBNAILS).tolist():
         try:
-            image = t.dataset.splits[split].open(int(row))
+            pictures = t.task.thumbnails(t.dataset.splits[split], row, predictions, THUMBNAIL_SIDE)
         except (DataError, OSError) as error:  # gone or changed since it was predicted: the numbers stand all the same
             t.record.note(f"no picture of a mistake in the report: {error}")
             continue
-        image.thumbnail((160, 160))
-        image.save(folder / f"{int(row):06d}.webp", quality=80)
+        for ending, picture in pictures.items():
+            picture.save(folder / f"{row:06d}{ending}", quality=80)
 
 
 def draw(t: Training, figures: bool) -> None:
     """Figures and report; a run whose drawing fails is still a run, and says so."""
-    from pellucid.figures import write_run_figures  # matplotlib takes a second to import
+    from pellucid.figures import write_mask_figures, write_run_figures  # matplotlib takes a second to import
 
     try:
         with warnings.catch_warnings(record=True) as told:
-            if figures:
+            if figures and t.recipe.masked:
+                write_mask_figures(t.run)
+            elif figures:
                 write_run_figures(t.run, lambda split, row: t.dataset.splits[split].open(row))
+            if figures:
                 if t.recipe.inside is not None:
                     from pellucid.look import draw_run
 

@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -186,6 +187,7 @@ class Predictions:
 
 
 CONFIDENCE_BINS = 15
+_MASK_OF_SNAPSHOT = re.compile(r"(predicted|confidence|confusion)/\d+")
 
 
 @dataclass(frozen=True)
@@ -216,8 +218,8 @@ class MaskPredictions:
     def joined(cls, parts: Sequence[MaskPredictions], order: np.ndarray) -> MaskPredictions:
         """One table of several, behind each other and then in the order of `order` (n,)."""
         files, masks = [name for part in parts for name in part.files], [mask for part in parts for mask in part.masks]
-        arrays = [np.concatenate([getattr(part, name) for part in parts])[order] for name in _MASK_ARRAYS]
-        return cls([files[i] for i in order], *arrays, tuple(masks[i] for i in order) if masks else ())
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts])[order] for name in _MASK_ARRAYS}
+        return cls([files[i] for i in order], **arrays, masks=tuple(masks[i] for i in order) if masks else ())
 
 
 _MASK_ARRAYS = {"confusion": ("i", 3), "loss": ("f", 1), "boundary": ("i", 3), "calibration": ("f", 3), "digests": ("u", 2)}  # kind and dimensions
@@ -237,13 +239,15 @@ class Snapshot:
     """What was kept after an epoch (0: before training) and its step.
 
     features: (p, D) float16, or float32 where half precision was too small; a row for each image of the probe, None where it has none.
-    maps: {method: (n, gh, gw) floats of at least 0}, an item for each picture that is looked at.
+    maps: {method: (n, gh, gw) floats of at least 0}, an item for each picture that is looked at. masks: of segmentation `predicted/<i>` and `confidence/<i>`,
+    (h, w) uint8, and `confusion/<i>`, (C + 1, C) int64, of picture i.
     """
 
     epoch: int
     step: int
     features: np.ndarray | None
     maps: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Run:
@@ -334,6 +338,7 @@ class Run:
     def inside_files(self) -> list[Path]:
         """Snapshots and findings that are there."""
         wanted = [self.snapshots / "probe.npz", *map(self.snapshot_file, self.snapshot_epochs), self.inside / "findings.json", self.inside / "arrays.npz"]
+        wanted += [self.inside / "masks.json", self.inside / "masks.npz", *sorted((self.inside / "masks").glob("*.webp"))]
         wanted += sorted((self.inside / "images").glob("*.webp"))
         return [path for path in wanted if path.is_file()]
 
@@ -369,7 +374,8 @@ class Run:
         for name, split in data.splits.items():
             if split.name != name or len(split.counts) != len(data.classes) or sum(split.counts) != split.n or min(split.counts, default=0) < 0:
                 raise RunError(f"{path}: the counts of {name!r} do not fit its n or the classes; the file was changed")
-            if (data.mask_format is not None) != bool(split.pixels) or (split.pixels and len(split.pixels) != len(data.classes) + 1) or min(split.pixels, default=0) < 0:
+            wanted = len(data.classes) + 1 if data.mask_format is not None else 0
+            if len(split.pixels) != wanted or min(split.pixels, default=0) < 0:
                 raise RunError(f"{path}: the pixels of {name!r} do not fit the classes; the file was changed")
         if data.mask_format is not None and len(data.mask_format.codes) != len(data.classes):
             raise RunError(f"{path}: expected a code of the masks for each class; the file was changed")
@@ -450,6 +456,10 @@ class Run:
         path = self._open(f"snapshots/{self.snapshot_file(epoch).name}")
         arrays = _arrays(path, "a snapshot")
         step, features = arrays.pop("step", None), arrays.pop("features", None)
+        masks = {name: arrays.pop(name) for name in list(arrays) if _MASK_OF_SNAPSHOT.fullmatch(name)}
+        for name, mask in masks.items():
+            if mask.ndim != 2 or mask.dtype != (np.int64 if name.startswith("confusion") else np.uint8) or mask.min(initial=0) < 0:
+                raise RunError(f"{path}: {name}: expected (h, w) uint8, or pixels (C + 1, C) int64; got {mask.dtype} {mask.shape}. The file was changed.")
         odd = [name for name in arrays if not name.removeprefix("maps/") or not name.startswith("maps/")]
         if odd or step is None or step.dtype != np.int64 or step.shape or step < 0:
             raise RunError(
@@ -462,7 +472,7 @@ class Run:
         for name, maps in arrays.items():
             if not _is_table(maps, 3, len(maps) if maps.ndim else 0) or maps.min(initial=0.0) < 0:
                 raise RunError(f"{path}: {name}: expected finite maps (n, gh, gw) of at least 0; got {maps.dtype} {maps.shape}. The file was changed.")
-        return Snapshot(epoch, int(step), features, {name.removeprefix("maps/"): maps for name, maps in arrays.items()})
+        return Snapshot(epoch, int(step), features, {name.removeprefix("maps/"): maps for name, maps in arrays.items()}, masks)
 
     @property
     def prediction_splits(self) -> list[str]:
@@ -512,7 +522,8 @@ class Run:
         """The arrays as .npz, a table for readers as .csv and the masks as PNG files; returns all files."""
         arrays = self.predictions_file(split)
         named = {"name": np.array(predictions.files, dtype=np.str_)}
-        _write_arrays(arrays, named | {name: getattr(predictions, name) for name in _MASK_ARRAYS})
+        # Compressed: of many classes most pairs are never confused.
+        _write_arrays(arrays, named | {name: getattr(predictions, name) for name in _MASK_ARRAYS}, compressed=True)
         table, files = arrays.with_suffix(".csv"), []
         names = [mask_format.file_of(name) for name in predictions.files]
         with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
@@ -533,8 +544,8 @@ class Run:
         _write_arrays(self.snapshots / "probe.npz", {"split": np.array(probe.split), "rows": probe.rows, "labels": probe.labels})
 
     def write_snapshot(self, epoch: int, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """The arrays of an epoch: `features` and `maps/<method>`, as `snapshot` reads them."""
-        _write_arrays(self.snapshot_file(epoch), {"step": np.array(step, np.int64), **arrays})
+        """The arrays of an epoch: `features`, `maps/<method>` and those of masks, as `snapshot` reads them."""
+        _write_arrays(self.snapshot_file(epoch), {"step": np.array(step, np.int64), **arrays}, compressed=any(map(_MASK_OF_SNAPSHOT.fullmatch, arrays)))
 
     # ── use ──
     def predict(self, images: Any) -> list[Any]:
@@ -615,10 +626,10 @@ def _arrays(path: Path, what: str, *names: str) -> dict[str, np.ndarray]:
         raise RunError(f"{path}: cannot be read as {what}: {error}") from None
 
 
-def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
     """Equal arrays give equal bytes: the times in the archive are fixed."""
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **cast("dict[str, Any]", dict(arrays)))
+        (np.savez_compressed if compressed else np.savez)(file, **cast("dict[str, Any]", dict(arrays)))
 
 
 def _is_table(array: np.ndarray, ndim: int, length: int) -> bool:

@@ -22,7 +22,7 @@ from pellucid.data.dataset import Dataset
 from pellucid.data.images import centre, decode, resize, view_mask
 from pellucid.data.inspection import listed
 from pellucid.data.loader import Reader, Window, ordered_windows, pack_images
-from pellucid.data.masks import mask_beside, masks_of, without_target
+from pellucid.data.masks import class_masks, mask_beside, masks_of, without_target
 from pellucid.errors import DataError, DivergedError, OutOfMemoryError, RunError, UsageError
 from pellucid.inside.features import penultimate
 from pellucid.memory import no_room
@@ -40,18 +40,19 @@ MAX_HALF = float(np.finfo(np.float16).max)  # 65,504
 
 @dataclass(frozen=True)
 class Looked:
-    """n pictures whose maps are drawn: those of inside.images, then the samples of the split.
+    """n pictures whose maps are drawn: those of inside.images, then the samples of the split. Of segmentation a label is the class whose map is drawn.
 
     names: paths as the recipe has them, and names of the split. sizes: (height, width) of each. labels: (n,) int64 class index, -1 where nobody
     knows it; a photograph with the content of an image of the data has its label, and its mask where it is of inside.split. rows: (n,) int64 of the
-    split, -1 for inside.images. views: (n, H, W, 3) uint8 RGB, what the model sees before normalisation. masks: (H, W) uint8 of the same view,
-    1 target, 0 not, 255 neither; None where an image has none.
+    split, -1 for inside.images. places: (n,) int64 of the split, of a photograph the row with its content, -1 where there is none. views: (n, H, W, 3) uint8
+    RGB, what the model sees before normalisation. masks: (H, W) uint8 of the same view, 1 target, 0 not, 255 neither; None where an image has none.
     """
 
     names: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...]
     labels: np.ndarray
     rows: np.ndarray
+    places: np.ndarray
     views: np.ndarray
     masks: tuple[np.ndarray | None, ...]
 
@@ -110,20 +111,25 @@ def looked_at(recipe: Recipe, dataset: Dataset) -> Looked | None:
     rows = [int(row) for row in in_turn(split.labels, evenly(split.labels, inside.samples)) if int(row) not in own]
     pictures = [*(decode(data, name) for name, data in photographs.items()), *(split.open(row) for row in rows)]
     masked = [*own, *rows]
-    mask_of = masks_of(inside, d, split, sorted({row for row in masked if row is not None}))
-    full = [mask_of(row) if mask_of is not None and row is not None else None for row in masked]
-    for i, name in enumerate(photographs):
-        if full[i] is None:
-            full[i] = mask_beside(inside, name, (pictures[i].height, pictures[i].width))
-    if fault := without_target([mask for mask in full if mask is not None], inside):
-        raise DataError(fault)
-    views = [centre(resize(picture, d.size, d.fit, d.resize_size, d.interpolation), d.size) for picture in pictures]
     labels = [dataset.splits[known[name][0]].labels[known[name][1]] if name in known else -1 for name in photographs]
+    labels += split.labels[rows].tolist()
+    if split.masks is not None:
+        full, labels = class_masks(inside, dataset.classes, split.masks, masked)
+    else:
+        mask_of = masks_of(inside, d, split, sorted({row for row in masked if row is not None}))
+        full = [mask_of(row) if mask_of is not None and row is not None else None for row in masked]
+        for i, name in enumerate(photographs):
+            if full[i] is None:
+                full[i] = mask_beside(inside, name, (pictures[i].height, pictures[i].width))
+        if fault := without_target([mask for mask in full if mask is not None], inside):
+            raise DataError(fault)
+    views = [centre(resize(picture, d.size, d.fit, d.resize_size, d.interpolation), d.size) for picture in pictures]
     return Looked(
         (*photographs, *(split.names[row] for row in rows)),
         tuple((picture.height, picture.width) for picture in pictures),
-        np.array([*labels, *split.labels[rows]], np.int64),
+        np.array(labels, np.int64),
         np.array([-1] * len(photographs) + rows, np.int64),
+        np.array([-1 if row is None else row for row in masked], np.int64),
         np.stack(views) if views else np.empty((0, *d.size, 3), np.uint8),
         tuple(None if mask is None else view_mask(mask, d.size, d.fit, d.resize_size) for mask in full),
     )

@@ -116,17 +116,17 @@ def accumulate(t: Training, stage: Stage, packs: Iterable[Pack], weight: float) 
         t.runtime.seed(derived_seed(t.recipe.seed, "model", pack.window.epoch, pack.window.index, pack.start))
         if t.synchronized:
             with synchronized_batch_norm(counted=not pack.idle):
-                loss, correct = t.task.loss(t.forward, pack)  # type: ignore[arg-type]
+                loss, correct, number = t.task.loss(t.forward, pack)  # type: ignore[arg-type]
                 loss.backward(share if not pack.idle else torch.zeros_like(share))  # type: ignore[no-untyped-call]
             if pack.idle:
                 continue
         else:
-            loss, correct = t.task.loss(t.forward, pack)  # type: ignore[arg-type]
+            loss, correct, number = t.task.loss(t.forward, pack)  # type: ignore[arg-type]
             loss.backward(share)  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         if correct is not None:
             hits.append(correct)
-            counted += len(pack)
+            counted += number
     if not losses:
         return Sums(torch.zeros((), device=t.runtime.device), 0, 0, took_part=False)
     return Sums(losses[0] if len(losses) == 1 else torch.stack(losses).sum(), sum(hits), counted)

@@ -103,5 +103,5 @@ def _try_evaluation(t: Training) -> None:
     for name in ("val", "test"):
         if name in t.dataset.splits:
             windows = ordered_windows(len(t.dataset.splits[name]), t.record.evaluation_batch_size)[:1]
-            t.task.predictions(t.evaluated, t.dataset.splits[name], t.pixels[name], windows, workers=0)
+            t.task.predictions(t.evaluated, t.dataset.splits[name], t.pixels[name], windows, workers=0, keep=True)
             return

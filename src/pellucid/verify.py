@@ -7,6 +7,7 @@
    transforms; the numbers must agree within the tolerance. Decoding and resizing are the functions that training used:
    their oracles are in the tests.
 
+   Of segmentation, `verify_masks` does the third and the fourth.
 5. *Inside.* Of a run whose recipe has `inside`, scores of maps, projections, maps and features, as `verify_inside` says.
 
 What must be there follows from the recipe, the data and its classes, not from run.json. The class of the promise that held:
@@ -17,8 +18,8 @@ What must be there follows from the recipe, the data and its classes, not from r
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.stats
@@ -39,6 +40,7 @@ from pellucid.runtime import DECIDES_BITS, Runtime, describe
 from pellucid.tasks import load_model, runtime_of
 from pellucid.tasks.classification import CALIBRATION_BINS
 from pellucid.verify_inside import anew_checks, open_kept, stored_checks
+from pellucid.verify_masks import anew_mask_checks, stored_mask_checks
 
 TOLERANCE = 0.005
 EXACT = 1e-6  # two correct float64 computations of one number from the same logits
@@ -89,18 +91,23 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
         raise RunError(f"{run.path}: the run is {record.status}; only a finished run has numbers to verify. `pellucid resume {run.path}` finishes it.")
     checks = _file_checks(run)
     runtime = runtime_of(run)
-    checks += _prediction_checks(run, record.measurements)
+    if not recipe.masked:
+        checks += _prediction_checks(run, record.measurements)
     kept, lines = open_kept(run)
     lines += stored_checks(kept, progress) if kept is not None else []
     dataset, data_checks = _data_checks(run, recipe, progress)
     checks += data_checks
     promise = None
     found: list[float | None] = []
+    sound = [split for split in run.prediction_splits if all(check.ok for check in data_checks if check.what == f"data {split}")]
+    if dataset is not None and recipe.masked:
+        lines += stored_mask_checks(run, _of_splits(dataset, sound), progress)
     if dataset is not None and _weights_are_readable(run, checks):
         module = runtime.place(load_model(run))
-        for split in run.prediction_splits:
-            if any(not check.ok for check in data_checks if check.what == f"data {split}"):
-                continue
+        if recipe.masked:
+            anew, found = anew_mask_checks(run, _of_splits(dataset, sound), module, runtime, tolerance, progress)
+            lines += anew
+        for split in sound if not recipe.masked else ():
             recomputed = _recompute(run, module, dataset.splits[split], runtime, progress)
             found.append(_same_bits(run, split, recomputed))
             checks += _number_checks(recomputed, [m for m in record.measurements if m.split == split], run.data.classes, "from checkpoint and data", tolerance)
@@ -108,10 +115,15 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
     checks += [Check(*line) for line in lines]
     if found and all(check.ok for check in checks):
         promise = _promise(run, runtime, [d for d in found if d is not None])
-        checks.append(_promise_check(promise, found))
+        checks.append(_promise_check(promise, found, recipe))
     if recipe.train.device == "cuda" and runtime.device.type != "cuda":
         checks.append(Check("device", True, "the run was trained on CUDA, which is not here: recomputed on the CPU"))
     return Verification(str(run.path), tuple(checks), promise, tolerance, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+
+
+def _of_splits(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The splits whose samples are those of the run; what changed in the others is told already."""
+    return replace(dataset, splits={name: dataset.splits[name] for name in names})
 
 
 def compare_retrained(run: Run, again: Run, tolerance: float = TOLERANCE) -> Verification:
@@ -172,7 +184,7 @@ def _weights_are_readable(run: Run, checks: list[Check]) -> bool:
 
 def _data_checks(run: Run, recipe: Recipe, progress: Callable[[str, int, int], None] | None) -> tuple[Dataset | None, list[Check]]:
     try:
-        dataset = load_dataset(recipe.data, seed=recipe.seed, progress=progress)
+        dataset = load_dataset(recipe.data, seed=recipe.seed, masks=recipe.masked, progress=progress)
     except PellucidError as error:
         return None, [Check("data", False, f"MISMATCH data: {error}")]
     if list(dataset.classes) != run.data.classes:
@@ -194,10 +206,13 @@ def _changes(recorded: list[tuple[str, int, str]], split: Split, classes: tuple[
     new = {file: (label, content) for file, label, content in split.rows()}
     changes = [f"{file} is missing" for file in old if file not in new] + [f"{file} is new" for file in new if file not in old]
     for file in old.keys() & new.keys():
-        if old[file][0] != new[file][0]:
+        (image, _, mask), (now_image, _, now_mask) = old[file][1].partition("+"), new[file][1].partition("+")
+        if old[file][0] != new[file][0] and not mask:
             changes.append(f"the label of {file} changed from {classes[old[file][0]]} to {classes[new[file][0]]}")
-        if old[file][1] != new[file][1]:
+        if image != now_image:
             changes.append(f"the content of {file} changed")
+        if mask != now_mask:
+            changes.append(f"the mask of {file} changed")
     return sorted(changes)
 
 
@@ -385,7 +400,8 @@ def _promise(run: Run, runtime: Runtime, differences: list[float]) -> str:
     return SAME_DEVICE if all(now[key] == then.get(key) for key in DECIDES_BITS) else STATISTICAL
 
 
-def _promise_check(promise: str, found: list[float | None]) -> Check:
+def _promise_check(promise: str, found: list[float | None], recipe: Recipe) -> Check:
     largest = max((d for d in found if d is not None), default=float("nan"))
-    detail = "all logits are the same bits" if promise == BIT_EQUAL else f"largest difference of a logit {largest:.2g}"
+    other = f"{largest:.1%} of the images have other logits" if recipe.masked else f"largest difference of a logit {largest:.2g}"
+    detail = "all logits are the same bits" if promise == BIT_EQUAL else other
     return Check("promise", True, f"promise: {promise} ({detail})")

@@ -471,7 +471,12 @@ def blur_radius(size: Size) -> int:
 def evaluate_view(images: Images, *, size: Size, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """float32 (B, 3, H, W): the centre of each image, normalised. DataError for an image smaller than `size`."""
     _check_sizes(images.shapes, size, 0)
-    return _painted(crop(images, center_boxes(images.shapes, size)), lambda part, start, stop: normalize_(part, mean, std))
+    return normalized(crop(images, center_boxes(images.shapes, size)), mean=mean, std=std)
+
+
+def normalized(pixels: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """float32 (B, 3, H, W) of uint8 pixels of the same shape: scaled to [0, 1], then normalised."""
+    return _painted(pixels, lambda part, start, stop: normalize_(part, mean, std))
 
 
 def _painted(pixels: Tensor, paint: Callable[[Tensor, int, int], None]) -> Tensor:

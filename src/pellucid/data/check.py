@@ -3,15 +3,15 @@
 Kinds of problems. Fatal, a file that training refuses or skips: zero_size, unreadable, truncated, too_large, animated. Told, of
 a file: wrong_extension, 16_bit, cmyk, palette, transparent, exif_rotated, corrupt_metadata (images.py says how each is
 read), duplicate (same content twice in a split), leak (same content in two splits), other_file (no image by its ending). Told,
-of a split: class_missing, imbalance (over 10 to 1 in train).
+of a split: class_missing, imbalance (over 10 to 1 in train). Those of masks stand in pairs.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from pellucid.data.inspection import Progress
+from pellucid.data.inspection import Inspected, Progress
 from pellucid.data.sources import gather
 from pellucid.recipe import DataSection
 from pellucid.run import DataProblem, SplitRecord
@@ -22,6 +22,8 @@ class DataReport:
     """What `check` found. splits: n, content hash and count of each class of the images that can be used, bad ones left out.
 
     problems: those that `Dataset.problems` holds when training starts from the same data. hash: of all splits together.
+    palette: ((red, green, blue), pixels) of the training masks, the most frequent first, where they are coloured and no palette says which colour is which
+    class; then there are no classes, and the problem no_palette holds the lines to paste.
     """
 
     source: str
@@ -29,6 +31,12 @@ class DataReport:
     splits: dict[str, SplitRecord]
     problems: list[DataProblem]
     hash: str
+    palette: list[tuple[tuple[int, int, int], int]] = field(default_factory=list)
+
+    @property
+    def pixels(self) -> dict[str, list[int]]:
+        """{split: pixels of each class, the ignored ones last}; [] of samples without masks."""
+        return {name: record.pixels for name, record in self.splits.items()}
 
     @property
     def bad(self) -> list[DataProblem]:
@@ -40,14 +48,20 @@ class DataReport:
         return dict(zip(self.classes, self.splits[split].counts, strict=True))
 
 
-def check(data: DataSection, *, seed: int, progress: Progress | None = None) -> DataReport:
-    """All problems of the data, by the code that training starts with. Bad images are listed, never raised.
+def check(data: DataSection, *, seed: int, masks: bool = False, progress: Progress | None = None) -> DataReport:
+    """All problems of the data, by the code that training starts with. Bad images and masks are listed, never raised.
 
-    DataError where the layout cannot be followed at all: a folder, column or label that is not there. `seed` as in load_dataset.
+    DataError where the layout cannot be followed at all: a folder, column or label that is not there. `seed` and `masks` as in load_dataset.
     """
-    found = gather(data, progress=progress)
-    splits = {name: split.usable().split().record(len(found.classes)) for name, split in found.splits.items()}
+    found = gather(data, masks=masks, progress=progress)
+    splits = {name: _record(split, len(found.classes)) for name, split in found.splits.items()}
     digest = hashlib.blake2b(digest_size=16)
     for name, record in splits.items():
         digest.update(f"{name}\0{record.hash}\n".encode())
-    return DataReport(data.source, found.classes, splits, found.problems, digest.hexdigest())
+    return DataReport(data.source, found.classes, splits, found.problems, digest.hexdigest(), found.palette)
+
+
+def _record(split: Inspected, num_classes: int) -> SplitRecord:
+    """The record of the usable samples; without classes nothing of them is counted."""
+    record = split.usable().split().record(num_classes)
+    return record if num_classes else replace(record, counts=[])

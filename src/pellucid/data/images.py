@@ -21,7 +21,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -59,6 +59,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PNG_SIDE_INFORMATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # where a PNG may say its orientation
 # What Pillow's decoders raise on bad bytes. MemoryError is not among them: that is the machine's fault, not the file's.
 _BROKEN = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError, struct.error, zlib.error,
@@ -96,6 +97,17 @@ def image_files(entry: str | Path) -> list[Path]:
     raise MissingError(f"{path}: no such image or folder")
 
 
+def opened(images: Any) -> list[tuple[str, Callable[[], Image.Image]]]:
+    """(name, how to open it as RGB) of what stands for images: paths, folders (searched for images) and PIL images, one or a list of them."""
+    found: list[tuple[str, Callable[[], Image.Image]]] = []
+    for entry in images if isinstance(images, (list, tuple)) else [images]:
+        if isinstance(entry, Image.Image):
+            found.append(("<image>", lambda entry=entry: as_rgb(entry)))  # type: ignore[misc]
+        else:
+            found += [(str(file), lambda file=file: decode(file.read_bytes(), str(file))) for file in image_files(entry)]  # type: ignore[misc]
+    return found
+
+
 def decode(data: bytes, name: str) -> Image.Image:
     """The picture of a file's bytes: mode RGB, upright, original size. DataError names the file and its fault."""
     try:
@@ -109,6 +121,19 @@ def as_rgb(image: Image.Image, name: str = "<image>") -> Image.Image:
     """An image in memory as `decode` would give it: mode RGB, upright. DataError for pixels whose range is not fixed."""
     try:
         return _rgb(ImageOps.exif_transpose(image), [])
+    except _FaultError as fault:
+        raise DataError(f"{name}: {fault.finding.kind}: {fault.finding.detail}") from None
+
+
+def upright_size(data: bytes, name: str) -> tuple[int, int]:
+    """(height, width) of the picture that `decode` gives, from the header and EXIF: no pixel is decoded. DataError names the file and its fault."""
+    try:
+        with pillow_warnings() as told:
+            image = _opened(data)
+            plain = image.format == "PNG" and not any(word in data for word in _PNG_SIDE_INFORMATION)  # else Pillow decodes a PNG to look behind its pixels
+            upright = plain or image.format == "TIFF"  # whose size Pillow gives as it will turn the pixels
+            turned = not upright and _orientation(image, told) in (5, 6, 7, 8)
+            return (image.width, image.height) if turned else (image.height, image.width)
     except _FaultError as fault:
         raise DataError(f"{name}: {fault.finding.kind}: {fault.finding.detail}") from None
 
@@ -127,64 +152,82 @@ def resize(image: Image.Image, size: tuple[int, int], fit: str, resize_size: int
 
     fit, as in the recipe. crop: aspect kept, the smallest size that covers `size`, whose short side is first scaled to
     `resize_size` when given; the long side is rounded down as torchvision does. The crop itself comes later (centre or random).
-    stretch: exactly `size`. pad: the largest picture inside `size`, centred on black, exactly `size`.
+    stretch: exactly `size`. pad: the largest picture inside `size`, centred on black, exactly `size`. native: as it is, whatever `size`.
     interpolation: bilinear or bicubic. A picture of the right size is not resampled.
     """
     height, width = _resized(image.size, size, fit, resize_size)
     if image.size != (width, height):
         image = image.resize((width, height), _FILTERS[interpolation])
-    pixels = np.asarray(image)
-    if fit != "pad" or (height, width) == size:
+    return _barred(np.asarray(image), size, 0) if fit == "pad" else np.asarray(image)
+
+
+def resized_mask(mask: np.ndarray, size: tuple[int, int], fit: str, resize_size: int | None, *, bars: int) -> np.ndarray:
+    """The stored form (H', W') of the mask (H, W) of a picture, which has the shape of `resize(picture, ...)`; values are never mixed.
+
+    Each pixel has the value in the middle of what it covers, the lower or right one where that lies on an edge; the bars of `fit: pad` are `bars`.
+    """
+    own_height, own_width = mask.shape
+    height, width = _resized((own_width, own_height), size, fit, resize_size)
+    rows, columns = (2 * np.arange(height) + 1) * own_height // (2 * height), (2 * np.arange(width) + 1) * own_width // (2 * width)
+    values = mask[rows[:, None], columns]  # whole numbers: Pillow's NEAREST takes the other side where the middle lies on an edge
+    return _barred(values, size, bars) if fit == "pad" else values
+
+
+def _barred(pixels: np.ndarray, size: tuple[int, int], bars: int) -> np.ndarray:
+    """Pixels (H', W', ...) in the middle of `size`, which is at least as large, with this value around them."""
+    height, width = pixels.shape[:2]
+    if (height, width) == size:
         return pixels
-    canvas = np.zeros((*size, 3), np.uint8)
+    canvas = np.full((*size, *pixels.shape[2:]), bars, pixels.dtype)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     canvas[top : top + height, left : left + width] = pixels
     return canvas
 
 
 def centre(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle (height, width) of pixels (H', W', ...), at least as large: what the model sees of a stored form. Half pixels round to even."""
-    top, left = (int(np.rint((there - wanted) / 2)) for there, wanted in zip(pixels.shape[:2], size, strict=True))
+    """The middle (height, width) of pixels (H', W', ...): what the model sees of a stored form. Half pixels round to even.
+
+    A side that is shorter, as `fit: native` leaves it, has 0 on both sides.
+    """
+    larger = (max(pixels.shape[0], size[0]), max(pixels.shape[1], size[1]))
+    pixels = _barred(pixels, larger, 0)
+    top, left = (int(np.rint((there - wanted) / 2)) for there, wanted in zip(larger, size, strict=True))
     return pixels[top : top + size[0], left : left + size[1]]
 
 
 def view_mask(mask: np.ndarray, size: tuple[int, int], fit: str, resize_size: int | None) -> np.ndarray:
-    """What belongs to `centre(resize(picture, ...))` of the mask of a picture, both (H, W) before: (height, width) uint8, values never mixed.
-
-    Each pixel has the value in the middle of what it covers; the bars of `fit: pad` are 0.
-    """
-    own_height, own_width = mask.shape
-    height, width = _resized((own_width, own_height), size, fit, resize_size)
-    rows, columns = (2 * np.arange(height) + 1) * own_height // (2 * height), (2 * np.arange(width) + 1) * own_width // (2 * width)
-    values = mask[rows[:, None], columns]  # whole numbers: Pillow's NEAREST takes the other side where the middle lies on an edge
-    if fit != "pad":
-        return centre(values, size)
-    canvas = np.zeros(size, mask.dtype)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    canvas[top : top + height, left : left + width] = values
-    return canvas
+    """What belongs to `centre(resize(picture, ...))` of the mask of a picture, both (H, W) before: (height, width), bars are 0."""
+    return centre(resized_mask(mask, size, fit, resize_size, bars=0), size)
 
 
 def view_box(photo: tuple[int, int], size: tuple[int, int], fit: str, resize_size: int | None, seen: tuple[int, int] | None = None) -> Box:
     """(top, left, height, width) in pixels of a photo (H, W): what `centre(resize(photo, size, ...), seen)` shows of it; `seen` is by default `size`.
 
-    Pixel (y, x) of the view (VH, VW) covers height / VH x width / VW pixels from (top + y height / VH, left + x width / VW) on. With `fit: pad` the box is
-    larger than the photo, and begins above or left of it.
+    Pixel (y, x) of the view (VH, VW) covers height / VH x width / VW pixels from (top + y height / VH, left + x width / VW) on. With `fit: pad`, and
+    where a photo in `fit: native` is smaller than the view, the box is larger than the photo and begins above or left of it.
     """
     seen = size if seen is None else seen
     resized = _resized((photo[1], photo[0]), size, fit, resize_size)
     if fit == "pad":
         top, left = (-((there - own) // 2) for there, own in zip(seen, resized, strict=True))
-    else:
-        top, left = (int(np.rint((own - there) / 2)) for there, own in zip(seen, resized, strict=True))
+    else:  # a native photo may be smaller than the view, whose bars `_barred` places
+        top, left = (-((there - own) // 2) if there > own else int(np.rint((own - there) / 2)) for there, own in zip(seen, resized, strict=True))
     down, across = photo[0] / resized[0], photo[1] / resized[1]
     return top * down, left * across, seen[0] * down, seen[1] * across
+
+
+def content_box(photo: tuple[int, int], size: tuple[int, int], fit: str, resize_size: int | None) -> tuple[int, int, int, int]:
+    """(top, left, height, width) in pixels: where a photo (H, W) lies in its stored form, which is all of it but for the bars of `pad`."""
+    height, width = _resized((photo[1], photo[0]), size, fit, resize_size)
+    return ((size[0] - height) // 2, (size[1] - width) // 2, height, width) if fit == "pad" else (0, 0, height, width)
 
 
 def _resized(width_height: tuple[int, int], size: tuple[int, int], fit: str, resize_size: int | None) -> tuple[int, int]:
     """(height, width) that a picture is resampled to, bars of `pad` not counted."""
     if fit == "stretch":
         return size
+    if fit == "native":
+        return width_height[1], width_height[0]
     return _covering(width_height, size, resize_size) if fit == "crop" else _inside(width_height, size)
 
 
@@ -211,7 +254,7 @@ def _decode(data: bytes, name: str) -> tuple[Image.Image, list[Finding]]:
     """The RGB picture and the findings that are not fatal; _FaultError for those that are."""
     if not data:
         raise _FaultError("zero_size", "the file is empty (0 bytes)")
-    with _pillow_warnings() as told:
+    with pillow_warnings() as told:
         image = _opened(data)
         notes = _format_notes(image, data, name)
         _refuse_frames(image)
@@ -348,7 +391,7 @@ _told = threading.local()
 
 
 @contextmanager
-def _pillow_warnings() -> Iterator[list[str]]:
+def pillow_warnings() -> Iterator[list[str]]:
     """The messages that Pillow warns with in this thread while the block runs; none of them reaches the user's screen.
 
     `warnings.catch_warnings` alone swaps global state and is not safe with several decoding threads before Python 3.14, so

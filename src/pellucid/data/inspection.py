@@ -18,25 +18,26 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL
 from PIL import Image
 
-from pellucid.data.dataset import Hashes, Names, Split
-from pellucid.data.images import Finding, decode, findings
+from pellucid.data.dataset import Hashes, Masks, Names, Split
+from pellucid.data.images import Finding, decode, findings, upright_size
 from pellucid.data.store import cache_folder
 from pellucid.errors import DataError
+from pellucid.palettes import MaskFormat
 from pellucid.run import DataProblem, write_json
 
 Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
 
 IMBALANCE = 10  # largest over smallest class of train above which it is said
 
 _INSPECTION_VERSION = 1  # goes up when images.findings says something else about the same bytes
-_CHUNK = 32  # files that a thread takes at once
+CHUNK = 32  # files that a thread takes at once
 _AHEAD = 4  # chunks that wait for each thread
 
 
@@ -70,7 +71,10 @@ class Listed:
 
 @dataclass(frozen=True)
 class Inspected:
-    """A split with its content known. hashes: "" for a file that could not be read. findings: by index, only where there are any."""
+    """A split with its content known. hashes: "" for a file that could not be read. findings: by index, only where there are any.
+
+    sizes: (n, 2) int32 height and width of the upright images, where asked for, 0 of those without a picture. masks: where the samples have some.
+    """
 
     name: str
     names: Names
@@ -78,6 +82,8 @@ class Inspected:
     hashes: Hashes
     open: Callable[[int], Image.Image]
     findings: Mapping[int, list[Finding]] = field(default_factory=dict)
+    sizes: np.ndarray | None = None
+    masks: Masks | None = None
 
     def is_bad(self, index: int) -> bool:
         return any(finding.fatal for finding in self.findings.get(index, ()))
@@ -93,6 +99,8 @@ class Inspected:
             Hashes(self.hashes.digests[indices]),
             lambda i: source(int(indices[i])),
             found,
+            None if self.sizes is None else self.sizes[indices],
+            None if self.masks is None else _taken(self.masks, indices),
         )
 
     def usable(self) -> Inspected:
@@ -101,34 +109,57 @@ class Inspected:
         return self.take(np.delete(np.arange(len(self.names)), bad), self.name) if bad else self
 
     def split(self) -> Split:
-        return Split(self.name, self.names, self.labels, self.hashes, self.open)
+        return Split(self.name, self.names, self.labels, self.hashes, self.open, self.masks)
 
 
-def inspect(listing: Listing, name: str, labels: np.ndarray, *, progress: Progress | None = None) -> Inspected:
-    """The split with every file hashed and looked at, a few at a time in threads. labels: (n,) int64 class indices."""
+def _taken(masks: Masks, indices: np.ndarray) -> Masks:
+    open_mask = masks.open
+    return Masks(masks.pixels[indices], Hashes(Hashes.of(masks.hashes).digests[indices]), lambda i: open_mask(int(indices[i])))
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """All that was found: splits with their bad samples still in them, and every problem. A fatal problem without a file is one of the whole set.
+
+    mask_format, notes: as in Dataset. palette: (colour, pixels) of the training masks, where they are coloured and nobody said which colour is what.
+    """
+
+    classes: tuple[str, ...]
+    splits: dict[str, Inspected]
+    problems: list[DataProblem]
+    mask_format: MaskFormat | None = None
+    notes: list[str] = field(default_factory=list)
+    palette: list[tuple[tuple[int, int, int], int]] = field(default_factory=list)
+
+
+def inspect(listing: Listing, name: str, labels: np.ndarray, *, measured: bool = False, progress: Progress | None = None) -> Inspected:
+    """The split with every file hashed and looked at, a few at a time in threads. labels: (n,) int64 class indices. measured: with `sizes`, of files."""
     names = Names.of(listing.names)
     if listing.read is None:
         assert listing.hashes is not None
         assert listing.open is not None
         return Inspected(name, names, labels, Hashes.of(listing.hashes), listing.open)
     read, total = listing.read, len(names)
-    checked = _Checked(cache_folder() / "checked")
+    checked = _Checked()
     digests = np.zeros((total, 16), np.uint8)
+    sizes = np.zeros((total, 2), np.int32) if measured else None
     found: dict[int, list[Finding]] = {}
 
     def look(start: int) -> dict[int, list[Finding]]:
         faults = {}
-        for i in range(start, min(start + _CHUNK, total)):
-            digest, faults[i] = _look(read, i, names[i], checked)
+        for i in range(start, min(start + CHUNK, total)):
+            digest, faults[i], size = _look(read, i, names[i], checked, measured)
             digests[i] = np.frombuffer(digest, np.uint8)
+            if sizes is not None:
+                sizes[i] = size
         return {i: those for i, those in faults.items() if those}
 
-    for start, faults in _in_threads(look, range(0, total, _CHUNK)):
+    for start, faults in in_threads(look, range(0, total, CHUNK)):
         found |= faults
         if progress is not None:
-            progress(f"checking {name}", min(start + _CHUNK, total), total)
+            progress(f"checking {name}", min(start + CHUNK, total), total)
     checked.save()
-    return Inspected(name, names, labels, Hashes(digests), _opener(read, listing.path or names.__getitem__, digests), found)
+    return Inspected(name, names, labels, Hashes(digests), _opener(read, listing.path or names.__getitem__, digests), found, sizes)
 
 
 def _opener(read: Callable[[int], bytes], path: Callable[[int], str], digests: np.ndarray) -> Callable[[int], Image.Image]:
@@ -137,23 +168,25 @@ def _opener(read: Callable[[int], bytes], path: Callable[[int], str], digests: n
     Otherwise a file that changes in between would be trained on under its old label, and stand in the store under its old content.
     """
 
-    def open_image(i: int) -> Image.Image:
-        try:
-            data = read(i)
-        except OSError as error:
-            raise DataError(f"{path(i)}: cannot be read any more: {error.strerror or error}") from None
-        if hashlib.blake2b(data, digest_size=16).digest() != digests[i].tobytes():
-            raise DataError(f"{path(i)}: the file changed after it was checked; start again when nothing writes to the data")
-        return decode(data, path(i))
-
-    return open_image
+    return lambda i: decode(same_bytes(read, i, path, digests), path(i))
 
 
-def _in_threads(look: Callable[[int], dict[int, list[Finding]]], starts: Sequence[int]) -> Iterator[tuple[int, dict[int, list[Finding]]]]:
+def same_bytes(read: Callable[[int], bytes], i: int, path: Callable[[int], str], digests: np.ndarray) -> bytes:
+    """The bytes of file i, those whose digest stands in `digests` (n, 16). DataError where they are others or cannot be read."""
+    try:
+        data = read(i)
+    except OSError as error:
+        raise DataError(f"{path(i)}: cannot be read any more: {error.strerror or error}") from None
+    if hashlib.blake2b(data, digest_size=16).digest() != digests[i].tobytes():
+        raise DataError(f"{path(i)}: the file changed after it was checked; start again when nothing writes to the data")
+    return data
+
+
+def in_threads(look: Callable[[int], T], starts: Sequence[int]) -> Iterator[tuple[int, T]]:
     """(start, result) in order, with never more than a few waiting: as futures all chunks of a large set would take memory of their own."""
     workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[int, Future[dict[int, list[Finding]]]]] = deque()
+        waiting: deque[tuple[int, Future[T]]] = deque()
         try:
             for start in starts:
                 waiting.append((start, pool.submit(look, start)))
@@ -167,34 +200,69 @@ def _in_threads(look: Callable[[int], dict[int, list[Finding]]], starts: Sequenc
             raise
 
 
-def _look(read: Callable[[int], bytes], index: int, name: str, checked: _Checked) -> tuple[bytes, list[Finding]]:
-    """(digest, findings) of one file."""
+def _look(read: Callable[[int], bytes], index: int, name: str, checked: _Checked, measured: bool) -> tuple[bytes, list[Finding], tuple[int, int]]:
+    """(digest, findings, size) of one file; size is (0, 0) where there is none or it was not asked for."""
     try:
         data = read(index)
     except OSError as error:
-        return bytes(16), [Finding("unreadable", f"the file cannot be read: {error.strerror or error}", fatal=True)]
+        return bytes(16), [Finding("unreadable", f"the file cannot be read: {error.strerror or error}", fatal=True)], (0, 0)
     digest = hashlib.blake2b(data, digest_size=16).digest()
     key = digest.hex() + posixpath.splitext(name)[1].lower()  # one finding depends on the ending
     faults = checked.get(key)
     if faults is None:
         faults = findings(data, name)
         checked.put(key, faults)
-    return digest, faults
+    whole = measured and not any(fault.fatal for fault in faults)
+    return digest, faults, upright_size(data, name) if whole else (0, 0)
+
+
+class Kept:
+    """What is known of files by their content, as JSON; 16 files in a folder of the cache, by the first digit of each key. Safe across threads.
+
+    versions: what the knowledge depends on; files of others are not read.
+    """
+
+    def __init__(self, name: str, versions: str) -> None:
+        self._folder, self._versions = cache_folder() / name, versions
+        self._new: defaultdict[str, bytearray] = defaultdict(bytearray)  # digit -> lines of JSON
+        self._lock = threading.Lock()
+
+    def add(self, key: str, value: Any) -> None:
+        line = json.dumps([key, value]).encode() + b"\n"
+        with self._lock:
+            self._new[key[0]] += line
+
+    def load(self, digit: str) -> dict[str, Any]:
+        """What earlier starts kept under keys of this first digit; nothing where there is no file, other versions wrote it or it is damaged."""
+        try:
+            kept = json.loads((self._folder / f"{digit}.json").read_text(encoding="utf-8"))
+            return dict(kept["files"]) if kept["versions"] == self._versions else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def save(self) -> None:
+        """Write what is new. Two processes at once may lose each other's lines: those files are looked at again next time."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for digit, lines in sorted(self._new.items()):
+                files = self.load(digit) | dict(map(json.loads, lines.splitlines()))
+                write_json(self._folder / f"{digit}.json", {"versions": self._versions, "files": files})
+        except OSError as error:
+            fault = f"{self._folder}: cannot keep what was found in the images: {error.strerror or error}."
+            raise DataError(f"{fault} Set XDG_CACHE_HOME to a folder that can be written.") from None
 
 
 class _Checked:
-    """What was found in files seen before, by content; 16 JSON files, by the first digit of the hash. Safe across threads.
+    """What was found in images seen before, by content. Safe across threads.
 
     In memory are 16 bytes for each file without a fault, those of earlier starts only: what this start finds is asked for again by
     copies alone, which are decoded once more.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._versions = f"{_INSPECTION_VERSION}, Pillow {PIL.__version__}, at most {Image.MAX_IMAGE_PIXELS} pixels"
+    def __init__(self) -> None:
+        self._kept = Kept("checked", f"{_INSPECTION_VERSION}, Pillow {PIL.__version__}, at most {Image.MAX_IMAGE_PIXELS} pixels")
         self._clean: dict[str, np.ndarray] = {}  # digit -> sorted (n,) 16 bytes of each key without a fault
         self._faulty: dict[str, list[Finding]] = {}
-        self._new: defaultdict[str, bytearray] = defaultdict(bytearray)  # digit -> lines of JSON
         self._lock = threading.Lock()
 
     def get(self, key: str) -> list[Finding] | None:
@@ -207,38 +275,19 @@ class _Checked:
         return [] if place < len(clean) and clean[place] == short else self._faulty.get(key)
 
     def put(self, key: str, faults: list[Finding]) -> None:
-        line = json.dumps([key, [asdict(fault) for fault in faults]]).encode() + b"\n"
-        with self._lock:
-            self._new[key[0]] += line
+        self._kept.add(key, [asdict(fault) for fault in faults])
 
     def save(self) -> None:
-        """Write what is new. Two processes at once may lose each other's lines: those files are looked at again next time."""
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for digit, lines in sorted(self._new.items()):
-                files = self._load(digit) | dict(map(json.loads, lines.splitlines()))
-                write_json(self._folder / f"{digit}.json", {"versions": self._versions, "files": files})
-        except OSError as error:
-            fault = f"{self._folder}: cannot keep what was found in the images: {error.strerror or error}."
-            raise DataError(f"{fault} Set XDG_CACHE_HOME to a folder that can be written.") from None
+        self._kept.save()
 
     def _open(self, digit: str) -> None:
-        files = self._load(digit)
-        self._clean[digit] = np.sort(np.array([_short(key) for key, faults in files.items() if not faults], "S16"))
-        self._faulty |= {key: [Finding(**fault) for fault in faults] for key, faults in files.items() if faults}
-
-    def _load(self, digit: str) -> dict[str, list[dict[str, Any]]]:
-        """The notes of a file, none where there is no file, other versions wrote it or it is damaged: then images are looked at anew."""
+        files = self._kept.load(digit)
         try:
-            kept = json.loads((self._folder / f"{digit}.json").read_text(encoding="utf-8"))
-            if kept["versions"] != self._versions:
-                return {}
-            for faults in kept["files"].values():
-                for fault in faults:
-                    Finding(**fault)
-            return dict(kept["files"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}
+            found = {key: [Finding(**fault) for fault in faults] for key, faults in files.items()}
+        except (TypeError, AttributeError):  # a damaged file: its images are looked at anew
+            found = {}
+        self._clean[digit] = np.sort(np.array([_short(key) for key, faults in found.items() if not faults], "S16"))
+        self._faulty |= {key: faults for key, faults in found.items() if faults}
 
 
 def _short(key: str) -> bytes:
@@ -250,7 +299,7 @@ def _short(key: str) -> bytes:
 
 
 def problems(splits: Mapping[str, Inspected], classes: Sequence[str]) -> list[DataProblem]:
-    """Every fault, split by split: those of files, then duplicate, leak, class_missing and imbalance of the usable ones."""
+    """Every fault, split by split: those of files, then duplicate, leak, class_missing and imbalance of the usable ones. No classes: none of the last two."""
     found: list[DataProblem] = []
     usable = [split.usable() for split in splits.values()]
     starts = [0, *itertools.accumulate(len(split.names) for split in usable)]  # of each split among the samples of all
@@ -264,7 +313,10 @@ def problems(splits: Mapping[str, Inspected], classes: Sequence[str]) -> list[Da
         for i in np.flatnonzero((seen < start) & (first == np.arange(len(first)))).tolist():  # of copies within the split the first alone
             where = bisect.bisect_right(starts, seen[i]) - 1
             other = usable[where]
-            detail = f"same content as {other.names[seen[i] - starts[where]]} in {other.name}"
+            j = int(seen[i]) - starts[where]
+            other_mask = own.masks is not None and other.masks is not None and own.masks.hashes[i] != other.masks.hashes[j]
+            mask = ", under another mask" if other_mask else ""
+            detail = f"same content as {other.names[j]} in {other.name}{mask}"
             found.append(DataProblem(split.name, own.names[i], "leak", detail, fatal=False))
         found += _class_problems(own, classes)
     return found
@@ -286,12 +338,22 @@ def _duplicates(split: Inspected, first: np.ndarray, classes: Sequence[str]) -> 
     """Each sample whose content stood in the split before, with both labels where they differ. first: as `_firsts` gives it."""
     for i in np.flatnonzero(first != np.arange(len(first))).tolist():
         j = int(first[i])
-        one, other = classes[split.labels[j]], classes[split.labels[i]]
-        labels = "" if one == other else f", under another label: {other!r} here, {one!r} there"
-        yield DataProblem(split.name, split.names[i], "duplicate", f"same content as {split.names[j]}{labels}", fatal=False)
+        yield DataProblem(split.name, split.names[i], "duplicate", f"same content as {split.names[j]}{_difference(split, i, j, classes)}", fatal=False)
+
+
+def _difference(split: Inspected, i: int, j: int, classes: Sequence[str]) -> str:
+    """What is said otherwise of sample i than of j, which has the same content; "" where nothing is."""
+    if split.masks is not None:
+        return "" if split.masks.hashes[i] == split.masks.hashes[j] else ", under another mask"
+    one, other = split.labels[j], split.labels[i]
+    return "" if one == other else f", under another label: {classes[other]!r} here, {classes[one]!r} there"
 
 
 def _class_problems(split: Inspected, classes: Sequence[str]) -> list[DataProblem]:
+    if not classes:
+        return []
+    if split.masks is not None:
+        return _pixel_problems(split.name, split.masks.pixels[:, : len(classes)].sum(axis=0), classes)
     counts = np.bincount(split.labels, minlength=len(classes))
     found = [
         DataProblem(split.name, "", "class_missing", f"no usable image of class {name!r}", fatal=False)
@@ -304,6 +366,22 @@ def _class_problems(split: Inspected, classes: Sequence[str]) -> list[DataProble
         if counts[most] > IMBALANCE * counts[least]:
             detail = f"{classes[most]!r} has {counts[most]} images, {classes[least]!r} has {counts[least]}: more than {IMBALANCE} to 1"
             found.append(DataProblem(split.name, "", "imbalance", detail, fatal=False))
+    return found
+
+
+def _pixel_problems(split: str, pixels: np.ndarray, classes: Sequence[str]) -> list[DataProblem]:
+    """pixels: (C,) of each class in the usable masks of a split."""
+    found = [
+        DataProblem(split, "", "class_missing", f"no usable mask has a pixel of class {name!r}", fatal=False)
+        for name, count in zip(classes, pixels, strict=True)
+        if count == 0
+    ]
+    present = pixels[pixels > 0]
+    if split == "train" and len(present) > 1 and present.max() > IMBALANCE * present.min():
+        order = np.argsort(-pixels, kind="stable")
+        shares = ", ".join(f"{classes[i]} {100 * pixels[i] / pixels.sum():.3g} %" for i in order if pixels[i])
+        detail = f"classes have very unequal pixels, more than {IMBALANCE} to 1: {shares}"
+        found.append(DataProblem(split, "", "imbalance", detail, fatal=False))
     return found
 
 

@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 
 from pellucid.data import scenes
+from pellucid.data.dataset import Masks as ClassMasks
 from pellucid.data.dataset import Split
 from pellucid.data.inspection import listed
-from pellucid.errors import DataError
+from pellucid.errors import DataError, UsageError, did_you_mean
 from pellucid.schema import DataSection, InsideSection
 
 TARGET, IGNORED = 1, 255
@@ -50,6 +51,30 @@ def mask_beside(inside: InsideSection, photograph: str, size: tuple[int, int]) -
     """(H, W) uint8 of a photograph that is no image of the split: <stem>.png in the folder of masks, None where there is none."""
     file = None if inside.masks is None else Path(inside.masks) / f"{Path(photograph).stem}.png"
     return marked_values(read_mask(file, size), inside.mask_target, inside.mask_ignore) if file is not None and file.is_file() else None
+
+
+def class_masks(inside: InsideSection, classes: Sequence[str], masks: ClassMasks, rows: Sequence[int | None]) -> tuple[list[np.ndarray | None], list[int]]:
+    """([(H, W) uint8 mask of 1, 0 and 255], [class whose pixels are the target]) of rows of a split with masks; None and -1 where there is no row or class.
+
+    The class is the largest of inside.classes in the picture, without them the largest that is not called background. UsageError for an unknown one.
+    """
+    for name in inside.classes or ():
+        if name not in classes:
+            raise UsageError(f"inside.classes: the data has no class {name!r}.{did_you_mean(name, classes)} Known: {', '.join(classes[:20])}.")
+    wanted = [classes.index(name) for name in inside.classes] if inside.classes else [c for c, name in enumerate(classes) if name.lower() != "background"]
+    found: list[np.ndarray | None] = []
+    labels = []
+    for row in rows:
+        counts = np.zeros(len(classes), np.int64) if row is None else masks.pixels[row, :-1]
+        largest = max(wanted, key=lambda c: counts[c])
+        there = row is not None and counts[largest] > 0
+        labels.append(largest if there else -1)
+        found.append(_of_class(masks.open(row), largest) if there and row is not None else None)
+    return found, labels
+
+
+def _of_class(mask: np.ndarray, c: int) -> np.ndarray:
+    return np.where(mask == IGNORED, IGNORED, np.where(mask == c, TARGET, 0)).astype(np.uint8)
 
 
 def one_sided(masks: Sequence[np.ndarray]) -> str | None:

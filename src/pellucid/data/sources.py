@@ -3,6 +3,7 @@
   folder   <split>/<class>/**/<name>.jpg; the class is the first folder
   prefix   <split>/**/<class>_<name>.jpg; the class is what stands before the first `_` of the file name
   table    a CSV (comma-separated, UTF-8) with a file name and a label in each row
+  pairs    an image and a mask file for each; see pairs.py
   scenes, digits                         embedded, offline, any number (digits: 1,797)
   torchvision:<Name>, huggingface:<name> see hubs.py
 
@@ -21,38 +22,50 @@ import os
 import posixpath
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
-from pellucid.data import hubs, scenes
-from pellucid.data.dataset import Dataset, Hashes, Names
+from pellucid.data import hubs, pairs, scenes
+from pellucid.data.dataset import Dataset, Hashes, Masks, Names
+from pellucid.data.folders import classes_file, existing, files_below, lines_of, of_files, split_paths
 from pellucid.data.images import ENDINGS
-from pellucid.data.inspection import Inspected, Listed, Listing, Progress, inspect, listed, problems
+from pellucid.data.inspection import Gathered, Inspected, Listed, Listing, Progress, inspect, listed, problems
 from pellucid.errors import DataError, did_you_mean
+from pellucid.palettes import MaskFormat
 from pellucid.recipe import DataSection
 from pellucid.run import DataProblem
 
+_DRAWN = 1000  # scenes between two words of progress
 
-def load_dataset(data: DataSection, *, seed: int, progress: Progress | None = None) -> Dataset:
+
+def load_dataset(data: DataSection, *, seed: int, masks: bool = False, progress: Progress | None = None) -> Dataset:
     """Classes, splits and problems of the data of a recipe. DataError names what cannot be used and how to go on.
 
+    masks: the samples with their masks, whose classes are those of the data set; pairs have nothing else.
     Every source is a fixed set, so `seed` decides nothing: runs of several seeds are measured on the same images.
     progress(what, done, total) is called while files are read.
     """
-    found = gather(data, progress=progress)
+    found = gather(data, masks=masks, progress=progress)
     bad = [problem for problem in found.problems if problem.fatal]
+    if whole := next((problem for problem in bad if not problem.file), None):
+        raise DataError(f"{whole.split}: {whole.detail}")
     if bad and data.on_bad == "refuse":
         files = listed(f"{problem.split}: {problem.file}: {problem.kind}: {problem.detail}" for problem in bad)
         total = sum(len(split.names) for split in found.splits.values())
-        raise DataError(f"{len(bad)} of {total} images cannot be used:{files}\nRepair or remove them, or leave them out with data.on_bad: skip.")
+        raise DataError(f"{len(_files_of(bad))} of {total} images cannot be used:{files}\nRepair or remove them, or leave them out with data.on_bad: skip.")
     splits = {name: split.usable().split() for name, split in found.splits.items()}
     for name, split in splits.items():
         if not len(split):
             raise DataError(f"{name}: expected at least one usable image, got none. {_why_empty(data, name, bad)}")
-    return Dataset(found.classes, splits, found.problems, [f"{problem.split}/{problem.file}" for problem in bad])
+    return Dataset(found.classes, splits, found.problems, _files_of(bad), found.mask_format, found.notes)
+
+
+def _files_of(problems: Sequence[DataProblem]) -> list[str]:
+    """The file of each problem as <split>/<name>, each once: an image and its mask can both be bad."""
+    return list(dict.fromkeys(f"{problem.split}/{problem.file}" for problem in problems))
 
 
 def _why_empty(data: DataSection, name: str, bad: Sequence[DataProblem]) -> str:
@@ -63,27 +76,29 @@ def _why_empty(data: DataSection, name: str, bad: Sequence[DataProblem]) -> str:
     return f"Add images or drop data.{name}."
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """All that was found: splits with their bad samples still in them, and every problem."""
-
-    classes: tuple[str, ...]
-    splits: dict[str, Inspected]
-    problems: list[DataProblem]
-
-
-def gather(data: DataSection, *, progress: Progress | None = None) -> Gathered:
+def gather(data: DataSection, *, masks: bool = False, progress: Progress | None = None) -> Gathered:
     """Every split listed, read and inspected. Bad images are problems here; a layout that cannot be followed is a DataError."""
+    if data.source == "pairs":
+        found = pairs.read(data, progress)
+    elif masks:
+        found = _masked_scenes(data, progress)
+    else:
+        found = _labelled(data, progress)
+    splits = _with_fraction(found.splits, data.val) if isinstance(data.val, float) else found.splits
+    whole = {problem.kind for problem in found.problems if problem.fatal and not problem.file}  # said once, not again of each file
+    each = [problem for problem in problems(splits, found.classes) if problem.kind not in whole]
+    return replace(found, splits=splits, problems=found.problems + each)
+
+
+def _labelled(data: DataSection, progress: Progress | None) -> Gathered:
+    """Splits of images with a label each."""
     source = SOURCES[data.source.partition(":")[0]](data, progress)
     classes, index = _classes(data, source)
     splits: dict[str, Inspected] = {}
     for name, listing in source.splits.items():
         labels = np.fromiter((_label(index, label, name, file) for label, file in zip(listing.labels, listing.names, strict=True)), np.int64)
         splits[name] = inspect(listing, name, labels, progress=progress)
-    if isinstance(data.val, float):
-        splits = _with_fraction(splits, data.val)
-    noticed = [problem for listing in source.splits.values() for problem in listing.problems]
-    return Gathered(classes, splits, noticed + problems(splits, classes))
+    return Gathered(classes, splits, [problem for listing in source.splits.values() for problem in listing.problems])
 
 
 def _with_fraction(splits: dict[str, Inspected], fraction: float) -> dict[str, Inspected]:
@@ -128,16 +143,8 @@ def _given(data: DataSection, source: Listed) -> tuple[Sequence[str] | None, str
     if isinstance(data.classes, list):
         return data.classes, "data.classes"
     if isinstance(data.classes, str):
-        return _lines(Path(data.classes)), data.classes
+        return lines_of(Path(data.classes)), data.classes
     return source.classes, source.origin
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: expected a UTF-8 text file with one class name a line: {error}") from None
-    return [line for line in lines if line]
 
 
 def _label(index: dict[str, int], label: str, split: str, file: str) -> int:
@@ -190,16 +197,13 @@ def _prefix_label(name: str) -> str | None:
 
 
 def _of_folders(data: DataSection, label_of: Callable[[str], str | None]) -> Listed:
-    splits = {split: _of_folder(Path(root), split, data.source, label_of) for split, root in _paths(data).items()}
-    return Listed(splits, *_classes_file(Path(str(data.train))))
+    splits = {split: _of_folder(Path(root), split, data.source, label_of) for split, root in split_paths(data).items()}
+    return Listed(splits, *classes_file(Path(str(data.train))))
 
 
 def _of_folder(root: Path, split: str, source: str, label_of: Callable[[str], str | None]) -> Listing:
-    if not root.is_dir():
-        nearby = [path.name for path in root.parent.iterdir() if path.is_dir()] if root.parent.is_dir() else []
-        raise DataError(f"{root}: expected a folder of images for data.{split}, there is none.{did_you_mean(root.name, nearby)}")
     names, labels, odd, noticed = Names(), [], [], []
-    for name in _files(root):
+    for name in files_below(existing(root, f"images for data.{split}")):
         label = label_of(name)
         if posixpath.splitext(name)[1].lower() not in ENDINGS:
             if name != "classes.txt":
@@ -214,57 +218,7 @@ def _of_folder(root: Path, split: str, source: str, label_of: Callable[[str], st
         raise DataError(f"{root}: expected {wanted}, got {len(odd)} without:{listed(odd)}\n{_layout_hint(source)}")
     if not names:
         raise DataError(f"{root}: expected images for data.{split}, found none. {_layout_hint(source)}")
-    return _of_files(names, labels, lambda i: f"{root}/{names[i]}", noticed)
-
-
-def _files(root: Path) -> Iterator[str]:
-    """Paths below a folder with forward slashes, sorted; hidden files and folders are left aside, links are followed once.
-
-    One folder at a time is in memory. With a slash behind their names, folders stand where the paths below them belong.
-    """
-    seen: set[tuple[int, int]] = set()
-
-    def below(folder: str) -> Iterator[str]:
-        stat = os.stat(root / folder)
-        if (stat.st_dev, stat.st_ino) in seen:
-            return  # a link back up would never end
-        seen.add((stat.st_dev, stat.st_ino))
-        names = []
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if any("\ud800" <= character <= "\udfff" for character in entry.name):  # bytes that are no text, as Python shows them
-                    raise DataError(f"{root / folder}: the name {entry.name!r} is not UTF-8 text; rename it")
-                names.append(f"{entry.name}/" if entry.is_dir() else entry.name)
-        for name in sorted(names):
-            if name.endswith("/"):
-                yield from below(folder + name)
-            else:
-                yield folder + name
-
-    return below("")
-
-
-def _of_files(names: Names, labels: list[str], path: Callable[[int], str], noticed: Sequence[DataProblem] = ()) -> Listing:
-    def read(i: int) -> bytes:
-        with open(path(i), "rb") as file:
-            return file.read()
-
-    return Listing(names, labels, read=read, problems=noticed, path=path)
-
-
-def _paths(data: DataSection) -> dict[str, str]:
-    """The path of each split that has one of its own."""
-    return {split: value for split in ("train", "val", "test") if isinstance(value := getattr(data, split), str)}
-
-
-def _classes_file(train: Path) -> tuple[list[str] | None, str]:
-    """The lines and the path of the classes.txt that belongs to a folder or a table."""
-    for file in (train / "classes.txt", train.parent / "classes.txt"):
-        if file.is_file():
-            return _lines(file), str(file)
-    return None, ""
+    return of_files(names, labels, lambda i: f"{root}/{names[i]}", noticed)
 
 
 # ── tables ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -272,8 +226,8 @@ def _classes_file(train: Path) -> tuple[list[str] | None, str]:
 
 def table(data: DataSection, progress: Progress | None) -> Listed:
     """File names and labels in a CSV."""
-    splits = {split: _of_table(Path(path), split, data) for split, path in _paths(data).items()}
-    return Listed(splits, *_classes_file(Path(str(data.train))))
+    splits = {split: _of_table(Path(path), split, data) for split, path in split_paths(data).items()}
+    return Listed(splits, *classes_file(Path(str(data.train))))
 
 
 def _of_table(file: Path, split: str, data: DataSection) -> Listing:
@@ -300,7 +254,7 @@ def _of_table(file: Path, split: str, data: DataSection) -> Listing:
         raise DataError(f"{len(faults)} rows of {file} cannot be used:{listed(faults)}\nCorrect or remove the rows; data.image_dir says where the images lie.")
     if not names:
         raise DataError(f"{file}: expected a row for each image below the header, found none")
-    return _of_files(names, labels, lambda i: str(folders[places[i]] / names[i]))
+    return of_files(names, labels, lambda i: str(folders[places[i]] / names[i]))
 
 
 def _rows(file: Path, filename_column: str, label_column: str) -> Iterator[tuple[int, str, str]]:
@@ -344,6 +298,36 @@ def _of_scenes(split: str, count: int, size: tuple[int, int]) -> Listing:
     names = Names(scenes.name(i, split=split) for i in range(count))
     labels = [scenes.SHAPES[i % len(scenes.SHAPES)] for i in range(count)]
     return Listing(names, labels, open_image, hashes=Hashes.of(scenes.content_hash(i, split=split, image_size=size) for i in range(count)))
+
+
+def _masked_scenes(data: DataSection, progress: Progress | None) -> Gathered:
+    """Drawn scenes with their masks: background and the shapes."""
+    if data.source != "scenes":
+        raise DataError(f"data.source: {data.source} has no masks; segmentation takes pairs or scenes")
+    there = ("background", *scenes.SHAPES)
+    classes = tuple(_given(data, Listed({}, there, "scenes"))[0] or there)
+    if sorted(classes) != sorted(there):
+        raise DataError(f"data.classes: the masks of scenes have the classes {', '.join(there)}; got {', '.join(classes)}")
+    layout = MaskFormat("L", [there.index(name) for name in classes])
+    splits = {}
+    for split, listing in drawn_scenes(data, progress).splits.items():
+        masks = _scene_masks(split, len(listing.names), data.size, layout, progress)
+        splits[split] = replace(inspect(listing, split, pairs.largest(masks.pixels, classes)), masks=masks)
+    return Gathered(classes, splits, [], layout)
+
+
+def _scene_masks(split: str, count: int, size: tuple[int, int], layout: MaskFormat, progress: Progress | None) -> Masks:
+    """The masks of drawn scenes; each is drawn once to count its pixels."""
+
+    def open_mask(i: int) -> np.ndarray:
+        return layout.mask(scenes.draw(i, split=split, image_size=size).mask, scenes.name(i, split=split))
+
+    pixels = np.zeros((count, len(layout.codes) + 1), np.int64)
+    for i in range(count):
+        pixels[i, :-1] = np.bincount(open_mask(i).ravel(), minlength=len(layout.codes))
+        if progress is not None and ((i + 1) % _DRAWN == 0 or i + 1 == count):
+            progress(f"drawing masks of {split}", i + 1, count)
+    return Masks(pixels, Hashes(np.zeros((count, 16), np.uint8)), open_mask)
 
 
 def digits(data: DataSection, progress: Progress | None) -> Listed:

@@ -22,9 +22,10 @@ from typing import Protocol
 import numpy as np
 import PIL
 
-from pellucid.data.dataset import Split
-from pellucid.data.images import resize
+from pellucid.data.dataset import Dataset, Split
+from pellucid.data.images import resize, resized_mask
 from pellucid.errors import DataError
+from pellucid.palettes import IGNORED, MaskFormat
 
 FORMAT = 1
 Progress = Callable[[str, int, int], None]
@@ -55,6 +56,8 @@ class Pixels(Protocol):
 class Stream:
     """Decodes when asked; nothing is kept."""
 
+    channels = 3
+
     def __init__(self, split: Split, resizing: Resizing, note: str | None) -> None:
         self._split, self._resizing, self.note = split, resizing, note
 
@@ -66,6 +69,17 @@ class Stream:
         return resize(self._split.open(index), r.size, r.fit, r.resize_size, r.interpolation)
 
 
+class MaskStream(Stream):
+    """Masks of a split as its images are stored, (H, W) uint8, decoded when asked; bars around an image are ignored."""
+
+    channels = 1
+
+    def image(self, index: int) -> np.ndarray:
+        r = self._resizing
+        assert self._split.masks is not None
+        return resized_mask(self._split.masks.open(index), r.size, r.fit, r.resize_size, bars=IGNORED)
+
+
 class Store:
     """Decoded images behind each other in one file; any number of threads may read.
 
@@ -75,9 +89,9 @@ class Store:
 
     note: str | None = None
 
-    def __init__(self, folder: Path) -> None:
-        self._shapes = np.load(folder / "shapes.npy")
-        sizes = self._shapes.astype(np.int64).prod(axis=1) * 3
+    def __init__(self, folder: Path, channels: int = 3) -> None:
+        self._shapes, self._channels = np.load(folder / "shapes.npy"), channels
+        sizes = self._shapes.astype(np.int64).prod(axis=1) * channels
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
         self._path = folder / "pixels.bin"
         self._file = os.open(self._path, os.O_RDONLY)
@@ -89,11 +103,11 @@ class Store:
         return len(self._shapes)
 
     def image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8, RGB, the caller's own. DataError when the file was changed after it was opened."""
+        """(H, W, 3) uint8, RGB, or (H, W) of masks; the caller's own. DataError when the file was changed after it was opened."""
         (height, width), start, stop = self._shapes[index], int(self._starts[index]), int(self._starts[index + 1])
         pixels = np.empty(stop - start, np.uint8)
         self._read(pixels.data, start)
-        return pixels.reshape(height, width, 3)
+        return pixels.reshape((height, width, 3) if self._channels == 3 else (height, width))
 
     def shapes(self, rows: np.ndarray) -> list[tuple[int, int]]:
         """(height, width) of each image of `rows`, (n,) integers."""
@@ -121,20 +135,38 @@ def open_pixels(split: Split, resizing: Resizing, *, limit_bytes: float, directo
 
     `note` of the result says why it streams.
     """
-    stream = Stream(split, resizing, None)
+    return _open(Stream, split, resizing, _key(split, resizing), split.name, limit_bytes, directory, workers, progress)
+
+
+def open_targets(
+    dataset: Dataset, resizing: Resizing, *, limit_bytes: float, directory: str | None, workers: int, progress: Progress | None = None
+) -> Pixels | None:
+    """The masks of the training images, (H, W) uint8 each, as `open_pixels` gives the images; None where they have none."""
+    split = dataset.splits["train"]
+    if split.masks is None or dataset.mask_format is None:
+        return None
+    key = _key(split, resizing, dataset.mask_format)
+    return _open(MaskStream, split, resizing, key, "masks of train", limit_bytes, directory, workers, progress)
+
+
+def _open(
+    kind: type[Stream], split: Split, resizing: Resizing, key: str, name: str, limit_bytes: float, directory: str | None, workers: int,
+    progress: Progress | None,
+) -> Pixels:  # fmt: skip
+    stream = kind(split, resizing, None)
     needed = _estimated_bytes(stream)
     if needed > limit_bytes:
-        note = f"{split.name}: {needed / 1e9:.2f} GB decoded exceed data.store.limit_gb {limit_bytes / 1e9:g}; images are decoded in every epoch"
-        return Stream(split, resizing, note)
+        note = f"{name}: {needed / 1e9:.2f} GB decoded exceed data.store.limit_gb {limit_bytes / 1e9:g}; images are decoded in every epoch"
+        return kind(split, resizing, note)
     folder = Path(directory) if directory else cache_folder() / "store"
-    target = folder / _key(split, resizing)
+    target = folder / key
     try:
-        if not _is_whole(target):
+        if not _is_whole(target, kind.channels):
             shutil.rmtree(target, ignore_errors=True)
-            _build(stream, target, workers, split.name, progress)
-        return Store(target)
+            _build(stream, target, workers, name, progress)
+        return Store(target, kind.channels)
     except OSError as error:  # a full disk or a read-only folder: the same pixels can be had without the store
-        return Stream(split, resizing, f"{split.name}: no store could be kept in {folder} ({error.strerror or error}); images are decoded in every epoch")
+        return kind(split, resizing, f"{name}: no store could be kept in {folder} ({error.strerror or error}); images are decoded in every epoch")
 
 
 def channel_statistics(pixels: Pixels) -> tuple[list[float], list[float]]:
@@ -156,20 +188,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pellucid"
 
 
-def _key(split: Split, resizing: Resizing) -> str:
+def _key(split: Split, resizing: Resizing, mask_format: MaskFormat | None = None) -> str:
+    """The name of a store: of images, or of their masks as a format reads them."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([FORMAT, PIL.__version__, asdict(resizing)]).encode())
-    for content in split.hashes:
+    said = [FORMAT, PIL.__version__, asdict(resizing)] + ([asdict(mask_format)] if mask_format is not None else [])
+    digest.update(json.dumps(said).encode())
+    contents = split.hashes if mask_format is None else (content for _, _, content in split.rows())
+    for content in contents:
         digest.update(content.encode())
     return digest.hexdigest()
 
 
-def _is_whole(target: Path) -> bool:
+def _is_whole(target: Path, channels: int) -> bool:
     """Whether a store is there and can be opened; a torn one is built again."""
     if not target.exists():
         return False
     try:
-        Store(target)
+        Store(target, channels)
     except (OSError, ValueError, EOFError):
         return False
     return True

@@ -1,10 +1,12 @@
 """Arrays -> figures on paper (matplotlib, no display): PNG, SVG and PDF whose bytes depend on the numbers alone.
 
 Each function returns a `matplotlib.figure.Figure` without pyplot's global state; `save` writes it. `runs` draws the numbers of a
-run, `inside` and `projections` what was seen inside a model; `overlays` puts a map on a photograph without drawing a figure.
+run, `masks` a segmentation's and its masks, `inside` and `projections` what was seen inside a model; `overlays` puts a map on a
+photograph without drawing a figure.
 """
 
 from pellucid.figures.inside import attention_sheet, bias_figure, epochs_strip, heads_sheet, positions_figure, scores_figure
+from pellucid.figures.masks import confidence_sheet, error_map, iou_bars, mask_curves, masks_sheet, write_mask_figures, write_mask_sheets
 from pellucid.figures.overlays import overlay
 from pellucid.figures.projections import projection_figure
 from pellucid.figures.runs import (
@@ -26,11 +28,16 @@ __all__ = [
     "attention_sheet",
     "bias_figure",
     "compare_curves",
+    "confidence_sheet",
     "confusion_matrix",
     "epochs_strip",
+    "error_map",
     "heads_sheet",
+    "iou_bars",
     "learning_curves",
     "learning_rate_curve",
+    "mask_curves",
+    "masks_sheet",
     "overlay",
     "overview",
     "positions_figure",
@@ -38,5 +45,7 @@ __all__ = [
     "reliability_diagram",
     "save",
     "scores_figure",
+    "write_mask_figures",
+    "write_mask_sheets",
     "write_run_figures",
 ]

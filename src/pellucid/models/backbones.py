@@ -35,7 +35,7 @@ HOMES = ("timm", "torchvision")
 Color = tuple[float, float, float]
 
 # timm fixes the width of these by their name; their generators take any, which is how narrower published weights (0.25, 0.5) are built.
-_WIDTH_GENERATORS: dict[str, Callable[..., nn.Module]] = {
+WIDTH_GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "mobilenetv1_100": efficientnet._gen_mobilenet_v1,
     "mobilenetv2_100": efficientnet._gen_mobilenet_v2,
     "mobilenetv3_large_100": mobilenetv3._gen_mobilenet_v3,
@@ -50,7 +50,7 @@ class Built:
     """A model and what a recipe has to know of it.
 
     mean, std: the model's own normalisation of RGB pixels in [0, 1]. classifier: path prefixes of the layers whose shape depends on the number of
-    classes. notes: one line about each thing that was decided.
+    classes. notes: one line about each thing that was decided. backbone: path of the part that came from a classifier, "" where that is all the rest.
     """
 
     module: nn.Module
@@ -58,6 +58,7 @@ class Built:
     std: Color
     classifier: tuple[str, ...]
     notes: list[str]
+    backbone: str = ""
 
 
 def build_classifier(
@@ -76,7 +77,7 @@ def build_classifier(
     Raises UsageError (unknown name, or a setting that the model cannot take) and MissingError (published weights neither cached nor reachable).
     """
     home, model = _home(name)
-    arguments = {key: _tuples(value) for key, value in options.items()}
+    arguments = {key: tuples(value) for key, value in options.items()}
     reserved = [key for key in ("num_classes", "pretrained", "weights", "progress") if key in arguments]
     if reserved:
         raise UsageError(f"{name}: {reserved[0]} is not an option; it follows from the data and from model.pretrained or model.weights. Remove it.")
@@ -87,7 +88,7 @@ def build_classifier(
 def normalization(name: str) -> tuple[Color, Color]:
     """(mean, std) of RGB pixels in [0, 1] that the model's published weights expect; ImageNet's where the model states none. Builds nothing."""
     home, model = _home(name)
-    return _timm_normalization(model)[:2] if home == "timm" else _torchvision_normalization(model)
+    return timm_normalization(model)[:2] if home == "timm" else _torchvision_normalization(model)
 
 
 def model_names() -> list[str]:
@@ -118,13 +119,13 @@ def _nearest(name: str, known: list[str]) -> str:
     return did_you_mean(name, known) or " `pellucid.models.model_names()` lists all names."
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """Lists as tuples, at any depth: YAML knows only lists, constructors compare with tuples."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value
 
 
 @contextlib.contextmanager
-def _constructing(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+def constructing(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
     """Turn a constructor's complaint into ours: the option it does not know, or its reason."""
     try:
         yield
@@ -142,20 +143,20 @@ def _constructing(name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
 
 
 # ── timm ──
-def _timm_config(model: str) -> Any:
+def timm_config(model: str) -> Any:
     """timm's record of a model's weights and input, or None for a model without one."""
     return timm.models.get_pretrained_cfg(model)
 
 
-def _timm_normalization(model: str) -> tuple[Color, Color, list[str]]:
-    config = _timm_config(model)
+def timm_normalization(model: str) -> tuple[Color, Color, list[str]]:
+    config = timm_config(model)
     if config is None:
         mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
         return mean, std, [f"timm/{model} states no normalisation: ImageNet's is its own"]
-    return _color(config.mean), _color(config.std), []
+    return color(config.mean), color(config.std), []
 
 
-def _color(values: Any) -> Color:
+def color(values: Any) -> Color:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
 
@@ -169,15 +170,15 @@ def _build_timm(
     drop_path_rate: float | None,
     image_size: tuple[int, int],
 ) -> Built:
-    name, config = f"timm/{model}", _timm_config(model)
+    name, config = f"timm/{model}", timm_config(model)
     for key, value in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
         if value is not None:
             arguments[key] = _once(name, key, value, arguments)
     if config is not None and config.fixed_input_size and (tuple(config.input_size[-2:]) != image_size or "img_size" in arguments):
         arguments["img_size"] = _once(name, "img_size", image_size, arguments)
-    mean, std, notes = _timm_normalization(model)
-    with _timm_says(notes):
-        module = _create_timm(model, num_classes, pretrained, arguments, notes)
+    mean, std, notes = timm_normalization(model)
+    with timm_says(notes):
+        module = create_timm(model, num_classes, pretrained, arguments, notes)
     _check_drop(name, module, drop_rate, (nn.Dropout, nn.Dropout2d), "p", "drop_rate")
     _check_drop(name, module, drop_path_rate, (DropPath,), "drop_prob", "drop_path_rate")
     classifier = _timm_classifier(module)
@@ -187,31 +188,32 @@ def _build_timm(
 
 
 def _once(name: str, key: str, value: Any, arguments: Mapping[str, Any]) -> Any:
-    if key in arguments and _tuples(arguments[key]) != value:
+    if key in arguments and tuples(arguments[key]) != value:
         raise UsageError(f"{name}: options.{key} is {arguments[key]!r} and the recipe's own setting {value!r}. Give one of the two.")
     return value
 
 
-def _create_timm(model: str, num_classes: int, pretrained: bool, arguments: dict[str, Any], notes: list[str]) -> nn.Module:
-    name = f"timm/{model}"
+def create_timm(model: str, num_classes: int, pretrained: bool, arguments: dict[str, Any], notes: list[str]) -> nn.Module:
+    """timm's model, of another width where options.channel_multiplier asks for it; which published weights it starts from is added to `notes`."""
+    name, architecture = f"timm/{model}", model.split(".")[0]
+    narrower = "channel_multiplier" in arguments and architecture in WIDTH_GENERATORS
+    if narrower and pretrained:
+        raise UsageError(f"{name}: published weights are of width 1; options.channel_multiplier goes with pretrained: false or weights: FILE.")
+    if narrower:
+        with constructing(name, arguments):
+            return WIDTH_GENERATORS[architecture](architecture, num_classes=num_classes, **arguments)
     overlay: dict[str, Any] | None = None
     if pretrained:
-        file, custom = timm_file(model, _timm_config(model))
+        file, custom = timm_file(model, timm_config(model))
         # A file given here stops timm from asking its hub whether a newer one exists.
         overlay = {"file": str(file), "custom_load": custom}
         notes.append(f"weights: {file.name} of {name}")
-    architecture = model.split(".")[0]
-    if "channel_multiplier" in arguments and architecture in _WIDTH_GENERATORS:
-        if pretrained:
-            raise UsageError(f"{name}: published weights are of width 1; options.channel_multiplier goes with pretrained: false or weights: FILE.")
-        with _constructing(name, arguments):
-            return _WIDTH_GENERATORS[architecture](architecture, num_classes=num_classes, **arguments)
-    with _constructing(name, arguments):
+    with constructing(name, arguments):
         return timm.create_model(model, pretrained=pretrained, pretrained_cfg_overlay=overlay, num_classes=num_classes, **arguments)
 
 
 @contextlib.contextmanager
-def _timm_says(notes: list[str]) -> Iterator[None]:
+def timm_says(notes: list[str]) -> Iterator[None]:
     """Collect what timm logs while it builds and loads (missing, unexpected and resized tensors) as notes."""
 
     class Collector(logging.Handler):
@@ -260,7 +262,7 @@ def _torchvision_names() -> list[str]:
 
 def _torchvision_normalization(model: str) -> tuple[Color, Color]:
     preset = torchvision.models.get_model_weights(model)["DEFAULT"].transforms()
-    return _color(preset.mean), _color(preset.std)
+    return color(preset.mean), color(preset.std)
 
 
 def _build_torchvision(
@@ -292,9 +294,9 @@ def _build_torchvision(
         if "stochastic_depth_prob" not in accepted:
             raise UsageError(f"{name} has no drop_path_rate (stochastic depth). Remove it, or choose the model of timm.")
         arguments["stochastic_depth_prob"] = _once(name, "drop_path_rate", drop_path_rate, {})
-    with _constructing(name, arguments):
+    with constructing(name, arguments):
         module = _construct(builder, num_classes, arguments)
-    classifier = (_last_layer(name, module, num_classes),)
+    classifier = (last_layer(name, module, num_classes),)
     notes += _dropout_notes(name, module, classifier[0], drop_rate)
     mean, std = _torchvision_normalization(model)
     if pretrained:
@@ -341,7 +343,7 @@ def _construct(builder: Callable[..., nn.Module], num_classes: int, arguments: M
     return module
 
 
-def _last_layer(name: str, module: nn.Module, num_classes: int) -> str:
+def last_layer(name: str, module: nn.Module, num_classes: int) -> str:
     """Path of the layer that gives the logits: the last linear or 1x1 convolution in order of registration."""
     layers = [(path, layer) for path, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     path, layer = layers[-1]

@@ -20,16 +20,17 @@ from pellucid.models.weights import under
 _TRUNKS = ("features", "layers", "blocks", "encoder", "encoder.layers", "trunk_output")
 
 
-def set_trainable(module: nn.Module, freeze: Literal["none", "backbone"] | Sequence[str], classifier: Sequence[str]) -> list[str]:
+def set_trainable(module: nn.Module, freeze: Literal["none", "backbone"] | Sequence[str], classifier: Sequence[str], backbone: str = "") -> list[str]:
     """Paths of the frozen parts, for `train_mode`; every parameter of the model is set to trained or not.
 
-    freeze: "none", "backbone" (all but the classifier and the layers without parameters behind the backbone, such as its dropout), or paths of modules
-    or parameters. Raises UsageError for a path that is not there, and when nothing is left to train.
+    freeze: "none", "backbone" (the part of that path; without one all but the classifier and the layers without parameters behind the backbone, such as its
+    dropout), or paths of modules or parameters. Raises UsageError for a path that is not there, and when nothing is left to train.
     """
     if isinstance(freeze, str):
         if freeze not in ("none", "backbone"):
             raise UsageError(f"model.freeze: expected none, backbone or a list of module paths, got {freeze!r}.{did_you_mean(freeze, ['none', 'backbone'])}")
-        frozen = _backbone(module, tuple(classifier)) if freeze == "backbone" else []
+        parts = [backbone] if backbone else _backbone(module, tuple(classifier))
+        frozen = parts if freeze == "backbone" else []
     else:
         frozen = list(freeze)
         known = [name for name, _ in module.named_modules() if name] + [name for name, _ in module.named_parameters()]

@@ -91,8 +91,8 @@ def legend(curves: Sequence[Curve]) -> Markup:
     return Markup('<ul class="legend">{}</ul>').format(Markup("").join(items))
 
 
-def reliability_chart(calibration: Calibration) -> Markup:
-    """Accuracy of each confidence bin as bars, with the diagonal of perfect calibration; the bars' width is their bin."""
+def reliability_chart(calibration: Calibration, *, of: str = "samples") -> Markup:
+    """Accuracy of each confidence bin as bars, with the diagonal of perfect calibration; the bars' width is their bin, `of` what is counted."""
     axes = _Axes(0.0, 1.0, 0.0, 1.0, height=330)
     grid = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     drawn = [_frame(axes, grid, grid, "confidence", "accuracy")]
@@ -104,13 +104,13 @@ def reliability_chart(calibration: Calibration) -> Markup:
         drawn.append(
             Markup('<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill-opacity="{:.2f}"><title>{}</title></rect>').format(
                 left + 1, top, right - left - 2, floor - top, 0.25 + 0.75 * count / most,
-                f"confidence {low:.2f} to {high:.2f}: {count:,} samples, accuracy {rounded(accuracy)}",
+                f"confidence {low:.2f} to {high:.2f}: {count:,} {of}, accuracy {rounded(accuracy)}",
             )
         )  # fmt: skip
     start, end = (axes.x(0.0), axes.y(0.0)), (axes.x(1.0), axes.y(1.0))
     drawn.append(Markup('<path class="ideal" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(*start, *end))
     n = sum(calibration.counts)
-    return _svg(Markup("").join(drawn), label=f"Reliability diagram. Accuracy against confidence in {len(calibration.counts)} bins, {n:,} samples.", height=330)
+    return _svg(Markup("").join(drawn), label=f"Reliability diagram. Accuracy against confidence in {len(calibration.counts)} bins, {n:,} {of}.", height=330)
 
 
 def bar_strip(counts: Sequence[int], names: Sequence[str], *, label: str) -> Markup:

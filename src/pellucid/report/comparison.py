@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from pellucid.errors import UsageError
 from pellucid.readings import Curve, curve, learning_rate
 from pellucid.report import charts
 from pellucid.report.page import Drawing
@@ -17,7 +18,9 @@ from pellucid.run import Measurement, rounded
 from pellucid.tables import table
 
 if TYPE_CHECKING:
-    from pellucid.compare import Comparison, Row
+    from pellucid.compare import ClassCell, ClassTable, Comparison, Row
+
+MOST_CLASSES = 40  # columns of the table of classes in HTML; more do not fit a page
 
 
 def signed(value: float, unit: str) -> str:
@@ -39,10 +42,11 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 # ── text ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def to_text(comparison: Comparison, *, width: int | None = None) -> str:
+def to_text(comparison: Comparison, *, width: int | None = None, per_class: bool = False) -> str:
     """A plain table of at most `width` columns (default: the terminal's), then one line a row about its difference.
 
-    Settings that do not fit beside the numbers stand below them; on a very narrow terminal each row becomes a block.
+    Settings that do not fit beside the numbers stand below them; on a very narrow terminal each row becomes a block. per_class: then also the numbers of
+    single classes; UsageError where the compared number has none.
     """
     width = width or shutil.get_terminal_size((120, 24)).columns
     number = comparison.metric or "number"
@@ -61,20 +65,67 @@ def to_text(comparison: Comparison, *, width: int | None = None) -> str:
             parts.append("settings\n" + "\n".join(_wrapped(line, width) for line in lines))
     said = [f"{row.name}: {line}" for row in comparison.rows for line in (row.words, *row.notes) if line]
     parts += ["\n".join(_wrapped(line, width) for line in lines) for lines in (said, comparison.notes) if lines]
+    if per_class:
+        parts.append(_class_text(comparison, width))
     return "\n\n".join(parts)
+
+
+def _class_text(comparison: Comparison, width: int) -> str:
+    """The table of classes, as many of them side by side as fit; * marks the best of a column."""
+    found = comparison.classes
+    if found is None:
+        number = comparison.metric or "nothing"
+        raise UsageError(f"--per-class: {number} has no numbers of single classes here; --metric miou (iou of each class) or accuracy (recall) has them")
+    names = [row.name for row in comparison.rows]
+    columns = [[_cell_text(row[c]) for row in found.rows] for c in range(len(found.classes))]
+
+    def drawn(chosen: Sequence[int]) -> str:
+        rows = [[name, *(columns[c][r] for c in chosen)] for r, name in enumerate(names)]
+        return table([found.family, *(found.classes[c] for c in chosen)], rows)
+
+    parts: list[str] = []
+    shown: list[int] = []
+    for c in range(len(found.classes)):
+        if shown and not _fits(drawn([*shown, c]), width):
+            parts.append(drawn(shown))
+            shown = []
+        shown.append(c)
+    parts.append(drawn(shown))
+    if not all(_fits(part, width) for part in parts):
+        heads = [found.family, *found.classes]
+        parts = [_block(heads, [name, *(column[r] for column in columns)], width) for r, name in enumerate(names)]
+    seeds = "mean ± sample standard deviation over seeds, " if any(cell.spread for row in found.rows for cell in row) else ""
+    title = f"{found.family} of each class: {seeds}* best of its column"
+    return "\n\n".join([_wrapped(title, width), *parts, *(_wrapped(line, width) for line in _partly(comparison, found))])
+
+
+def _cell_text(cell: ClassCell) -> str:
+    if cell.measurement is None:
+        return cell.lack
+    return f"{cell.measurement}{f' ± {cell.spread}' if cell.spread else ''}{' *' if cell.best else ''}"
+
+
+def _partly(comparison: Comparison, found: ClassTable) -> list[str]:
+    """A line for each class that some seeds of a row lack and others have."""
+    return [
+        f"{row.name}: {len(cell.values)} of {len(row.seeds)} seeds have {found.family}[{name}]; their mean is shown"
+        for row, cells in zip(comparison.rows, found.rows, strict=True)
+        for name, cell in zip(found.classes, cells, strict=True)
+        if 0 < len(cell.values) < len(row.seeds)
+    ]
 
 
 def _numbers(row: Row) -> list[str]:
     marks = [
         word
-        for word, there in (("final", row.final), ("baseline", row.baseline), ("other data", not row.comparable), (row.status, row.status != "done"))
+        for word, there in (("final", row.final), ("baseline", row.baseline), (f"other {row.other}", not row.comparable), (row.status, row.status != "done"))
         if there
     ]
     name = row.name + (f" ({', '.join(marks)})" if marks else "")
     found = row.measurement
     if found is None:
         return [name, "n/a", "", "", "", "", ""]
-    over = f"{len(row.values)} seeds" if len(row.values) > 1 else f"{found.n:,} samples"
+    over = f"{len(row.values)} seeds" if len(row.values) > 1 else f"{found.n:,} {row.of}"
     difference = signed(row.difference.value, row.difference.unit) if row.difference else ""
     return [name, str(found), interval(found), str(row.spread or ""), over, difference, _signed_interval(row.difference)]
 
@@ -107,7 +158,25 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "settings": list(comparison.settings),
         "notes": list(comparison.notes),
         "rows": [_plain(row) for row in comparison.rows],
+        "classes": _plain_classes(comparison),
     }
+
+
+def _plain_classes(comparison: Comparison) -> dict[str, Any] | None:
+    """{family, rows: {row: {class: numbers, or in `lack` why there are none}}}; None where the compared number has no numbers of single classes."""
+    found = comparison.classes
+    if found is None:
+        return None
+    rows = {
+        row.name: {name: _plain_cell(cell) for name, cell in zip(found.classes, cells, strict=True)}
+        for row, cells in zip(comparison.rows, found.rows, strict=True)
+    }
+    return {"family": found.family, "rows": rows}
+
+
+def _plain_cell(cell: ClassCell) -> dict[str, Any]:
+    value, spread = (m.value if m else None for m in (cell.measurement, cell.spread))
+    return {"value": value, "spread": spread, "values": list(cell.values), "best": cell.best, "lack": cell.lack}
 
 
 def _plain(row: Row) -> dict[str, Any]:
@@ -120,6 +189,7 @@ def _plain(row: Row) -> dict[str, Any]:
         "final": row.final,
         "baseline": row.baseline,
         "comparable": row.comparable,
+        "other": row.other,
         "settings": row.settings,
         "value": found.value if found else None,
         "unit": found.unit if found else None,
@@ -148,11 +218,22 @@ def to_html(comparison: Comparison) -> str:
         rows=comparison.rows,
         settings=[(key, short[key]) for key in comparison.settings],
         notes=comparison.notes,
-        overlays=[d for d in (_overlay(comparison, "accuracy", "fraction"), _overlay(comparison, "loss", "nats")) if d],
+        classes=_shown_classes(comparison),
+        partly=_partly(comparison, comparison.classes) if comparison.classes else [],
+        overlays=[d for value, unit in _OVERLAID if (d := _overlay(comparison, value, unit))],
         rates=_rates(comparison),
         signed=signed,
         signed_interval=_signed_interval,
     )
+
+
+_OVERLAID = (("miou", "fraction"), ("accuracy", "fraction"), ("loss", "nats"))
+
+
+def _shown_classes(comparison: Comparison) -> ClassTable | None:
+    """The table of classes, where there is one that fits a page."""
+    found = comparison.classes
+    return found if found is not None and len(found.classes) <= MOST_CLASSES else None
 
 
 def _overlay(comparison: Comparison, value: str, unit: str) -> Drawing | None:

@@ -29,7 +29,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Pair:
-    """Samples of class `label` that were taken for `prediction`; `share` is their fraction of the label's samples."""
+    """Samples or pixels of class `label` that were taken for `prediction`; `share` is their fraction of the label's."""
 
     label: str
     prediction: str
@@ -86,16 +86,6 @@ def read_predictions(predictions: Predictions, classes: Sequence[str], *, split:
         )
         for i, name in enumerate(classes)
     ]
-    pairs = [
-        Pair(
-            classes[i],
-            classes[j],
-            count,
-            int(confusion[i].sum()),
-            fraction("share", count / confusion[i].sum(), int(confusion[i].sum()), "of the label's samples"),
-        )
-        for i, j, count in most_confused(confusion, num_pairs)
-    ]
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:num_mistakes]
     mistakes = [
@@ -110,4 +100,15 @@ def read_predictions(predictions: Predictions, classes: Sequence[str], *, split:
     ]
     accuracy = fraction("accuracy", float(np.mean(predicted == labels)), n, "right among all, from the saved predictions")
     bins = calibrate(confidence, predicted == labels, split=split, seed=seed)
-    return Reading(split, n, list(classes), accuracy, confusion, rows, pairs, bins, mistakes, len(wrong))
+    return Reading(
+        split, n, list(classes), accuracy, confusion, rows, confused_pairs(confusion, classes, num_pairs, split=split, seed=seed), bins, mistakes, len(wrong)
+    )
+
+
+def confused_pairs(confusion: Counts, classes: Sequence[str], most: int, *, split: str, seed: int, of: str = "samples") -> list[Pair]:
+    """The pairs of classes that were confused most often, by counts (C, C) of samples or pixels, `of`; row = label, column = prediction."""
+    found = []
+    for i, j, count in most_confused(confusion, most):
+        n = int(confusion[i].sum())
+        found.append(Pair(classes[i], classes[j], count, n, Measurement("share", count / n, "fraction", split, n, seed, f"of the label's {of}")))
+    return found

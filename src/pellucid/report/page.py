@@ -15,11 +15,13 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pellucid import findings, mask_findings
 from pellucid.errors import RunError
-from pellucid.readings import Curve, by_epoch, learning_rate
-from pellucid.report import charts, pictures, settings
+from pellucid.readings import Curve, by_epoch, curve, learning_rate
+from pellucid.recipe import Recipe
+from pellucid.report import charts, masks, pictures, settings
 from pellucid.report.content import Mistake, Reading, read_predictions
-from pellucid.report.inside import read_inside
+from pellucid.report.inside import Inside, read_inside
 from pellucid.report.template import render_template
 from pellucid.run import DONE, DataRecord, Measurement, Run, RunRecord, rounded
 
@@ -78,38 +80,45 @@ def write_report(run: Run, *, out: Path | None = None) -> Path:
 
 def render(run: Run) -> str:
     """The report as one HTML text without any outside reference. Raises RunError where a file of the run cannot be read."""
-    record = run.record
+    record, recipe = run.record, run.recipe
     data = run.data if _has(run, "data.json") else None
     headline = record.measurements[0] if record.measurements else None
-    reading = _reading(run, record, data, headline)
-    in_class_table = set() if reading is None else {f"{reading.split}/recall[{name}]" for name in reading.classes}
+    split = _shown_split(run, headline)
+    of_pixels = recipe.task == "segmentation"
+    reading = None if data is None or split is None or of_pixels else _reading(run, data, split, recipe.seed)
+    masked = None if data is None or split is None or not of_pixels else _masked(run, record, data, split, recipe)
+    inside = _inside(run)
+    room = masks.MAX_PICTURE_BYTES - (0 if masked is None else masked.bytes) - (0 if inside is None else _picture_bytes(inside))
     return render_template(
         "report.html",
         name=run.name,
         record=record,
-        facts=_facts(run, record, data),
+        facts=_facts(recipe, record, data),
         headline=headline,
         promise=_promise(run, record),
-        measurements=[m for m in record.measurements if m.key not in in_class_table],
+        measurements=[m for m in record.measurements if m.key not in _in_class_table(reading, masked)],
         recalls={m.key: m for m in record.measurements},
-        alerts=_alerts(run, record, reading),
+        alerts=_alerts(run, record, reading) + ([masked.alert] if masked is not None and masked.alert else []),
         problems=[] if data is None else data.problems[:MAX_PROBLEMS],
         num_problems=0 if data is None else len(data.problems),
         skipped=[] if data is None else data.skipped,
-        drawings=_drawings(run.metrics()),
+        drawings=_drawings(run.metrics(), accuracy="Pixel accuracy" if of_pixels else "Accuracy"),
+        masks=masked,
+        masks_over_epochs=masks.read_masks_over_epochs(run, room=room) if of_pixels else None,
+        pixel_rows=[] if data is None or data.mask_format is None else masks.pixel_rows(data),
         reading=reading,
         cells=None if reading is None or len(reading.classes) > MATRIX_CLASSES else _cells(reading),
         matrix=None if reading is None or len(reading.classes) <= MATRIX_CLASSES else pictures.matrix(reading.confusion),
         rows=[] if reading is None else _class_rows(reading),
         reliability=None if reading is None else charts.reliability_chart(reading.calibration),
         mistakes=[] if reading is None else _mistakes(run, reading),
-        inside=read_inside(run),
+        inside=inside,
         data=data,
         data_rows=None if data is None or len(data.classes) > BAR_CLASSES else _data_rows(data),
         strips={}
         if data is None
         else {name: charts.bar_strip(split.counts, data.classes, label=f"Samples of each class in {name}") for name, split in data.splits.items()},
-        groups=settings.groups(run.recipe),
+        groups=settings.groups(recipe),
         environment=_flat(run.environment) if _has(run, "environment.json") else None,
         command=shlex.join(record.command),
         verify=shlex.join(["pellucid", "verify", str(run.path)]),
@@ -150,9 +159,8 @@ def _verification(run: Run) -> dict[str, Any] | None:
     return found
 
 
-def _facts(run: Run, record: RunRecord, data: DataRecord | None) -> list[tuple[str, str]]:
+def _facts(recipe: Recipe, record: RunRecord, data: DataRecord | None) -> list[tuple[str, str]]:
     """(name, text) of what a reader asks first."""
-    recipe = run.recipe
     facts = [("model", recipe.model.name)]
     if record.num_params:
         facts.append(("parameters", rounded(record.num_params, "count")))
@@ -188,11 +196,13 @@ def _has(run: Run, name: str) -> bool:
 # ── curves and predictions ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _drawings(lines: Sequence[dict[str, Any]]) -> list[Drawing]:
-    rate = learning_rate(lines)
+def _drawings(lines: Sequence[dict[str, Any]], *, accuracy: str) -> list[Drawing]:
+    """Charts of what metrics.jsonl holds; `accuracy` is what its share of right things is called."""
+    rate, miou = learning_rate(lines), curve(lines, kind="val", value="miou", against="epoch", name="val", style=1)
     wanted: list[tuple[str, list[Curve], str, str, str]] = [
         ("Loss", by_epoch(lines, "loss"), "epoch", "loss (nats)", "nats"),
-        ("Accuracy", by_epoch(lines, "accuracy"), "epoch", "accuracy", "fraction"),
+        (accuracy, by_epoch(lines, "accuracy"), "epoch", accuracy.lower(), "fraction"),
+        ("mIoU", [miou] if miou.points else [], "epoch", "mIoU", "fraction"),
         ("Learning rate", [rate] if rate.points else [], "step", "learning rate", "rate"),
     ]
     return [
@@ -202,19 +212,46 @@ def _drawings(lines: Sequence[dict[str, Any]]) -> list[Drawing]:
     ]
 
 
-def _reading(run: Run, record: RunRecord, data: DataRecord | None, headline: Measurement | None) -> Reading | None:
-    """The predictions of the headline's split, or of the first split that has some."""
+def _shown_split(run: Run, headline: Measurement | None) -> str | None:
+    """The headline's split, or the first one with predictions."""
     splits = run.prediction_splits
-    if data is None or not splits:
-        return None
-    split = headline.split if headline is not None and headline.split in splits else splits[0]
+    return headline.split if headline is not None and headline.split in splits else next(iter(splits), None)
+
+
+def _reading(run: Run, data: DataRecord, split: str, seed: int) -> Reading | None:
+    """The predictions of a split; None where it has no sample."""
     predictions = run.predictions(split)
     if not len(predictions.labels):
         return None
     expected, found = (len(predictions.labels), len(data.classes)), predictions.logits.shape
     if found != expected:
         raise RunError(f"{run.predictions_file(split)}: expected logits of shape {expected} for the classes in data.json, got {found}; the run was changed")
-    return read_predictions(predictions, data.classes, split=split, seed=run.recipe.seed)
+    return read_predictions(predictions, data.classes, split=split, seed=seed)
+
+
+def _masked(run: Run, record: RunRecord, data: DataRecord, split: str, recipe: Recipe) -> masks.MaskReading | None:
+    """The predicted masks of a split; None where it has no image."""
+    if data.mask_format is None:
+        raise RunError(f"{run.path / 'data.json'}: expected the format of the masks of a segmentation, there is none; the file was changed")
+    assert recipe.scoring is not None, "the schema gives every segmentation its scoring"
+    return masks.read_masks(run, data, record.measurements, split=split, seed=recipe.seed, scoring=recipe.scoring)
+
+
+def _in_class_table(reading: Reading | None, masked: masks.MaskReading | None) -> set[str]:
+    """Keys of the measurements that stand in the table of classes."""
+    found = set() if reading is None else {f"{reading.split}/recall[{name}]" for name in reading.classes}
+    return found if masked is None else found | {f"{masked.split}/iou[{name}]" for name in masked.classes}
+
+
+def _inside(run: Run) -> Inside | None:
+    """What was seen inside; None as well where masks over epochs are all that was kept."""
+    masks_alone = (run.inside / mask_findings.FINDINGS).is_file() and not (run.inside / findings.FINDINGS).is_file()
+    return None if masks_alone else read_inside(run)
+
+
+def _picture_bytes(inside: Inside) -> int:
+    """Of the photos and maps of the section on what is inside, as text."""
+    return sum(len(look.uri or "") + sum(len(map_.uri) for map_ in (*look.maps, *look.over_epochs)) for look in inside.looked)
 
 
 def _cells(reading: Reading) -> list[list[Cell]]:

@@ -23,7 +23,7 @@ def thumbnail(path: Path) -> str | None:
     except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged files; the page says so in its place
         return None
     image.thumbnail((SIDE, SIDE))
-    return _uri(image, "WEBP", quality=80, method=4)
+    return data_uri(image, "WEBP", quality=80, method=4)
 
 
 def matrix(confusion: NDArray[np.int64]) -> str:
@@ -39,10 +39,11 @@ def matrix(confusion: NDArray[np.int64]) -> str:
     pixels = np.zeros((side, side, 4), dtype=np.uint8)
     pixels[..., :3] = _INK
     pixels[..., 3] = np.rint(255 * np.sqrt(share))  # the root lets rare confusions be seen
-    return _uri(PIL.Image.fromarray(pixels, "RGBA"), "PNG", optimize=True)
+    return data_uri(PIL.Image.fromarray(pixels, "RGBA"), "PNG", optimize=True)
 
 
-def _uri(image: PIL.Image.Image, kind: str, **options: int | bool) -> str:
+def data_uri(image: PIL.Image.Image, kind: str, **options: int | bool) -> str:
+    """A picture as a data URI of a WEBP or PNG file; options are those of Pillow's `save`."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

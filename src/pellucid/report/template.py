@@ -5,6 +5,7 @@ A number reaches a page as a `Measurement`, a whole count, or text from `pelluci
 
 from __future__ import annotations
 
+import functools
 from importlib import resources
 from typing import Any
 
@@ -37,7 +38,9 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
+    """One for all pages, as compiling a template takes longer than filling it."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_text),
         autoescape=True,

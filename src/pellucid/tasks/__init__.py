@@ -3,64 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pellucid.data.dataset import Dataset, Split
-from pellucid.data.loader import Pack, Window
+from pellucid.data.dataset import Dataset
 from pellucid.data.store import Pixels
+from pellucid.errors import MissingError
+from pellucid.models.backbones import Built
+from pellucid.models.weights import WeightsReport, read_weights
 from pellucid.recipe import Recipe
-from pellucid.run import Measurement, Predictions, Run
+from pellucid.run import Run
 from pellucid.runtime import Runtime, start
-from pellucid.tasks import classification
+from pellucid.tasks import classification, segmentation
+from pellucid.tasks.protocol import PackLoss, Task
+
+__all__ = ["MODELS", "PREDICTORS", "TASKS", "PackLoss", "Task", "build_task", "load_model", "predict", "runtime_of"]
+
+TASKS: dict[str, Callable[..., Task]] = {"classification": classification.Classification, "segmentation": segmentation.Segmentation}
+MODELS: dict[str, Callable[..., tuple[Built, WeightsReport | None]]] = {"classification": classification.build, "segmentation": segmentation.build}
+PREDICTORS: dict[str, Callable[..., list[Any]]] = {"classification": classification.predict, "segmentation": segmentation.predict}
 
 
-class Task(Protocol):
-    """What the training loop asks of a task; it knows of labels, targets and numbers, the loop of steps."""
-
-    name: str
-    headline: str
-
-    @property
-    def needs_partners(self) -> bool: ...
-
-    def window_weight(self, window: Window) -> float: ...
-
-    def loss(self, module: nn.Module, pack: Pack) -> tuple[Tensor, Tensor | None]: ...
-
-    def predictions(
-        self,
-        module: nn.Module,
-        split: Split,
-        pixels: Pixels,
-        windows: Sequence[Window],
-        *,
-        workers: int,
-        progress: Callable[[str, int, int], None] | None = None,
-    ) -> Predictions: ...
-
-    def quick(self, predictions: Predictions) -> dict[str, float]: ...
-
-    def measure(self, predictions: Predictions, split: str, note: str) -> list[Measurement]: ...
-
-
-TASKS = {"classification": classification.Classification}
-MODELS = {"classification": classification.build}
-LOADERS = {"classification": classification.load_model}
-PREDICTORS = {"classification": classification.predict}
-
-
-def build_task(recipe: Recipe, dataset: Dataset, runtime: Runtime, mean: Sequence[float], std: Sequence[float]) -> Task:
-    """The task of a recipe."""
-    return TASKS[recipe.task](recipe, dataset, runtime, mean, std)
+def build_task(recipe: Recipe, dataset: Dataset, runtime: Runtime, mean: Sequence[float], std: Sequence[float], targets: Pixels | None = None) -> Task:
+    """The task of a recipe. targets: the masks of the training images in the form in which these are stored, where training asks for some."""
+    return TASKS[recipe.task](recipe, dataset, runtime, mean, std, targets)
 
 
 def load_model(run: Run) -> nn.Module:
-    """The run's final model in eval mode on the CPU."""
-    return LOADERS[run.recipe.task](run)
+    """The run's final model in eval mode on the CPU. Loading executes nothing from the file."""
+    if not run.final_weights.is_file():
+        raise MissingError(f"{run.final_weights}: the run has no final weights. Is it finished? `pellucid resume {run.path}`")
+    module = MODELS[run.recipe.task](run.recipe, len(run.data.classes), start_weights=False)[0].module
+    module.load_state_dict(read_weights(run.final_weights), strict=True)
+    return module.eval()
 
 
 def runtime_of(run: Run) -> Runtime:
@@ -72,13 +49,5 @@ def runtime_of(run: Run) -> Runtime:
 
 def predict(run: Run, images: Any, *, runtime: Runtime | None = None) -> list[Any]:
     """What the run's model says of images: paths, folders or PIL images."""
-    return PREDICTORS[run.recipe.task](run, images, runtime=runtime or runtime_of(run))
-
-
-def confident_mistakes(predictions: Predictions, most: int) -> np.ndarray:
-    """Rows of wrong predictions, the most confident first."""
-    probabilities = predictions.probabilities()
-    best = probabilities.argmax(axis=1)
-    wrong = np.flatnonzero(best != predictions.labels)
-    confidence = probabilities[wrong, best[wrong]]
-    return wrong[np.argsort(-confidence, kind="stable")][:most]
+    placed = runtime or runtime_of(run)
+    return PREDICTORS[run.recipe.task](run, placed.place(load_model(run)), images, runtime=placed)

@@ -18,17 +18,18 @@ from torch import Tensor, nn
 
 from pellucid.data.augment import Augment, Images, Mix, evaluate_view, mix_pair, mix_targets, window_mix
 from pellucid.data.dataset import Dataset, Split
-from pellucid.data.images import as_rgb, decode, image_files, resize
+from pellucid.data.images import opened, resize
 from pellucid.data.loader import Pack, Reader, Window, pack_images
 from pellucid.data.store import Pixels
-from pellucid.errors import DataError, MissingError
+from pellucid.errors import DataError
 from pellucid.intervals import bootstrap, wilson
 from pellucid.losses import balanced_class_weights, cross_entropy, soft_targets, target_weight
 from pellucid.models.backbones import Built, build_classifier
-from pellucid.models.weights import WeightsReport, load_weights, read_weights
+from pellucid.models.weights import WeightsReport, load_weights
 from pellucid.recipe import Recipe
 from pellucid.run import Measurement, Predictions, Run
 from pellucid.runtime import Runtime
+from pellucid.tasks.protocol import PackLoss
 
 CALIBRATION_BINS = 15
 
@@ -48,8 +49,9 @@ class Classification:
 
     name = "classification"
     headline = "accuracy"
+    accuracy = "accuracy"
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, runtime: Runtime, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, recipe: Recipe, dataset: Dataset, runtime: Runtime, mean: Sequence[float], std: Sequence[float], targets: Pixels | None = None) -> None:
         # Its import takes two seconds where transformers is installed, and memory: here, as one that fails at the end would lose a training.
         import torchmetrics.functional.classification  # noqa: F401
 
@@ -82,8 +84,8 @@ class Classification:
         labels = self._labels[torch.from_numpy(window.rows)]
         return target_weight(soft_targets(labels, len(self._classes)), self._class_weights.cpu())
 
-    def loss(self, module: nn.Module, pack: Pack) -> tuple[Tensor, Tensor | None]:
-        """(summed loss, number of correct images) of a pack, on the device; no count when targets are mixed."""
+    def loss(self, module: nn.Module, pack: Pack) -> PackLoss:
+        """Summed loss and number of correct images of a pack, on the device; no count when targets are mixed."""
         device = self._runtime.device
         images = self._augment(pack.images.to(device), samples=pack.draws, epoch=pack.window.epoch)
         labels = self._labels[torch.from_numpy(pack.rows)].to(device)
@@ -95,7 +97,7 @@ class Classification:
         with self._runtime.autocast():
             logits = module(images)
         loss = cross_entropy(logits, targets, class_weights=self._class_weights, label_smoothing=self._smoothing)
-        return loss, None if mix is not None else torch.count_nonzero(logits.detach().argmax(1) == labels)
+        return PackLoss(loss, None if mix is not None else torch.count_nonzero(logits.detach().argmax(1) == labels), len(pack))
 
     def _mixed(self, images: Tensor, targets: Tensor, labels: Tensor, mix: Mix) -> tuple[Tensor, Tensor, Tensor]:
         """Images and targets without the one in front, mixed with their neighbours."""
@@ -112,6 +114,7 @@ class Classification:
         windows: Sequence[Window],
         *,
         workers: int,
+        keep: bool = True,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Predictions:
         """Logits of the samples of some windows of a split, in their order. The module is put into eval mode and stays there."""
@@ -136,6 +139,24 @@ class Classification:
     def measure(self, predictions: Predictions, split: str, note: str) -> list[Measurement]:
         """All reported numbers of a split; `note` says which weights they belong to."""
         return measure(predictions, classes=self._classes, split=split, seed=self._seed, note=note)
+
+    def save(self, run: Run, split: str, predictions: Predictions) -> list[Path]:
+        """Logits as arrays, predictions as a table."""
+        return run.write_predictions(split, predictions, list(self._classes))
+
+    def mistakes(self, predictions: Predictions, most: int) -> np.ndarray:
+        """Places of wrong predictions, the most confident first."""
+        probabilities = predictions.probabilities()
+        best = probabilities.argmax(axis=1)
+        wrong = np.flatnonzero(best != predictions.labels)
+        confidence = probabilities[wrong, best[wrong]]
+        return wrong[np.argsort(-confidence, kind="stable")][:most]
+
+    def thumbnails(self, split: Split, row: int, predictions: Predictions, side: int) -> dict[str, PIL.Image.Image]:
+        """The image."""
+        image = split.open(row)
+        image.thumbnail((side, side))
+        return {".webp": image}
 
 
 @torch.inference_mode()
@@ -250,23 +271,13 @@ def build(recipe: Recipe, num_classes: int, *, start_weights: bool = True) -> tu
     return built, report
 
 
-def load_model(run: Run) -> nn.Module:
-    """The run's final model in eval mode on the CPU. Loading executes nothing from the file."""
-    if not run.final_weights.is_file():
-        raise MissingError(f"{run.final_weights}: the run has no final weights. Is it finished? `pellucid resume {run.path}`")
-    module = build(run.recipe, len(run.data.classes), start_weights=False)[0].module
-    module.load_state_dict(read_weights(run.final_weights), strict=True)
-    return module.eval()
-
-
 # ── new images ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def predict(run: Run, images: Any, *, runtime: Runtime) -> list[Prediction]:
-    """Predictions for paths, folders (searched for images) and PIL images, in the given order."""
-    named = [item for entry in (images if isinstance(images, (list, tuple)) else [images]) for item in _opened(entry)]
+def predict(run: Run, module: nn.Module, images: Any, *, runtime: Runtime) -> list[Prediction]:
+    """Predictions of the run's model for paths, folders (searched for images) and PIL images, in the given order."""
+    named = opened(images)
     recipe, data = run.recipe, run.data
-    module = runtime.place(load_model(run))
     predictions = []
     size = run.record.evaluation_batch_size
     for start in range(0, len(named), size):
@@ -277,10 +288,3 @@ def predict(run: Run, images: Any, *, runtime: Runtime) -> list[Prediction]:
             best = int(row.argmax())
             predictions.append(Prediction(name, data.classes[best], float(row[best]), tuple(row.tolist())))
     return predictions
-
-
-def _opened(entry: Any) -> list[tuple[str, Callable[[], PIL.Image.Image]]]:
-    """(name, how to open) of each image that an argument of `predict` stands for."""
-    if isinstance(entry, PIL.Image.Image):
-        return [("<image>", lambda: as_rgb(entry))]
-    return [(str(file), lambda file=file: decode(file.read_bytes(), str(file))) for file in image_files(entry)]  # type: ignore[misc]

@@ -62,6 +62,8 @@ def anew_checks(kept: Kept, dataset: Dataset, module: nn.Module, runtime: Runtim
     if inside.split not in dataset.splits:
         return []  # told with the data
     now, then = describe(runtime), run.environment
+    if kept.recipe.masked:
+        module = maps.ScoresOfPixels(module)
     near = SAME_MACHINE if all(now[key] == then.get(key) for key in DECIDES_BITS) else OTHER_MACHINE
     lines = guarded("inside probe", lambda: _probe(kept, dataset))
     lines += guarded("inside features", lambda: _features(kept, dataset, module, runtime, near))
@@ -150,7 +152,7 @@ def _masks(a: _Anew) -> Line:
 def _methods(a: _Anew) -> Line:
     """Each map that the model has, where the recipe leaves the choice."""
     there = [kind.method for kind in a.kept.findings.maps]
-    wanted = a.kept.inside.methods or fitting(a.module, a.inputs[:1])[0]
+    wanted = a.kept.inside.methods or (["grad_cam"] if a.kept.recipe.masked else fitting(a.module, a.inputs[:1])[0])
     return line("inside methods", [f"{method} is missing" for method in wanted if method not in there], f"the model has {', '.join(there)}")
 
 

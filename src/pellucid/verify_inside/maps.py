@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from pellucid.data.dataset import Dataset, Split
+from pellucid.data.dataset import Dataset, Masks, Split
 from pellucid.data.images import decode, resize, view_box, view_mask
 from pellucid.data.masks import mask_beside, masks_of
 from pellucid.findings import MapKind
@@ -77,20 +77,56 @@ def read_pictures(recipe: Recipe, inside: InsideSection, dataset: Dataset, mean:
     rows = [*own, *(row for row in in_turn(split.labels, chosen_rows(split.labels, inside.samples)) if row not in own)]
     pictures = [decode(content, name) for content, name in zip(contents, inside.images, strict=True)]
     pictures += [split.open(row) for row in rows[len(pictures) :] if row is not None]
-    mask_of = masks_of(inside, d, split, sorted({row for row in rows if row is not None}))
-    whole = [mask_of(row) if mask_of is not None and row is not None else None for row in rows]
-    for i, name in enumerate(inside.images):
-        if whole[i] is None:
-            whole[i] = mask_beside(inside, name, (pictures[i].height, pictures[i].width))
+    labels = [-1 if row is None else int(dataset.splits[name].labels[row]) for name, row in places]
+    labels += [int(split.labels[row]) for row in rows[len(contents) :] if row is not None]
+    if split.masks is not None:
+        whole, labels = _of_classes(inside, dataset, split.masks, rows)
+    else:
+        mask_of = masks_of(inside, d, split, sorted({row for row in rows if row is not None}))
+        whole = [mask_of(row) if mask_of is not None and row is not None else None for row in rows]
+        for i, name in enumerate(inside.images):
+            if whole[i] is None:
+                whole[i] = mask_beside(inside, name, (pictures[i].height, pictures[i].width))
     masks = [None if mask is None else view_mask(mask, d.size, d.fit, d.resize_size) for mask in whole]
     arrays = [resize(picture, d.size, d.fit, d.resize_size, d.interpolation) for picture in pictures]
     sizes = [(picture.height, picture.width) for picture in pictures]
-    labels = [-1 if row is None else int(dataset.splits[name].labels[row]) for name, row in places]
     names = [split.names[row] for row in rows[len(contents) :] if row is not None]
     return Seen(
         [*inside.images, *names], sizes, [view_box(size, d.size, d.fit, d.resize_size) for size in sizes], as_inputs(recipe, arrays, mean, std),
-        [*labels, *(int(split.labels[row]) for row in rows[len(contents) :] if row is not None)], masks,
+        labels, masks,
     )  # fmt: skip
+
+
+def _of_classes(inside: InsideSection, dataset: Dataset, masks: Masks, rows: Sequence[int | None]) -> tuple[list[NDArray[np.uint8] | None], list[int]]:
+    """For each picture of a segmentation the mask (1, 0, 255) and the index of the class whose map is drawn, counted anew from its mask."""
+    found: list[NDArray[np.uint8] | None] = []
+    labels = []
+    for row in rows:
+        mask = np.full((1, 1), 255, np.uint8) if row is None else masks.open(row)
+        wanted = inside.classes or [name for name in dataset.classes if name.lower() != "background"]
+        sizes = {dataset.classes.index(name): int((mask == dataset.classes.index(name)).sum()) for name in wanted}
+        best = max(sizes.values())
+        c = next(c for c, size in sizes.items() if size == best) if best else -1
+        labels.append(c)
+        found.append(None if c < 0 else np.select([mask == 255, mask == c], [255, 1], 0).astype(np.uint8))
+    return found, labels
+
+
+class ScoresOfPixels(nn.Module):
+    """A segmenter as `inside.pixel_scores` has it: (B, C) means of the logit of each class over the pixels predicted as it, over all where there is none."""
+
+    def __init__(self, segmenter: nn.Module) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.train(segmenter.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.segmenter(images)
+        rows = []
+        for own in logits:
+            predicted = own.argmax(dim=0)
+            rows.append(torch.stack([plane[predicted == c].mean() if bool((predicted == c).any()) else plane.mean() for c, plane in enumerate(own)]))
+        return torch.stack(rows)
 
 
 def as_inputs(recipe: Recipe, arrays: Sequence[NDArray[np.uint8]], mean: Sequence[float], std: Sequence[float]) -> Tensor:

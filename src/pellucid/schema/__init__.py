@@ -1,0 +1,73 @@
+"""The schema of a recipe: every key with its type, default, range and one line of description.
+
+These models are the single place that says what a recipe may hold; the JSON schema, the reference page and the errors
+come from them. `pellucid.recipe` reads files.
+"""
+
+from __future__ import annotations
+
+from pellucid.schema.data import DRAWN_SOURCES, MASK_SOURCES, SOURCES, AugmentSection, Channel, Colour, DataSection, Normalization, StoreSection
+from pellucid.schema.inside import EPOCH_WORDS, EpochWord, EverySection, InsideSection, MapMethod, MaskValue
+from pellucid.schema.recipe import HOMES_OF_TASK, MODEL_HOMES, ModelSection, Recipe, ScoringSection
+from pellucid.schema.section import MOST_DRAWN, MOST_EPOCHS, Count, Fraction, NonNegative, Positive, Section, Threads
+from pellucid.schema.training import (
+    ConstantSchedule,
+    CosineSchedule,
+    EarlyStopSection,
+    EmaSection,
+    LinearSchedule,
+    LossSection,
+    LossTerm,
+    NoamSchedule,
+    OptimizerSection,
+    PhaseSection,
+    SamSection,
+    Schedule,
+    StepSchedule,
+    TrainSection,
+)
+
+__all__ = [
+    "DRAWN_SOURCES",
+    "EPOCH_WORDS",
+    "HOMES_OF_TASK",
+    "MASK_SOURCES",
+    "MODEL_HOMES",
+    "MOST_DRAWN",
+    "MOST_EPOCHS",
+    "SOURCES",
+    "AugmentSection",
+    "Channel",
+    "Colour",
+    "ConstantSchedule",
+    "CosineSchedule",
+    "Count",
+    "DataSection",
+    "EarlyStopSection",
+    "EmaSection",
+    "EpochWord",
+    "EverySection",
+    "Fraction",
+    "InsideSection",
+    "LinearSchedule",
+    "LossSection",
+    "LossTerm",
+    "MapMethod",
+    "MaskValue",
+    "ModelSection",
+    "NoamSchedule",
+    "NonNegative",
+    "Normalization",
+    "OptimizerSection",
+    "PhaseSection",
+    "Positive",
+    "Recipe",
+    "SamSection",
+    "Schedule",
+    "ScoringSection",
+    "Section",
+    "StepSchedule",
+    "StoreSection",
+    "Threads",
+    "TrainSection",
+]

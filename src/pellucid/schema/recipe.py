@@ -1,0 +1,190 @@
+"""The whole recipe, `model` and `scoring`, and what of one section fits what of another."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from pellucid.errors import did_you_mean
+from pellucid.schema.data import MASK_SOURCES, AugmentSection, DataSection
+from pellucid.schema.inside import EverySection, InsideSection
+from pellucid.schema.section import Fraction, Section
+from pellucid.schema.training import LossSection, TrainSection
+
+MODEL_HOMES = ("timm", "torchvision", "smp", "pellucid")
+HOMES_OF_TASK = {"classification": ("timm", "torchvision"), "segmentation": ("pellucid", "torchvision", "smp")}
+
+
+class ModelSection(Section):
+    """The network and where its weights come from."""
+
+    name: str = Field(
+        description="Home and name: timm/<name>, torchvision/<name>; segmentation: torchvision/<name>, smp/<name>, pellucid/fcn32s, fcn16s, fcn8s."
+    )
+    pretrained: bool | Literal["backbone"] = Field(
+        False,
+        description="Start from the published weights of that name, or of its backbone alone (segmentation); downloaded or from the hub's local cache.",
+    )
+    weights: str | None = Field(None, description="Start from a local .safetensors, .pth or .pt file.")
+    encoder: str | None = Field(None, description="smp: name of the backbone, e.g. resnet50 or tu-<name of timm>; default: the model's own.")
+    backbone_weights: str | None = Field(None, description="segmentation: start the backbone from a local file of a classifier's weights.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the model's constructor, e.g. {channel_multiplier: 0.25}.")
+    freeze: Literal["none", "backbone"] | list[str] = Field(
+        "none", description="Parts that are not trained: none, backbone (all but the classifier), or a list of module-path prefixes."
+    )
+    drop_rate: Fraction | None = Field(None, description="Dropout before the classifier; default: the model's own.")
+    drop_path_rate: Fraction | None = Field(None, description="Stochastic depth (Huang et al. 2016); default: the model's own.")
+
+    @model_validator(mode="after")
+    def _home_and_weights(self) -> Self:
+        home, slash, name = self.name.partition("/")
+        if not slash or not name or home not in MODEL_HOMES:
+            raise ValueError(f"name: expected {' or '.join(h + '/<name>' for h in MODEL_HOMES)}, got {self.name!r}.{did_you_mean(home, MODEL_HOMES)}")
+        given = [name for name in ("pretrained", "weights", "backbone_weights") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError("give pretrained: true or weights: FILE, not both" if "backbone_weights" not in given else f"give {' or '.join(given)}, not both")
+        if self.encoder is not None and home != "smp":
+            raise ValueError(f"encoder belongs to models of smp, {self.name} has its own backbone")
+        return self
+
+
+class ScoringSection(Section):
+    """How predicted masks are scored. Always from one confusion matrix over the whole split, at each mask's own size."""
+
+    convention: Literal["standard", "foreground", "deepglobe", "course_script"] = Field(
+        "standard",
+        description="standard: all classes, ignored pixels count nowhere; foreground: the class background is left out of the mean; deepglobe: the class unknown "
+        "is as ignored; course_script: as deepglobe, but what is predicted on ignored pixels counts as false positive.",
+    )
+    excluded: list[str] | None = Field(None, description="Classes that are left out of the mean, though their pixels count; default: the convention's.")
+    void: Literal["ignored", "false_positive"] | None = Field(
+        None, description="What is predicted on ignored pixels: counts nowhere, or as false positive of its class; default: the convention's."
+    )
+    boundary_tolerance: Annotated[float, Field(gt=0.0, le=0.1)] = Field(
+        0.0075, description="Boundary F-score: how far boundaries may lie apart, as a fraction of the image's diagonal (Csurka et al. 2013)."
+    )
+    tile_overlap: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
+        0.25, description="Images larger than image_size are predicted in tiles: least share of a side that neighbours have in common."
+    )
+
+
+class Recipe(Section):
+    """Everything that decides a run."""
+
+    task: Literal["classification", "segmentation"] = Field(description="What is learned.")
+    data: DataSection = Field(description="Images and labels.")
+    model: ModelSection = Field(description="The network.")
+    augment: AugmentSection = Field(default_factory=lambda: AugmentSection.model_validate({}), description="Random changes of training images.")
+    loss: LossSection = Field(default_factory=lambda: LossSection.model_validate({}), description="What is minimised.")
+    train: TrainSection = Field(description="How the weights are found.")
+    scoring: ScoringSection | None = Field(None, validate_default=True, description="segmentation: how predicted masks are scored.")
+    inside: InsideSection | None = Field(None, description="What is kept at chosen epochs for looking inside the model.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="Seed of every random draw.")
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training set, all phases together."""
+        return sum(phase.epochs for phase in self.train.phases)
+
+    @property
+    def masked(self) -> bool:
+        """Whether a sample is an image with a mask."""
+        return self.task == "segmentation"
+
+    @field_validator("data")
+    @classmethod
+    def _data_fits(cls, data: DataSection, info: ValidationInfo) -> DataSection:
+        task = info.data.get("task")
+        if task == "segmentation" and data.source not in MASK_SOURCES:
+            raise ValueError(f"source: segmentation needs a mask for each image: {' or '.join(MASK_SOURCES)}; {data.source} has none")
+        if task == "classification" and data.source == "pairs":
+            raise ValueError("source: pairs has masks and no labels; set task: segmentation")
+        return data
+
+    @field_validator("model")
+    @classmethod
+    def _model_fits(cls, model: ModelSection, info: ValidationInfo) -> ModelSection:
+        task = info.data.get("task")
+        homes = HOMES_OF_TASK.get(str(task), MODEL_HOMES)
+        if model.name.partition("/")[0] not in homes:
+            raise ValueError(f"name: {task} takes {', '.join(f'{home}/<name>' for home in homes)}; got {model.name!r}")
+        if task != "segmentation" and (model.pretrained == "backbone" or model.backbone_weights is not None):
+            raise ValueError("a backbone with weights of its own belongs to segmentation; give pretrained: true or weights: FILE")
+        if task == "segmentation" and (model.drop_rate is not None or model.drop_path_rate is not None):
+            raise ValueError("drop_rate and drop_path_rate belong to classification; give dropout in options, by the name that the model has for it")
+        return model
+
+    @field_validator("augment")
+    @classmethod
+    def _augment_fits(cls, augment: AugmentSection, info: ValidationInfo) -> AugmentSection:
+        if info.data.get("task") == "segmentation" and (augment.mixup or augment.cutmix):
+            raise ValueError(f"{'mixup' if augment.mixup else 'cutmix'} mixes labels of images and belongs to classification")
+        return augment
+
+    @field_validator("loss")
+    @classmethod
+    def _loss_fits(cls, loss: LossSection, info: ValidationInfo) -> LossSection:
+        if info.data.get("task") == "classification" and loss.name != "cross_entropy":
+            raise ValueError(f"name: classification is trained with cross_entropy; {loss.name} is a loss over pixels and belongs to segmentation")
+        if info.data.get("task") == "classification" and loss.class_weights == "median_frequency":
+            raise ValueError("class_weights: median_frequency counts the pixels of masks and belongs to segmentation; take balanced")
+        return loss
+
+    @field_validator("train")
+    @classmethod
+    def _train_fits(cls, train: TrainSection, info: ValidationInfo) -> TrainSection:
+        metric, wrong = train.early_stop.metric if train.early_stop else None, {"classification": "miou", "segmentation": "accuracy"}
+        if metric is not None and metric == wrong.get(str(info.data.get("task"))):
+            raise ValueError(f"early_stop.metric: {info.data['task']} has no {metric}")
+        return train
+
+    @field_validator("scoring")
+    @classmethod
+    def _scoring_fits(cls, scoring: ScoringSection | None, info: ValidationInfo) -> ScoringSection | None:
+        """Segmentation always has one, so that every value stands in resolved.yaml."""
+        task = info.data.get("task")
+        if task == "classification" and scoring is not None:
+            raise ValueError("scoring says how masks are scored and belongs to segmentation")
+        return ScoringSection.model_validate({}) if task == "segmentation" and scoring is None else scoring
+
+    @model_validator(mode="after")
+    def _early_stop_needs_val(self) -> Self:
+        needs = [("early_stop", self.train.early_stop is not None), ("keep: best", self.train.keep == "best")]
+        for name, wanted in needs:
+            if wanted and self.data.val is None and ":" not in self.data.source:
+                raise ValueError(f"train.{name} needs data.val")
+        return self
+
+    @field_validator("inside")
+    @classmethod
+    def _inside_fits(cls, inside: InsideSection | None, info: ValidationInfo) -> InsideSection | None:
+        """A validator of the field and not of the recipe, so that a fault has the place of `inside`."""
+        data, train = info.data.get("data"), info.data.get("train")
+        if inside is None or data is None or train is None:
+            return inside
+        if info.data.get("task") == "segmentation":
+            inside = _for_masks(inside)
+        total = sum(phase.epochs for phase in train.phases)
+        asked = [inside.epochs.every] if isinstance(inside.epochs, EverySection) else inside.chosen_epochs(total)
+        if beyond := [epoch for epoch in asked if epoch > total]:
+            raise ValueError(f"epochs: {beyond[0]} is beyond the {total} epochs of train.phases")
+        if inside.split == "val" and data.val is None and ":" not in data.source:
+            raise ValueError("split val needs data.val; give it, or set split: train")
+        if inside.classes and info.data.get("task") == "classification":
+            raise ValueError("classes belongs to segmentation: the maps of classification are of the label of each picture")
+        if inside.masks is not None and data.source == "scenes":
+            raise ValueError("scenes have masks of their own; remove masks")
+        if inside.masks is None and data.source != "scenes" and (inside.mask_target or inside.mask_ignore):
+            raise ValueError(f"{'mask_target' if inside.mask_target else 'mask_ignore'} needs masks, the folder of the masks")
+        return inside
+
+
+def _for_masks(inside: InsideSection) -> InsideSection:
+    """`inside` of a segmentation: the masks of the data are what pictures are measured by, and there are no features of whole images."""
+    for name in ("masks", "mask_target", "mask_ignore", "projections"):
+        if getattr(inside, name):
+            raise ValueError(f"{name} belongs to classification: segmentation measures by the masks of its data and has no features of whole images")
+    if inside.features and "features" in inside.model_fields_set:
+        raise ValueError("features belongs to classification: segmentation has no features of whole images; leave it out")
+    return inside.model_copy(update={"features": 0})

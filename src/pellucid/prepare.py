@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from pellucid.errors import PellucidError, UsageError
 from pellucid.memory import fitting_micro_batch, forward_cost, step_memory
 from pellucid.models import Built, set_trainable
 from pellucid.models.recompute import recompute_blocks
+from pellucid.models.tiles import sees_everything
 from pellucid.optim import schedule_notes
 from pellucid.progress import Progress
 from pellucid.recipe import Recipe
@@ -226,7 +227,12 @@ def _prepare(recipe: Recipe, record: RunRecord, progress: Progress, runtime: Run
     for opened in [*pixels.values(), *([targets] if targets is not None else [])]:
         if opened.note:
             record.note(opened.note)
-    for line in [*dataset.notes, *_data_notes(dataset), *schedule_notes(t.phases, num_windows(len(dataset.splits["train"]), t.batch_size, no_single=False))]:
+    for line in [
+        *dataset.notes,
+        *_data_notes(dataset),
+        *_tile_notes(recipe, pixels, built.module),
+        *schedule_notes(t.phases, num_windows(len(dataset.splits["train"]), t.batch_size, no_single=False)),
+    ]:
         record.note(line)
     for file in dataset.skipped:
         record.note(f"left out: {file} (bad image, data.on_bad: skip)")
@@ -240,6 +246,21 @@ def _data_notes(dataset: Dataset) -> list[str]:
         if not problem.fatal:
             kinds.setdefault(problem.kind, []).append(problem)
     return [f"data: {len(found)} x {kind}, first {found[0].split}/{found[0].file}: {found[0].detail}" for kind, found in kinds.items()]
+
+
+def _tile_notes(recipe: Recipe, pixels: Mapping[str, Pixels], module: nn.Module) -> list[str]:
+    """A line where images of a segmentation are predicted in tiles, and why that may differ from one pass over the whole."""
+    evaluated = {name: opened for name, opened in pixels.items() if name != "train"}
+    larger = [name for name, opened in evaluated.items() if opened.image(0).shape[:2] != recipe.data.size]
+    if not recipe.masked or recipe.scoring is None or not larger:
+        return []
+    height, width = recipe.data.size
+    share = recipe.scoring.tile_overlap
+    line = f"{' and '.join(larger)}: images are predicted in tiles of {height}x{width} pixels (data.image_size) that share at least {share:g} of a side"
+    seen = sees_everything(module)
+    if seen:
+        line += f"; the model looks at whole tiles ({seen[0]}{' and others' if len(seen) > 1 else ''}): not what one pass over the whole image would give"
+    return [line]
 
 
 def assemble(run: Run, record: RunRecord, recipe: Recipe, prepared: Prepared, progress: Progress, *, micro_batch_size: int | None = None) -> Training:

@@ -61,13 +61,18 @@ def lay(data: DataSection) -> tuple[dict[str, Pairs], tuple[str, str]]:
 
 
 def _told_of_left(laid: dict[str, Pairs]) -> dict[str, Pairs]:
-    """The pairs with a word about each mask that no image of any split has, once. DataError where images of two splits have the same mask."""
+    """The pairs with a word about each mask that no image of any split has, once.
+
+    DataError where images of two splits have the same mask; one image in two splits is a leak and told as such.
+    """
     owners: dict[str, str] = {}
+    first: dict[str, str] = {}  # path of the image that a mask was given to
     for split, pairs in laid.items():
-        for image, mask in zip(pairs.images, pairs.masks, strict=True):
-            owner = owners.setdefault(f"{pairs.mask_root}/{mask}", f"{image} of {split}") if mask else ""
-            if mask and owner != f"{image} of {split}":
-                fault = f"{pairs.mask_root}/{mask}: the mask belongs to {owner} and to {image} of {split}"
+        for i, (image, mask) in enumerate(zip(pairs.images, pairs.masks, strict=True)):
+            path = f"{pairs.mask_root}/{mask}"
+            owner = owners.setdefault(path, f"{image} of {split}") if mask else ""
+            if mask and first.setdefault(path, pairs.image_path(i)) != pairs.image_path(i):
+                fault = f"{path}: the mask belongs to {owner} and to {image} of {split}"
                 raise DataError(f"{fault}. Give each split a folder of masks with {{split}} in data.mask_dir, or each image a name of its own.")
     for split, pairs in laid.items():
         for mask in pairs.left:

@@ -288,7 +288,18 @@ train: {batch_size: 16, phases: [{epochs: 6, optimizer: {name: adamw, lr: 1.0e-3
 THINGS = ("background", "car", "tree", "bus")
 
 
-def make_masks(path: Path, right: float, *, seed: int = 1, overrides: list[str] | None = None, n: int = 30, without: int = 3, data: str = "cd" * 16) -> Run:
+def make_masks(
+    path: Path,
+    right: float,
+    *,
+    seed: int = 1,
+    overrides: list[str] | None = None,
+    n: int = 30,
+    without: int = 3,
+    data: str = "cd" * 16,
+    classes: tuple[str, ...] = THINGS,
+    codes: tuple[int, ...] = (0, 1, 2, 3),
+) -> Run:
     """A run of a segmentation whose share of right pixels is about `right`. The class numbered `without` is in no mask and never predicted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     (path.parent / "masks.yaml").write_text(OF_MASKS)
@@ -314,12 +325,12 @@ def make_masks(path: Path, right: float, *, seed: int = 1, overrides: list[str] 
         masks=(b"",) * n,
     )
     record = RunRecord("0.1.0", DONE, "segmentation", ["pellucid", "train", "masks.yaml"], "2026-11-20T10:00:00+00:00")
-    record.measurements = overlap.measure_masks(found, classes=THINGS, scoring=made.scoring, split="val", seed=seed, note="by hand")
+    record.measurements = overlap.measure_masks(found, classes=classes, scoring=made.scoring, split="val", seed=seed, note="by hand")
     run = Run.create(path, record=record, recipe=made, recipe_text=OF_MASKS)
-    mask_format = MaskFormat("L", [0, 1, 2, 3], [255])
+    mask_format = MaskFormat("L", list(codes), [255])
     split = SplitRecord("val", n, data, [n, 0, 0, 0], confusion.sum(axis=(0, 2)).tolist())
-    run.write_data(DataRecord("scenes", list(THINGS), {"val": split}, [], [], [0.5] * 3, [0.25] * 3, "model", mask_format), {})
-    run.write_mask_predictions("val", found, list(THINGS), mask_format)
+    run.write_data(DataRecord("scenes", list(classes), {"val": split}, [], [], [0.5] * 3, [0.25] * 3, "model", mask_format), {})
+    run.write_mask_predictions("val", found, list(classes), mask_format)
     return run
 
 
@@ -391,6 +402,44 @@ def test_classes_of_recall_belong_to_accuracy_and_a_loss_has_none(tmp_path: Path
     assert to_json(of_loss)["classes"] is None
     with pytest.raises(UsageError, match=r"--per-class: val/loss has no numbers of single classes here; --metric miou \(iou of each class\) or accuracy"):
         to_text(of_loss, per_class=True)
+
+
+def test_a_class_that_a_run_does_not_know_is_not_absent_and_other_names_on_the_same_data_are_said(tmp_path: Path) -> None:
+    one = make_masks(tmp_path / "one", 0.9)
+    two = make_masks(tmp_path / "two", 0.8, overrides=LOW_RATE, classes=("background", "vehicle", "tree", "bus"))
+    found = compare([one, two])
+    assert (cells(found, "two")["car"], cells(found, "one")["vehicle"]) == ("no such class", "no such class")
+    assert cells(found, "two")["bus"] == "absent"
+    line = "two and one were measured on the same data under other class names: vehicle in two alone, car in one alone; columns go by name"
+    assert found.classes is not None
+    assert found.classes.notes == (line,)
+    assert line in to_text(found, width=200, per_class=True)
+    assert line not in to_text(found, width=200), "without the columns there is nothing to say about them"
+    plain = json.loads(json.dumps(to_json(found)))["classes"]
+    assert (plain["notes"], plain["rows"]["two"]["car"]["lack"]) == ([line], "no such class")
+    assert f">{line}<" in to_html(found)
+    assert to_html(found).count(">no such class<") == 2
+
+
+def test_equal_names_for_other_values_are_said_and_other_data_is_not(tmp_path: Path) -> None:
+    one = make_masks(tmp_path / "one", 0.9)
+    swapped = make_masks(tmp_path / "swapped", 0.8, overrides=LOW_RATE, codes=(0, 2, 1, 3))
+    found = compare([one, swapped]).classes
+    assert found is not None
+    line = "swapped and one were measured on the same data, but car, tree stand for other values of the masks in one than in the other; columns go by name"
+    assert found.notes == (line,)
+    elsewhere = make_masks(tmp_path / "elsewhere", 0.7, overrides=["seed=1", *LOW_RATE], data="ef" * 16, classes=("a", "b", "c", "d"))
+    of_both = compare([one, elsewhere]).classes
+    assert of_both is not None
+    assert of_both.notes == ()
+
+
+def test_a_row_without_a_number_has_none_of_its_classes(tmp_path: Path) -> None:
+    one, two = make_masks(tmp_path / "one", 0.9), make_masks(tmp_path / "two", 0.8, overrides=LOW_RATE)
+    record = two.record
+    record.status = "running"
+    two.write_record(record)
+    assert set(cells(compare([one, two]), "two").values()) == {"n/a"}
 
 
 def test_a_class_that_some_seeds_lack_is_said(tmp_path: Path) -> None:

@@ -353,6 +353,111 @@ def test_predict_without_a_folder_and_two_images_of_one_mask_are_refused(trained
     assert (code, "plain.png would take the place of an image; choose another --out" in err) == (2, True)
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    """{relative path: content} of all files below a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def copied(trained: Run, folder: Path, data: Path, **changes: str) -> Path:
+    """A copy of the run whose val split is another folder; changes: what stands in resolved.yaml and what to put there."""
+    run = Path(shutil.copytree(trained.path, folder / "run"))
+    text = (run / "resolved.yaml").read_text().replace(f"val: {trained.recipe.data.val}", f"val: {data}")
+    for old, new in changes.items():
+        assert f"{old}: null" in text
+        text = text.replace(f"{old}: null", f"{old}: {new}")
+    (run / "resolved.yaml").write_text(text)
+    return run
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_true_masks_are_never_replaced_by_predictions(trained: Run, tmp_path: Path, pellucid: Command, flags: list[str]) -> None:
+    data = draw_pairs(tmp_path / "landcover", "val", 3)
+    before = files_of(data)
+    code, out, err = pellucid("predict", trained.path, data, "--out", data, "-q", *flags)
+    mask = data / "0000_mask.png"
+    said = f"{mask}: the mask predicted for {data / '0000_sat.jpg'} would take the place of a true mask; choose another --out than {data}"
+    assert (code, out, err.splitlines()[-1]) == (2, "", said)
+    code, _, err = pellucid("predict", trained.path, data / "0000_sat.jpg", "--out", data, "-q", *flags)
+    assert (code, f"what is predicted into {data} would be taken for images or masks beside them by the next training" in err) == (2, True)
+    code, _, err = pellucid("predict", trained.path, data, "--out", data / "predicted", "-q", *flags)
+    assert (code, f"{data / 'predicted' / '0000_mask.png'}: what is predicted into {data} would be taken for images" in err) == (2, True)
+    (tmp_path / "link").symlink_to(data)
+    code, _, err = pellucid("predict", trained.path, data, "--out", tmp_path / "link", "-q", *flags)
+    assert (code, "would take the place of a true mask" in err) == (2, True)
+    assert files_of(data) == before
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_folders_of_true_masks_are_left_alone(trained: Run, tmp_path: Path, pellucid: Command, flags: list[str]) -> None:
+    """Those beside the images that are given, and those of the run's own data, by data.mask_dir too."""
+    data, masks = tmp_path / "street", tmp_path / "street_masks"
+    for i in range(2):
+        (data / "far").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scenes.draw(i, split="val", image_size=(24, 32)).image).save(data / "far" / f"{i}_sat.png")
+        save_mask(masks / "far" / f"{i}_mask.png", mask_of(i, "val"))
+    before = files_of(tmp_path)
+    code, _, err = pellucid("predict", trained.path, data / "far", "--out", masks / "far", "-q", *flags)
+    assert (code, f"{masks / 'far' / '0_mask.png'}: the mask predicted for {data / 'far' / '0_sat.png'} would take the place of a true mask" in err) == (
+        2,
+        True,
+    )
+    for out in (masks, masks / "deep" / "er"):
+        code, _, err = pellucid("predict", trained.path, data, "--out", out, "--confidence", "-q", *flags)
+        assert code == 2
+        assert "would take the place of a true mask" in err or f"what is predicted into {masks} would be taken for true masks of {data} by the next" in err
+    assert files_of(tmp_path) == before
+    elsewhere = draw_pairs(tmp_path / "elsewhere", "val", 1)
+    own = copied(trained, tmp_path / "a", data)
+    code, _, err = pellucid("predict", own, elsewhere, "--out", masks, "-q", *flags)
+    assert (code, f"what is predicted into {masks} would be taken for true masks of {data} by the next training" in err) == (2, True)
+    code, _, err = pellucid("predict", own, elsewhere, "--out", data, "-q", *flags)
+    assert (code, f"what is predicted into {data} would be taken for images or masks beside them" in err) == (2, True)
+    given = copied(trained, tmp_path / "b", data, mask_dir=str(tmp_path / "truth" / "{split}"))
+    for name, entry in (("val", elsewhere), ("elsewhere", elsewhere), ("elsewhere", elsewhere / "0000_sat.jpg")):
+        code, _, err = pellucid("predict", given, entry, "--out", tmp_path / "truth" / name, "-q", *flags)
+        said = f"what is predicted into {tmp_path / 'truth' / name} would be taken for true masks (data.mask_dir) by the next training"
+        assert (code, said in err) == (2, True)
+    assert not (tmp_path / "truth").exists()
+
+
+def test_files_that_are_there_are_replaced_only_when_asked(trained: Run, drawn: Path, tmp_path: Path, pellucid: Command) -> None:
+    out = tmp_path / "masks"
+    image, other = drawn / "val" / "0000_sat.jpg", drawn / "val" / "0001_sat.jpg"
+    assert pellucid("predict", trained.path, image, "--out", out, "--confidence", "-q")[0] == 0
+    kept = files_of(out)
+    (out / "0000_mask.png").write_bytes(b"drawn by hand")
+    code, text, err = pellucid("predict", trained.path, other, image, "--out", out, "--confidence", "-q")
+    assert (code, text) == (2, "")
+    assert err == (
+        f"{out}: 2 of 4 files to be written exist already:\n  {out / '0000_mask.png'}\n  {out / '0000_mask_confidence.png'}\n"
+        "Choose another --out, or replace them with --overwrite.\n"
+    )
+    assert files_of(out) == kept | {"0000_mask.png": b"drawn by hand"}, "nor was the other image predicted"
+    assert pellucid("predict", trained.path, image, "--out", out, "--confidence", "--overwrite", "-q")[0] == 0
+    assert files_of(out) == kept
+
+
+def test_masks_of_one_image_may_lie_below_its_folder(trained: Run, drawn: Path, tmp_path: Path, pellucid: Command) -> None:
+    """As in `predict RUN photo.jpg --out masks` where the photograph is."""
+    shutil.copy(drawn / "val" / "0000_sat.jpg", tmp_path / "photo.jpg")
+    code, _, err = pellucid("predict", trained.path, tmp_path / "photo.jpg", "--out", tmp_path / "masks", "-q")
+    assert (code, err, list(files_of(tmp_path / "masks"))) == (0, "", ["photo.png"])
+
+
+def test_overwriting_labels_is_refused(small_run: Path, drawn: Path, pellucid: Command) -> None:
+    code, _, err = pellucid("predict", small_run, drawn / "val", "--overwrite")
+    assert (code, err) == (2, "--overwrite replaces masks and belongs to segmentation; a CSV is written anew in any case\n")
+
+
+def test_exporting_a_segmentation_counts_pixels(trained: Run, tmp_path: Path, pellucid: Command) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    code, text, _ = pellucid("export", trained.path, "--out", tmp_path / "model.onnx", "--json")
+    assert code == 0
+    found = json.loads(text)
+    assert (found["compared"], found["decided"], found["of"]) == (4, 4 * 32 * 32, "pixels")
+    assert 4000 < found["same_argmax"] <= 4096
+
+
 def test_confidence_of_labels_is_refused(small_run: Path, drawn: Path, pellucid: Command) -> None:
     code, _, err = pellucid("predict", small_run, drawn / "val", "--confidence")
     assert (code, "--confidence writes pictures beside masks and belongs to segmentation" in err) == (2, True)

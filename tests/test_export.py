@@ -14,6 +14,7 @@ from pellucid import export
 from pellucid.errors import MissingError, PellucidError, UsageError
 from pellucid.export import export_onnx, export_safetensors
 from pellucid.models import read_metadata, read_weights
+from pellucid.models.segmenters import build_segmenter
 
 FACTS = {"image_size": (64, 64), "class_names": ["cat", "dög", "eel"], "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1)}
 
@@ -48,7 +49,50 @@ def test_onnx_gives_the_logits_of_the_model_for_any_batch(tmp_path, onnxruntime,
     assert 0.0 <= result.difference <= 1e-3 * result.scale
     assert result.scale > 0
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
-    assert "same class for 4 of 4" in result.lines()[1]
+    assert result.lines()[1].endswith("same class for 4 of 4 images")
+    assert (result.decided, result.of) == (4, "images")
+    facts = onnxruntime.InferenceSession(str(out)).get_modelmeta().custom_metadata_map
+    assert facts["output"] == "logits (B, C) in the order of class_names"
+
+
+@pytest.mark.parametrize("name", ["smp/Unet", "pellucid/fcn8s"])
+def test_a_segmenter_is_compared_pixel_by_pixel_and_says_so(tmp_path, onnxruntime, name):
+    torch.manual_seed(0)
+    encoder = "tu-test_resnet" if name == "smp/Unet" else None
+    options = {"encoder_depth": 3, "decoder_channels": [16, 12, 8]} if encoder else {"channels": 8}
+    module = build_segmenter(name, num_classes=3, pretrained=False, encoder=encoder, options=options, image_size=(64, 64)).module
+    out = tmp_path / "model.onnx"
+    result = export_onnx(module, out, **FACTS)
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    images = torch.randn(5, 3, 64, 64)
+    with torch.no_grad():
+        expected = module.eval()(images)
+    (found,) = session.run(None, {"images": images.numpy()})
+    assert found.shape == (5, 3, 64, 64)
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-4)
+    assert session.get_modelmeta().custom_metadata_map["output"] == "logits (B, C, H, W) in the order of class_names"
+    assert (result.compared, result.decided, result.of) == (4, 4 * 64 * 64, "pixels")
+    assert 0.999 * result.decided <= result.same_argmax <= result.decided
+    assert result.lines()[1].endswith(f"same class for {result.same_argmax:,} of 16,384 pixels of 4 images")
+
+
+class Tied(nn.Module):
+    """Two classes whose logits differ by a hair, in the exported graph the other way round at every second column."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hair = torch.full_like(images[:, :1], 1e-6) * (1 + self.weight)
+        columns = torch.arange(images.shape[-1]) % 2 * (2.0 if torch.compiler.is_exporting() else 0.0)
+        return torch.cat([torch.ones_like(hair), torch.ones_like(hair) + hair * (1 - columns)], dim=1)
+
+
+def test_pixels_of_another_class_are_counted(tmp_path, onnxruntime):
+    result = export_onnx(Tied(), tmp_path / "model.onnx", **FACTS)
+    assert (result.same_argmax, result.decided) == (4 * 64 * 32, 4 * 64 * 64)
+    assert "same class for 8,192 of 16,384 pixels of 4 images" in result.lines()[1]
 
 
 def test_onnx_file_says_classes_and_normalisation(tmp_path, onnxruntime):
@@ -135,7 +179,8 @@ def test_safetensors_export_reads_back_bit_for_bit(tmp_path):
     result = export_safetensors(module, out, {"class_names": json.dumps(FACTS["class_names"])})
     assert set(read_weights(out)) == set(module.state_dict())
     assert json.loads(read_metadata(out)["class_names"]) == FACTS["class_names"]
-    assert (result.format, result.difference, result.same_argmax) == ("safetensors", 0.0, result.compared)
+    assert (result.format, result.difference, result.same_argmax, result.of) == ("safetensors", 0.0, result.compared, "tensors")
+    assert result.decided == result.compared
     assert result.lines()[1] == f"{result.compared} of {result.compared} tensors read back equal, bit for bit"
 
 

@@ -25,6 +25,7 @@ LAYERS = (
         "verify",
         "verify_inside",
         "verify_masks",
+        "verify_mask_findings",
         "compare",
         "study",
         "train",
@@ -63,7 +64,7 @@ LAYERS = (
     {"models", "losses", "pixel_losses", "recipe", "schema"},
     {"errors", "runtime", "distributed", "files", "palettes"},
 )
-READERS = {"verify", "verify_inside", "verify_masks", "report", "compare", "explore"}  # of runs; they never train
+READERS = {"verify", "verify_inside", "verify_masks", "verify_mask_findings", "report", "compare", "explore"}  # of runs; they never train
 LOOP = {"train", "loop", "step", "trial", "prepare", "results", "snapshots", "mask_snapshots"}
 
 

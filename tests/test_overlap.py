@@ -86,8 +86,8 @@ def predictions(seed: int = 0, *, n: int = 6, num_classes: int = 6, absent: tupl
     return MaskPredictions([f"{i}.png" for i in range(n)], confusion, pixels * random.random(n), boundary, calibration, np.zeros((n, 16), np.uint8))
 
 
-def measured(found: MaskPredictions, classes: tuple[str, ...] = CLASSES, **changes: object) -> dict:
-    return {m.name: m for m in measure_masks(found, classes=classes, scoring=scoring(**changes), split="val", seed=3, note="epoch 2")}
+def measured(found: MaskPredictions, classes: tuple[str, ...] = CLASSES, how: str = "", **changes: object) -> dict:
+    return {m.name: m for m in measure_masks(found, classes=classes, scoring=scoring(**changes), split="val", seed=3, note="epoch 2", how=how)}
 
 
 # ── IoU ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -324,6 +324,13 @@ def test_every_number_of_a_split_is_reported_headline_first() -> None:
     )
 
 
+def test_how_predictions_came_to_be_stands_behind_every_number() -> None:
+    plain, found = measured(predictions()), measured(predictions(), how="predicted in tiles of 256x256 pixels")
+    assert list(found) == list(plain)
+    assert all(m.how == f"{plain[name].how}; predicted in tiles of 256x256 pixels" for name, m in found.items())
+    assert found["iou[Car]"].how.endswith("; epoch 2; predicted in tiles of 256x256 pixels")
+
+
 def test_intervals_are_bootstraps_over_images_and_the_same_every_time() -> None:
     stored = predictions(4, n=9)
     found = measured(stored)
@@ -336,7 +343,7 @@ def test_intervals_are_bootstraps_over_images_and_the_same_every_time() -> None:
         return float(getattr(whole, name)) if "[" not in name else float(whole.iou[CLASSES.index(name[4:-1])])
 
     for name in ("miou", "pixel_accuracy", "class_accuracy", "frequency_weighted_iou", "boundary_f", "iou[Sky]"):
-        expected = bootstrap(lambda rows, name=name: slow(name, rows), 9)
+        expected = bootstrap(lambda rows, name=name: slow(name, rows), 9, of="images")
         np.testing.assert_allclose(found[name].interval, expected.pair, rtol=0, atol=1e-9)
         assert found[name].interval_how == expected.how
 
@@ -349,7 +356,7 @@ def test_a_resample_without_a_class_is_left_out_of_its_interval() -> None:
     found = measured(MaskPredictions(stored.files, confusion, stored.loss, stored.boundary, stored.calibration, stored.digests))["iou[Bicyclist]"]
     assert found.value == 1.0
     assert found.interval == (1.0, 1.0)
-    assert re.fullmatch(r"95 % bootstrap interval over 6 samples \(\d\d\d of 1,000 resamples\)", found.interval_how)
+    assert re.fullmatch(r"95 % bootstrap interval over 6 images \(\d\d\d of 1,000 resamples\)", found.interval_how)
 
 
 def test_classes_in_no_mask_but_predicted_are_named() -> None:

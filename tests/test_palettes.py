@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pellucid.data.sources import load_dataset
 from pellucid.errors import DataError
 from pellucid.palettes import IGNORED, MaskFormat, codes_of, coloured, matched, palette_of, tally
+from pellucid.recipe import DataSection
 
 RED, GREEN, VOID = 0xFF0000, 0x00FF00, 0
 GREY = MaskFormat("L", [0, 1, 7], [9])
@@ -102,6 +104,42 @@ def test_one_bit_masks_are_black_and_white():
     Image.fromarray(np.array([[0, 255, 255]], np.uint8)).convert("1").save(buffer, "PNG")
     assert tally(buffer.getvalue(), "a.png").codes == [0, 255]
     assert MaskFormat("L", [0, 255]).read(buffer.getvalue(), "a.png").tolist() == [[0, 1, 1]]
+
+
+@pytest.mark.parametrize("codes", [[0, 255], [255, 0]])
+def test_one_bit_masks_are_written_with_one_bit_and_read_back_equal(codes):
+    mask = np.random.default_rng(4).integers(0, 2, (19, 31)).astype(np.uint8)
+    layout = MaskFormat("1", codes)
+    data = layout.write(mask)
+    assert Image.open(io.BytesIO(data)).mode == "1"
+    np.testing.assert_array_equal(layout.read(data, "x.png"), mask)
+    assert tally(data, "x.png").mode == "1"
+    assert codes_of(data, "x.png")[1].tolist() == np.where(mask == codes.index(255), 255, 0).tolist()
+    assert fault(COLOURS.read, data, "x.png") == "x.png: expected a mask of colours (RGB), got one of one bit"
+
+
+def test_codes_that_one_bit_cannot_hold_are_written_as_grey():
+    """The first mask of a set has one bit, others are grey; or 1 bit holds one class and what is ignored is a value of its own."""
+    mask = np.array([[0, 1, 2, IGNORED]], np.uint8)
+    data = MaskFormat("1", [0, 255, 7], [9]).write(mask)
+    assert Image.open(io.BytesIO(data)).mode == "L"
+    np.testing.assert_array_equal(MaskFormat("1", [0, 255, 7], [9]).read(data, "x.png"), mask)
+    ignored = MaskFormat("1", [0], [255]).write(np.array([[0, IGNORED]], np.uint8))
+    assert Image.open(io.BytesIO(ignored)).mode == "1"
+    assert MaskFormat("1", [0], [255]).read(ignored, "x.png").tolist() == [[0, IGNORED]]
+
+
+def test_masks_are_written_as_the_training_masks_of_one_bit_are(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        (tmp_path / "train_masks").mkdir(exist_ok=True)
+        Image.new("RGB", (6, 4), (9, 9, ord(name))).save(tmp_path / "train" / f"{name}.png")
+        Image.fromarray(np.arange(24).reshape(4, 6) % 5 > 2).save(tmp_path / "train_masks" / f"{name}.png")
+    section = DataSection.model_validate({"source": "pairs", "train": str(tmp_path / "train"), "palette": {"no": 0, "yes": 255}, "image_size": 4})
+    dataset = load_dataset(section, seed=1, masks=True)
+    mask = dataset.splits["train"].masks.open(0)
+    with Image.open(io.BytesIO(dataset.mask_format.write(mask))) as written, Image.open(tmp_path / "train_masks" / "a.png") as drawn:
+        assert (written.mode, written.tobytes()) == ("1", drawn.tobytes())
 
 
 def turned():

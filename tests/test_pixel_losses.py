@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pellucid.errors import DataError, UsageError
 from pellucid.losses import balanced_class_weights
-from pellucid.pixel_losses import IMAGE_TERMS, Term, Weights, check_terms, median_frequency_weights, pixel_loss, window_weights
+from pellucid.pixel_losses import IMAGE_TERMS, Term, Weights, check_terms, kept_floats, median_frequency_weights, pixel_loss, window_weights
 
 IGNORED = 255
 C = 4
@@ -356,3 +356,20 @@ def test_the_gpu_agrees_with_the_cpu_and_with_itself(terms: list[Term]) -> None:
         torch.use_deterministic_algorithms(before)
     assert torch.equal(gradients[0], gradients[1])
     assert float((gradients[0] - gradients[2]).norm() / gradients[2].norm()) < 1e-5
+
+
+@pytest.mark.parametrize("names", [["cross_entropy"], ["poly1"], ["focal"], ["poly1_focal"], ["dice"], ["lovasz"], ["poly1", "dice"], ["poly1", "dice", "lovasz"]])
+def test_what_a_loss_keeps_for_the_backward_pass_is_counted(names):
+    for C in (2, 11, 40):
+        logits, masks = torch.randn(2, C, 32, 32, requires_grad=True), torch.randint(0, C, (2, 32, 32))
+        terms, kept = [Term(name) for name in names], {}
+        weights = window_weights(masks, terms, ignored=255, class_weights=None)
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            pixel_loss(logits, masks, terms, ignored=255, class_weights=None, label_smoothing=0.0, weights=weights)
+        assert kept_floats(terms, C) == pytest.approx(sum(kept.values()) / (4 * 2 * 32 * 32), rel=0.1)
+

@@ -282,7 +282,20 @@ def test_masks_have_the_colours_of_their_classes_and_errors_say_where(run: Run) 
         assert np.array_equal(errors[valid][:, :3], np.where(right[..., None], RIGHT, WRONG)[valid])
         assert np.array_equal(errors[..., 3], np.where(valid, 255, 0))
         assert confidence.shape[:2] == kept.truth.shape
-        assert f"mean</dt><dd>{(kept.confidence[i][valid] / 255).mean():.4f}" in step
+        sure = kept.confidence[i] / 255
+        assert f"<dt>mean where right</dt><dd>{sure[valid & right].mean():.4f}" in step
+        assert f"<dt>where wrong</dt><dd>{sure[valid & ~right].mean():.4f}" in step
+        assert f'mean where right {sure[valid & right].mean():.4f}, where wrong {sure[valid & ~right].mean():.4f}"' in step, "and for who does not see it"
+
+
+def test_confidence_where_nothing_is_wrong_is_none(run: Run) -> None:
+    findings = keep_masks(run.inside, num=1, noise=0.0)
+    step = steps(section(run, "masks"))[-1]
+    sure = load_kept_masks(run.inside, findings, 0).confidence[-1] / 255
+    assert "<dt>where wrong</dt><dd>none</dd>" in step
+    truth = load_kept_masks(run.inside, findings, 0).truth
+    assert truth is not None
+    assert f"<dt>mean where right</dt><dd>{sure[truth != IGNORED].mean():.4f}</dd>" in step
 
 
 def test_a_photograph_without_a_mask_shows_no_errors_and_says_that_nothing_is_measured(run: Run) -> None:
@@ -290,6 +303,7 @@ def test_a_photograph_without_a_mask_shows_no_errors_and_says_that_nothing_is_me
     html = section(run, "masks")
     assert all(len(sources(step)) == 2 for step in steps(html))
     assert html.count("not measured: this picture has no mask") == len(EPOCHS)
+    assert (html.count("<dt>mean</dt>"), html.count("mean where right")) == (len(EPOCHS), 0)
     assert "this picture has no mask, so that nothing says what is wrong" in html
 
 

@@ -56,9 +56,11 @@ def test_listed_names_are_those_that_can_be_checked():
     [
         ("smp/Unett", None, "model.name: smp has no segmentation model 'Unett'. Did you mean 'smp/Unet'?"),
         ("torchvision/resnet50", None, "model.name: torchvision has no segmentation model 'resnet50'. Did you mean 'torchvision/fcn_resnet50'?"),
+        ("torchvision/resnet50", "resnet18", "model.name: torchvision has no segmentation model 'resnet50'. Did you mean 'torchvision/fcn_resnet50'?"),
         ("pellucid/fcn64s", None, "model.name: pellucid has no segmentation model 'fcn64s'. Did you mean 'pellucid/fcn16s'?"),
         ("timm/resnet18", None, "expected a segmentation model pellucid/<name> or torchvision/<name> or smp/<name>, got 'timm/resnet18'."),
         ("fcn32s", None, "got 'fcn32s'. Did you mean 'pellucid/fcn32s'?"),
+        ("deeplabv3_resnet50", "resnet18", "got 'deeplabv3_resnet50'. Did you mean 'torchvision/deeplabv3_resnet50'?"),
         ("smp/Unet", "resnet500", "model.encoder: smp has no encoder 'resnet500' for smp/Unet. Did you mean 'resnet50'? timm's models are tu-<name>."),
         ("smp/Unet", "mobilenetv1_100", "smp has no encoder 'mobilenetv1_100' for smp/Unet. Did you mean 'tu-mobilenetv1_100'?"),
         ("smp/Unet", "timm-efficientnet-b0", "smp has no encoder 'timm-efficientnet-b0' for smp/Unet. Did you mean 'efficientnet-b0'?"),
@@ -179,6 +181,9 @@ def test_parts_that_look_at_the_whole_image_are_found_in_real_models():
         assert "classifier.scale.0" in sees_everything(build("torchvision/lraspp_mobilenet_v3_large").module)
     assert sees_everything(build("smp/Unet").module) == []
     assert sees_everything(build("smp/PSPNet").module) != []
+    normalized = sees_everything(build("smp/FPN").module)  # by group normalisation, in each block of the decoder
+    assert len(normalized) == 7
+    assert all(path.startswith("decoder.seg_blocks.") for path in normalized)
     assert all(path.startswith("encoder.") for path in sees_everything(build("smp/DPT").module))
 
 

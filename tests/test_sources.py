@@ -304,6 +304,23 @@ def test_an_unreadable_file_is_bad_not_fatal_to_the_check(tmp_path, monkeypatch)
     assert "cannot be read: No such file" in data.problems[0].detail
 
 
+def test_training_files_smaller_than_the_crop_are_bad(tmp_path):
+    lay(tmp_path / "train", ["cat/a.png", "cat/b.png", "dog/c.png", "dog/d.png"])
+    lay(tmp_path / "val", ["cat/v.png"], 50)
+    (tmp_path / "train/dog/c.png").write_bytes(png(77, side=5))
+    section = DataSection(source="folder", train=str(tmp_path / "train"), val=str(tmp_path / "val"), on_bad="skip")
+    data = load_dataset(section, seed=1, least=(6, 6))
+    assert [(p.file, p.kind, p.fatal) for p in data.problems if p.file] == [("dog/c.png", "too_small", True)]
+    assert "to cut training images of data.image_size from, got 5x5; lower data.image_size" in data.problems[0].detail
+    assert data.skipped == ["train/dog/c.png"]
+    assert load_dataset(section, seed=1).skipped == []
+
+
+def test_samples_that_are_no_files_have_no_size_to_check():
+    data = load_dataset(DataSection(source="digits", train=60), seed=1, least=(400, 400))
+    assert (data.problems, len(data.splits["train"])) == ([], 60)
+
+
 # ── what is kept between starts ──
 
 

@@ -303,6 +303,19 @@ def test_a_process_with_little_memory_finds_a_micro_batch_and_trains(small_recip
     assert any("micro-batch" in note and "32" in note for note in run.record.notes), run.record.notes
 
 
+@pytest.mark.parametrize(
+    ("settings", "keys"),
+    [
+        (["train.batch_size=1"], "train.batch_size"),
+        (["train.batch_size=1", "train.micro_batch_size=1"], "train.batch_size and train.micro_batch_size"),
+        (["train.batch_size=4", "train.micro_batch_size=1"], "train.micro_batch_size"),
+    ],
+)
+def test_batch_norm_of_one_image_names_the_setting_that_helps(small_recipe: str, tmp_path: Path, settings: list[str], keys: str) -> None:
+    with pytest.raises(UsageError, match=rf"from one image of this size: set {keys} to at least 2, or choose a model without BatchNorm\."):
+        run_of(small_recipe, tmp_path / "r", *SGD, "model={name: timm/test_resnet}", *settings)
+
+
 def test_a_process_without_room_for_one_image_says_what_would_fit(small_recipe: str, tmp_path: Path) -> None:
     large = ["data.train=4", "data.val=4", "data.image_size=1024", "model={name: torchvision/resnet18}", "train.batch_size=4", "augment={horizontal_flip: 0.5}"]
     done = limited(small_recipe, tmp_path, 420, *large, *SGD)

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pellucid.data.dataset import Split
+from drawn_pairs import lay, mask, section
+from pellucid.data.dataset import Dataset, Split
 from pellucid.data.images import resize
-from pellucid.data.store import Resizing, Store, Stream, channel_statistics, open_pixels
+from pellucid.data.sources import load_dataset
+from pellucid.data.store import Resizing, Store, Stream, channel_statistics, open_pixels, open_targets
 from pellucid.errors import DataError
 
 RESIZING = Resizing((24, 20), "crop", None, "bilinear")
@@ -83,6 +85,44 @@ def test_the_key_changes_with_content_order_and_every_setting(tmp_path: Path) ->
     assert len(names) == 7
     opened(dataclasses.replace(split, name="val", names=[f"copy{i}" for i in range(7)], labels=np.zeros(7, np.int64)), tmp_path)
     assert set(stores(tmp_path)) == names, "names and labels decide no pixel"
+
+
+def masked(root: Path, **settings: object) -> Dataset:
+    return load_dataset(section(train=root / "train", **settings), seed=1, masks=True)
+
+
+def rows_of(dataset: Dataset, folder: Path) -> list[list[int]]:
+    """The first column of each stored mask."""
+    targets = open_targets(dataset, Resizing((6, 8), "native", None, "bilinear"), limit_bytes=1e9, directory=str(folder), workers=1)
+    assert isinstance(targets, Store)
+    return [targets.image(i)[:, 0].tolist() for i in range(len(targets))]
+
+
+def test_a_changed_mask_beside_an_unchanged_image_is_stored_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    lay(tmp_path / "train", 3)
+    before = masked(tmp_path)
+    assert rows_of(before, tmp_path / "masks") == [[0, 1, 0, 1, 0, 1]] * 3
+    opened(before.splits["train"], tmp_path / "images")
+    mask(tmp_path / "train_masks" / "0001.png", [1, 0])  # as many pixels of each class as before
+    after = masked(tmp_path)
+    assert list(after.splits["train"].hashes) == list(before.splits["train"].hashes)
+    assert rows_of(after, tmp_path / "masks") == [[0, 1, 0, 1, 0, 1], [1, 0, 1, 0, 1, 0], [0, 1, 0, 1, 0, 1]]
+    opened(after.splits["train"], tmp_path / "images")
+    assert (len(stores(tmp_path / "masks")), len(stores(tmp_path / "images"))) == (2, 1)
+
+
+def test_masks_that_are_read_otherwise_are_stored_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    lay(tmp_path / "train", 3)
+    for settings, row in (
+        ({}, [0, 1] * 3),
+        ({"palette": {"tree": 1, "ground": 0}}, [1, 0] * 3),
+        ({"palette": {"ground": 0, "tree": 2}, "ignored": [1]}, [0, 255] * 3),
+    ):
+        for _ in range(2):
+            assert rows_of(masked(tmp_path, **settings), tmp_path / "masks") == [row] * 3
+    assert len(stores(tmp_path / "masks")) == 3
 
 
 @pytest.mark.parametrize("damage", ["short pixels", "no pixels", "no shapes", "short shapes"])

@@ -1,13 +1,16 @@
 """Overlapping tiles: where they start, what they weigh, and when they equal the network on the whole image."""
 
+import copy
 import math
 from itertools import pairwise
 
 import pytest
 import torch
+from timm.layers import EvoNorm2dS0, FilterResponseNormTlu2d, GroupNormAct, LayerNorm2d
 from torch import Tensor, nn
 
 from pellucid.errors import UsageError
+from pellucid.models.segmenters import build_segmenter
 from pellucid.models.tiles import sees_everything, tile_starts, tile_weights, tiled
 
 
@@ -85,6 +88,48 @@ def test_tiles_equal_the_whole_image_when_the_field_fits_the_outer_quarter(size,
     model, image = convolutions(int(64 * overlap / 4)), torch.randn(3, *size)
     got = blended(model, image, tile=(64, 64), overlap=overlap)
     assert torch.allclose(got, model(image[None])[0], rtol=0, atol=1e-5)
+
+
+def shallow_unet() -> nn.Module:
+    """smp's Unet on the two first stages of a residual network, in evaluation mode; a fresh one begins with residual branches that are silent."""
+    torch.manual_seed(0)
+    options = {"encoder_depth": 2, "decoder_channels": [16, 8]}
+    model = build_segmenter("smp/Unet", num_classes=3, pretrained=False, encoder="tu-test_resnet", options=options, image_size=(128, 128)).module
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.normal_(part.running_mean, 0.0, 0.1)
+    return model.eval().requires_grad_(False)
+
+
+def reach(model: nn.Module, stride: int) -> int:
+    """Pixels to the furthest one that can decide on a pixel of the middle: gradients where nothing is negative, cut off or chosen, at each phase of the stride."""
+    model = copy.deepcopy(model).double()
+    for parent in list(model.modules()):
+        for name, part in parent.named_children():
+            if isinstance(part, nn.ReLU):
+                setattr(parent, name, nn.Identity())
+            if isinstance(part, nn.MaxPool2d):
+                setattr(parent, name, nn.AvgPool2d(part.kernel_size, part.stride, part.padding))
+    for parameter in model.parameters():
+        parameter.copy_(parameter.abs() + 0.01)
+    image = torch.ones(1, 3, 128, 128, dtype=torch.float64, requires_grad=True)
+    logits, furthest = model(image)[0].sum(0), 0
+    for middle in range(64, 64 + stride):
+        (gradient,) = torch.autograd.grad(logits[middle, middle], image, retain_graph=True)
+        furthest = max(furthest, int((gradient[0].sum(0).nonzero() - middle).abs().max()))
+    return furthest
+
+
+def test_tiles_of_a_real_segmenter_equal_the_whole_image_when_its_field_of_25_pixels_fits():
+    model, image = shallow_unet(), torch.randn(3, 192, 256)
+    assert reach(model, 4) == 25
+    assert sees_everything(model) == []
+    whole = model(image[None])[0]
+    wide = blended(model, image, tile=(160, 160), overlap=0.75)  # bands of 128 pixels: outer quarters of 32
+    assert torch.allclose(wide, whole, rtol=0, atol=1e-5)
+    narrow = blended(model, image, tile=(128, 128), overlap=0.5)  # of 64: 16
+    assert (narrow - whole).abs().max() > 1e-3
 
 
 def test_a_side_shorter_than_the_tile_is_padded_with_zeros():
@@ -173,3 +218,28 @@ def test_layers_that_look_at_the_whole_tile_are_named():
     )
     assert sees_everything(model) == ["1", "3.0"]
     assert sees_everything(nn.Sequential(nn.MultiheadAttention(4, 1), nn.AdaptiveAvgPool2d(7), nn.AdaptiveAvgPool2d((None, 8)))) == ["0"]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.GroupNorm(2, 4, affine=False),
+        GroupNormAct(4, num_groups=2),
+        nn.InstanceNorm2d(4),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        FilterResponseNormTlu2d(4),
+        EvoNorm2dS0(4, group_size=2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_normalisations_by_the_statistics_of_the_tile_are_named(layer):
+    model, image = nn.Sequential(nn.Conv2d(3, 4, 1), layer).eval().requires_grad_(False), torch.randn(3, 64, 96)
+    assert sees_everything(model) == ["1"]
+    assert (blended(model, image, tile=(64, 64), overlap=0.25) - model(image[None])[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(4), nn.InstanceNorm2d(4, track_running_stats=True), LayerNorm2d(4)], ids=lambda layer: type(layer).__name__)
+def test_normalisations_that_see_no_other_pixel_are_not_named(layer):
+    model, image = nn.Sequential(nn.Conv2d(3, 4, 1), layer).eval().requires_grad_(False), torch.randn(3, 64, 96)
+    assert sees_everything(model) == []
+    assert torch.allclose(blended(model, image, tile=(64, 64), overlap=0.25), model(image[None])[0], rtol=0, atol=1e-5)

@@ -179,6 +179,20 @@ def test_an_invented_number_is_named(copied_run: Path, pellucid: Command) -> Non
     assert "MISMATCH val/brilliance from the predictions: there is no such number to recompute" in mismatches(pellucid("verify", copied_run))
 
 
+def test_a_number_of_no_split_or_twice_is_named(copied_run: Path, pellucid: Command) -> None:
+    def add(record: dict) -> None:
+        first, second, *_ = record["measurements"]
+        record["measurements"] += [{**first, "split": "test"}, {**first, "split": "train"}, second]
+
+    edit_json(copied_run / "run.json", add)
+    name = Run(copied_run).record.measurements[1].key
+    assert mismatches(pellucid("verify", copied_run)) == [
+        "MISMATCH test/accuracy: a number of test, the run measures val",
+        "MISMATCH train/accuracy: a number of train, the run measures val",
+        f"MISMATCH {name}: it stands in run.json 2 times",
+    ]
+
+
 def test_a_changed_weight_with_a_covered_hash_changes_the_logits(copied_run: Path, pellucid: Command) -> None:
     change_weight(copied_run)
     accept_hash(copied_run, "checkpoints/final.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -11,17 +12,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from conftest import REPOSITORY
 from fabricate_masks import CLASSES, MASK_FORMAT, make_masks_run
 from pellucid.data.dataset import Dataset
-from pellucid.overlap import PRESETS
+from pellucid.data.scenes import draw
+from pellucid.data.sources import load_dataset
+from pellucid.mask_findings import kept_size, load_mask_findings, reduced_mask
+from pellucid.overlap import PRESETS, overlaps, pixel_confusion
 from pellucid.palettes import IGNORED
-from pellucid.run import Measurement, Run
+from pellucid.run import Measurement, Run, file_hash
 from pellucid.runtime import Runtime
-from pellucid.verify_masks import anew_mask_checks, stored_mask_checks
+from pellucid.tasks import load_model, runtime_of
+from pellucid.train import train
+from pellucid.verify import verify
+from pellucid.verify_mask_findings import (
+    OTHER_MACHINE, RECORD, REDUCED, SAME_BITS, SAME_MACHINE, _as_kept, _near, anew_picture_checks, stored_picture_checks,
+)  # fmt: skip
+from pellucid.verify_masks import Opened, anew_mask_checks, stored_mask_checks
 
+PAIRS = """
+task: segmentation
+data: {{source: pairs, train: {folder}/train, {val}ignored: [255], image_size: 32, fit: {fit}}}
+model: {{name: smp/Unet, encoder: tu-test_resnet, options: {{encoder_depth: 3, decoder_channels: [16, 8, 8]}}}}
+train:
+  batch_size: 4
+  threads: 1
+  phases:
+    - {{epochs: 1, optimizer: {{name: adamw, lr: 1e-3}}}}
+"""
+INSIDE = "inside: {{images: [{folder}/val/001.png, {folder}/train/000.png], samples: 3, epochs: [0, last]}}\n"
+LARGE, FIRST, LAST = 2, "snapshots/epoch-0000.npz", "snapshots/epoch-0001.npz"  # LARGE: the image of val whose masks are reduced
 RUNTIME = Runtime(torch.device("cpu"), "fp32", 1, False)
 Made = tuple[Run, Dataset, nn.Module]
 
@@ -248,3 +271,268 @@ def test_the_page_on_scoring_gets_other_numbers_from_a_run(made: Made) -> None:
     assert len({ours, found["micro"], found["over_images"], found["absent_as_one"]}) == 4
     assert found["absent_as_one"] == pytest.approx((4 * ours + 1) / 5)  # car is in neither
     assert all(f"`{name}`" in page for name in PRESETS)
+
+
+# ── masks over epochs ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four scenes for train and three for val, the last of them longer than what is kept."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for split, sizes in (("train", [(32, 32)] * 4), ("val", [(32, 32), (40, 36), (34, 700)])):
+        for name in (split, f"{split}_masks"):
+            (folder / name).mkdir()
+        for i, size in enumerate(sizes):
+            scene = draw(i, split=split, image_size=size)
+            mask = scene.mask.copy()
+            mask[: 3 + i] = IGNORED
+            Image.fromarray(scene.image).save(folder / split / f"{i:03d}.png")
+            Image.fromarray(mask).save(folder / f"{split}_masks" / f"{i:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kept_runs(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """{fit: a finished run that looks at two photographs, one of them an image of val, and at the rest of val}; read only."""
+    runs = {}
+    for fit in ("native", "stretch"):
+        folder = tmp_path_factory.mktemp(fit)
+        (folder / "r.yaml").write_text((PAIRS + INSIDE).format(folder=pairs, val=f"val: {pairs}/val, ", fit=fit))
+        runs[fit] = train(folder / "r.yaml", out=folder / "run", quiet=True, figures=False)
+    return runs
+
+
+@pytest.fixture
+def forged(kept_runs: dict[str, Run], tmp_path: Path) -> Run:
+    """A copy that a test may change."""
+    return Run(shutil.copytree(kept_runs["native"].path, tmp_path / "forged"))
+
+
+def accept(run: Run) -> None:
+    """Write the present hashes into run.json, as somebody would who covers a change."""
+    record = run.record
+    record.files = {name: file_hash(run.path / name) for name in record.files if (run.path / name).is_file()}
+    run.write_record(record)
+
+
+def change_record(run: Run, change: Callable[[dict], None]) -> None:
+    path = run.path / RECORD
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+    accept(run)
+
+
+def change_kept(run: Run, name: str, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    with np.load(run.path / name) as arrays:
+        changed = {key: arrays[key].copy() for key in arrays}
+    change(changed)
+    np.savez(run.path / name, **changed)
+    accept(run)
+
+
+def of_pictures(run: Run, *, anew: bool = False) -> list[str]:
+    """The mismatches of the masks over epochs, by the stored path or by the other."""
+    recipe, runtime = run.recipe, runtime_of(run)
+    dataset = load_dataset(recipe.data, seed=recipe.seed, masks=True)
+    if anew:
+        lines = anew_picture_checks(run, dataset, runtime.place(load_model(run)), runtime, None)
+    else:
+        lines = stored_picture_checks(run, dataset, None)
+    return [text for _, ok, text in lines if not ok]
+
+
+def place_of(run: Run, file: str) -> int:
+    return [picture.file for picture in load_mask_findings(run.inside).pictures].index(file)
+
+
+def forge(run: Run, i: int, at: int, epoch: int) -> None:
+    """The true mask as the prediction of a picture after an epoch, with counts, arrays and numbers that fit."""
+    dataset, snapshot = load_dataset(run.recipe.data, seed=run.recipe.seed, masks=True), f"snapshots/epoch-{epoch:04d}.npz"
+    masks = dataset.splits["val"].masks
+    assert masks is not None
+    truth = masks.open(list(dataset.splits["val"].names).index(load_mask_findings(run.inside).pictures[i].file))
+    mask = np.where(truth == IGNORED, 0, truth)
+    confusion = pixel_confusion(truth, mask, 7)
+    found = overlaps(confusion, Opened.of(run).rule)
+    change_kept(run, snapshot, lambda a: a.update({f"predicted/{i}": mask, f"confusion/{i}": confusion}))
+    change_kept(run, "inside/masks.npz", lambda a: a[f"predicted/{i}"].__setitem__(at, mask))
+    for name in ("pixel_accuracy", "miou"):
+        change_record(run, lambda r, name=name: r["pictures"][i]["epochs"][at][name].update(value=getattr(found, name)))
+
+
+@pytest.mark.parametrize("fit", ["native", "stretch"])
+def test_masks_over_epochs_that_nobody_touched_hold(kept_runs: dict[str, Run], fit: str) -> None:
+    run = kept_runs[fit]
+    found = verify(run)
+    assert [text for text in found.lines() if text.startswith("MISMATCH")] == []
+    assert found.promise == "bit-equal"
+    lines = found.lines()
+    files = [picture.file for picture in load_mask_findings(run.inside).pictures]
+    assert [Path(file).name for file in files] == ["001.png", "000.png", "000.png", "002.png"]
+    assert f"ok {FIRST}: masks of 3 of 4 pictures counted again; 1 are reduced, the pixels of each true class compared" in lines
+    assert f"ok {RECORD}: 12 numbers of 4 pictures after epoch 0, 1 recomputed from the snapshots" in lines
+    assert "ok inside/masks.npz: masks and confidence are those of the snapshots; the truth is that of the data" in lines
+    (anew,) = [text for text in lines if text.startswith(f"ok {LAST} from checkpoint and data: ")]
+    assert anew.endswith(f"0 of {40 * 36 + 2 * 32 * 32 + 31 * 640:,} pixels are predicted otherwise")
+
+
+def test_the_record_and_the_arrays_hold_against_each_other_when_the_data_is_gone(kept_runs: dict[str, Run], forged: Run) -> None:
+    assert [text for _, ok, text in stored_picture_checks(kept_runs["native"], None, None) if not ok] == []
+    change_record(forged, lambda r: r["pictures"][0]["epochs"][0]["miou"].update(value=0.99))
+    (found,) = [text for _, ok, text in stored_picture_checks(forged, None, None) if not ok]
+    assert "miou after epoch 0: reported 0.9900" in found
+
+
+@pytest.mark.parametrize("name", ["pixel_accuracy", "miou"])
+def test_a_forged_number_of_a_picture_is_named(forged: Run, name: str) -> None:
+    i = place_of(forged, "000.png")
+    true = getattr(load_mask_findings(forged.inside).pictures[i].epochs[1], name)
+    change_record(forged, lambda r: r["pictures"][i]["epochs"][1][name].update(value=true.value + 2e-6))
+    (found,) = [text for text in verify(forged).lines() if text.startswith("MISMATCH")]
+    assert found.startswith(f"MISMATCH {RECORD}: 000.png: {name} after epoch 1: reported {true}, recomputed ")
+
+
+def test_a_number_that_is_missing_or_of_another_split_is_named(forged: Run) -> None:
+    i = place_of(forged, "000.png")
+    change_record(forged, lambda r: r["pictures"][i]["epochs"][0].update(miou=None))
+    change_record(forged, lambda r: r["pictures"][i]["epochs"][1]["pixel_accuracy"].update(n=7, split="test"))
+    (found,) = of_pictures(forged)
+    assert "000.png: miou after epoch 0 is missing; 000.png: pixel_accuracy after epoch 1: name, n, seed, split, unit and interval are " in found
+    assert "('pixel_accuracy', 7, 1, 'test', 'fraction', None), recomputed ('pixel_accuracy', 1, 1, 'photographs and val', 'fraction', None)" in found
+
+
+def test_a_forged_mask_of_a_snapshot_is_named(forged: Run) -> None:
+    i = place_of(forged, "000.png")
+    mask = forged.snapshot(0).masks[f"predicted/{i}"]
+    mask[10:20, 10:20] = 6 - mask[10:20, 10:20]
+    change_kept(forged, FIRST, lambda a: a.update({f"predicted/{i}": mask}))
+    snapshot, arrays = of_pictures(forged)
+    assert snapshot.startswith(f"MISMATCH {FIRST}: 000.png: confusion/{i}: ")
+    assert "counts differ, first at (" in snapshot
+    assert arrays == f"MISMATCH inside/masks.npz: 000.png: predicted/{i} after epoch 0 is not that of the snapshot"
+    change_kept(forged, "inside/masks.npz", lambda a: a[f"predicted/{i}"].__setitem__(0, mask))
+    assert of_pictures(forged) == [snapshot]
+
+
+def test_counts_of_a_reduced_picture_have_the_pixels_of_its_mask(forged: Run) -> None:
+    i = place_of(forged, "002.png")
+    change_kept(forged, FIRST, lambda a: a[f"confusion/{i}"].__setitem__((0, 0), a[f"confusion/{i}"][0, 0] + 5))
+    found = of_pictures(forged)
+    assert found[0].startswith(f"MISMATCH {FIRST}: 002.png: confusion/{i} has other pixels of each class than its mask: [")
+
+
+def test_a_swapped_truth_and_classes_are_named(forged: Run) -> None:
+    i = place_of(forged, "002.png")
+    change_kept(forged, "inside/masks.npz", lambda a: a.update({f"truth/{i}": a[f"predicted/{i}"][1]}))
+    assert of_pictures(forged) == ["MISMATCH inside/masks.npz: 002.png: its truth is not its mask in the data"]
+    change_record(forged, lambda r: r["pictures"][i].update(classes=[5]))
+    assert f"MISMATCH {RECORD}: 002.png: its classes are [5], in its mask " in of_pictures(forged)[0]
+
+
+def test_a_photograph_has_a_truth_only_where_the_split_has_it(forged: Run, pairs: Path) -> None:
+    ours = place_of(forged, f"{pairs}/val/001.png")
+    assert "truth/0" in np.load(forged.path / "inside/masks.npz")
+    assert "truth/1" not in np.load(forged.path / "inside/masks.npz")  # an image of train, and what is looked at is val
+    change_kept(forged, "inside/masks.npz", lambda a: a.update({"truth/1": a["predicted/1"][0]}))
+    assert of_pictures(forged) == [f"MISMATCH inside/masks.npz: {pairs}/train/000.png: it has a truth, and no mask in the data"]
+    change_kept(forged, FIRST, lambda a: a.update({"confusion/1": a[f"confusion/{ours}"]}))
+    assert of_pictures(forged)[0] == f"MISMATCH {FIRST}: {pairs}/train/000.png: confusion/1 counts pixels, and it has no mask"
+
+
+def test_pictures_that_are_not_those_of_the_recipe_are_named(forged: Run) -> None:
+    whole = (forged.path / RECORD).read_text()
+    change_record(forged, lambda r: r["pictures"][2].update(file="003.png"))
+    assert of_pictures(forged) == [f"MISMATCH {RECORD}: 000.png is missing; 003.png was not asked for"]
+    (forged.path / RECORD).write_text(whole)
+    change_record(forged, lambda r: r["pictures"][2].update(size=[31, 32]))
+    assert "inside/masks.npz: truth/2: expected uint8 of shape (31, 32) for 000.png" in of_pictures(forged)[0]
+    (forged.path / RECORD).write_text(whole)
+    change_record(forged, lambda r: r["pictures"][3].update(size=[34, 701]))  # is reduced to the same
+    assert of_pictures(forged) == [f"MISMATCH {RECORD}: 002.png: its size is (34, 701), found (34, 700)"]
+    (forged.path / RECORD).write_text(whole)
+    change_record(forged, lambda r: r.update(selected="epoch 9, the best miou on val"))
+    assert of_pictures(forged) == [f"MISMATCH {RECORD}: selected epoch 9, the best miou on val, the run has last epoch"]
+
+
+def test_arrays_of_a_snapshot_that_are_gone_are_named(forged: Run) -> None:
+    change_kept(forged, FIRST, lambda a: (a.pop("confusion/2"), a.update({"confidence/3": a["confidence/3"][1:]})))
+    (found,) = of_pictures(forged)
+    assert found == f"MISMATCH {FIRST}: 000.png: confusion/2 is missing; 002.png: confidence/3: expected (31, 640), got (30, 640)"
+
+
+def test_masks_over_epochs_that_are_gone_are_a_mismatch(forged: Run) -> None:
+    record = forged.record
+    record.files.pop("inside/masks.npz")
+    forged.write_record(record)
+    assert of_pictures(forged) == ["MISMATCH run.json: it holds no hash of inside/masks.npz"]
+    (forged.path / RECORD).unlink()
+    accept(forged)
+    found = of_pictures(forged)
+    assert found[0] == f"MISMATCH run.json: it holds no hash of {RECORD}"
+    assert found[-1].startswith(f"MISMATCH {RECORD}: ")
+    assert found[-1].endswith("there is no such file.")
+    assert not verify(forged).ok
+
+
+def test_the_last_masks_are_predicted_again(forged: Run) -> None:
+    i = place_of(forged, "000.png")
+    forge(forged, i, at=1, epoch=1)
+    assert of_pictures(forged) == [], "record, arrays and snapshot fit each other"
+    (found,) = of_pictures(forged, anew=True)
+    assert found.startswith(f"MISMATCH {LAST} from checkpoint and data: 000.png: ")
+    assert "pixels are predicted otherwise, at most 0.0% may be; 000.png: its counts are not those of the masks predicted again: " in found
+    assert found in verify(forged).lines()
+
+
+def test_a_forged_confidence_is_named(forged: Run) -> None:
+    for name, at in ((LAST, np.s_[:]), ("inside/masks.npz", np.s_[1])):
+        change_kept(forged, name, lambda a, at=at: a["confidence/3"].__setitem__(at, 255))
+    assert of_pictures(forged) == []
+    (found,) = of_pictures(forged, anew=True)
+    assert found.startswith(f"MISMATCH {LAST} from checkpoint and data: 002.png: confidence differs by up to 0.")
+
+
+def test_masks_of_another_epoch_than_the_reported_one_are_not_predicted_again(forged: Run) -> None:
+    record = forged.record
+    record.selected = "epoch 3, the best miou on val"
+    forged.write_record(record)
+    recipe, runtime = forged.recipe, runtime_of(forged)
+    dataset = load_dataset(recipe.data, seed=recipe.seed, masks=True)
+    (found,) = anew_picture_checks(forged, dataset, load_model(forged), runtime, None)
+    assert found[1:] == (True, "no snapshot is of the final weights: masks over epochs are not predicted again")
+
+
+def test_a_machine_like_that_of_the_run_has_to_come_nearest(kept_runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = kept_runs["native"]
+    runtime = runtime_of(run)
+    assert (_near(run, runtime, False), _near(run, runtime, True)) == (SAME_BITS, SAME_MACHINE)
+    assert _near(run, replace(runtime, threads=7), False) == OTHER_MACHINE
+    assert _near(run, replace(runtime, precision="bf16"), False) == REDUCED
+    monkeypatch.setattr(Run, "environment", {**run.environment, "precision": "bf16"})
+    assert _near(run, runtime, False) == REDUCED
+
+
+def test_masks_are_reduced_alike_by_both_paths() -> None:
+    random = np.random.default_rng(0)
+    for size in [(640, 3), (641, 4), (3, 1281), (1280, 960), (2448, 31), *random.integers(1, 1500, (20, 2)).tolist()]:
+        mask = random.integers(0, 256, size).astype(np.uint8)
+        assert _as_kept(mask).shape == kept_size(size)
+        np.testing.assert_array_equal(_as_kept(mask), reduced_mask(mask))
+
+
+# ── what stands in run.json beside the numbers of the splits ──────────────────────────────────────────────────
+
+
+def test_a_number_of_no_split_or_twice_is_named(forged: Run) -> None:
+    change_numbers(forged, lambda numbers: [*numbers, replace(numbers[0], split="test"), numbers[1]])
+    found = [text for text in verify(forged).lines() if text.startswith("MISMATCH")]
+    assert found == ["MISMATCH test/miou: a number of test, the run measures val", "MISMATCH val/pixel_accuracy: it stands in run.json 2 times"]
+
+
+def test_a_segmentation_without_a_split_to_measure_says_so(pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(PAIRS.format(folder=pairs, val="", fit="native"))
+    found = verify(train(tmp_path / "r.yaml", out=tmp_path / "run", quiet=True, figures=False))
+    assert found.ok
+    assert "the run has neither val nor test images: there is no number to verify" in found.lines()

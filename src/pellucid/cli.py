@@ -331,6 +331,7 @@ def predict(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Images and folders of images.")],
     out: Annotated[Path | None, typer.Option("--out", metavar="PATH", help="CSV to write; of a segmentation run the folder for its masks.")] = None,
     confidence: Annotated[bool, typer.Option("--confidence", help="Segmentation: also write <mask>_confidence.png, 8-bit grey.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Segmentation: replace files in --out; never true masks or what training reads.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -345,10 +346,13 @@ def predict(
         if out is None:
             raise UsageError(f"{run} predicts masks: give --out DIR, the folder to write them into")
         with Progress(quiet=quiet) as progress:
-            print_masks(write_masks(opened, paths, out, confidence=confidence, told=print_note, progress=progress), opened.data.classes, as_json)
+            written = write_masks(opened, paths, out, confidence=confidence, overwrite=overwrite, told=print_note, progress=progress)
+            print_masks(written, opened.data.classes, as_json)
         return
     if confidence:
         raise UsageError("--confidence writes pictures beside masks and belongs to segmentation; the confidence of a label stands in the CSV")
+    if overwrite:
+        raise UsageError("--overwrite replaces masks and belongs to segmentation; a CSV is written anew in any case")
     predictions = opened.predict([str(path) for path in paths])
     print_labels(predictions, out, as_json)
 

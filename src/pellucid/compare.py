@@ -17,7 +17,7 @@ from __future__ import annotations
 import bisect
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -86,7 +86,7 @@ class Scoring:
 @dataclass(frozen=True)
 class ClassCell:
     """One class in one row: the mean over the seeds that have the number and its spread; `best` of its column. Without measurement `lack` says why:
-    "absent" from samples and predictions, or "left out" by the scoring convention."""
+    "absent" from samples and predictions, "left out" by the scoring convention, "no such class" in these runs, or "n/a", as no run of the row has a number."""
 
     measurement: Measurement | None = None
     values: tuple[float, ...] = ()
@@ -97,11 +97,15 @@ class ClassCell:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The numbers of single classes that stand behind the compared one. rows: as those of the comparison, a cell for each of `classes`, in class order."""
+    """The numbers of single classes that stand behind the compared one. rows: as those of the comparison, a cell for each of `classes`, in class order.
+
+    notes: lines about rows that have other classes than others on the same data.
+    """
 
     family: str
     classes: tuple[str, ...]
     rows: tuple[tuple[ClassCell, ...], ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -408,7 +412,7 @@ def _class_table(rows: Sequence[Row], key: str) -> ClassTable | None:
     if family is None or not any(key in numbers for runs in measured for numbers in runs for key in keys):
         return None
     cells = [[_cell(row, runs, key, name) for key, name in zip(keys, classes, strict=True)] for row, runs in zip(rows, measured, strict=True)]
-    return ClassTable(family, classes, tuple(map(tuple, _with_best(rows, cells))))
+    return ClassTable(family, classes, tuple(map(tuple, _with_best(rows, cells))), tuple(_named_otherwise(rows)))
 
 
 def _classes(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -416,13 +420,45 @@ def _classes(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for row in rows if row.scored for name in row.scored[0].data.classes))
 
 
+def _named_otherwise(rows: Sequence[Row]) -> Iterator[str]:
+    """A line for each row whose class names are not those of the first row on the same data, or stand for other values of the masks."""
+    first: dict[str | None, Row] = {}
+    for row in rows:
+        if not row.scored:
+            continue
+        before = first.setdefault(row.data_hash, row)
+        mine, theirs = (_codes(side.scored[0]) for side in (row, before))
+        both = f"{row.name} and {before.name} were measured on the same data"
+        if set(mine) != set(theirs):
+            alone = [", ".join(name for name in one if name not in other) or "none" for one, other in ((mine, theirs), (theirs, mine))]
+            yield f"{both} under other class names: {alone[0]} in {row.name} alone, {alone[1]} in {before.name} alone; columns go by name"
+        elif moved := [name for name in mine if mine[name] != theirs[name]]:
+            yield f"{both}, but {', '.join(moved)} stand for other values of the masks in one than in the other; columns go by name"
+
+
+def _codes(run: Run) -> dict[str, int]:
+    """{class: its value in the masks}; 0 for classes of whole images."""
+    data = run.data
+    codes = data.mask_format.codes if data.mask_format is not None else [0] * len(data.classes)
+    return dict(zip(data.classes, codes, strict=True))
+
+
 def _cell(row: Row, measured: Sequence[dict[str, Measurement]], key: str, name: str) -> ClassCell:
     there = [(numbers[key], seed) for numbers, seed in zip(measured, row.seeds, strict=True) if key in numbers]
     found = [measurement for measurement, _ in there]
     mean, spread = _mean(found, [seed for _, seed in there])
-    left_out = [row.scored[0].data.classes[c] for c in (*row.scoring.excluded, *row.scoring.void_classes)] if row.scoring and not found else []
-    lack = "" if found else "left out" if name in left_out else "absent"
-    return ClassCell(mean, tuple(m.value for m in found), spread, lack=lack)
+    return ClassCell(mean, tuple(m.value for m in found), spread, lack="" if found else _lack(row, name))
+
+
+def _lack(row: Row, name: str) -> str:
+    """Why a row has no number of a class."""
+    if not row.scored:
+        return "n/a"
+    classes = row.scored[0].data.classes
+    if name not in classes:
+        return "no such class"
+    left_out = [classes[c] for c in (*row.scoring.excluded, *row.scoring.void_classes)] if row.scoring else []
+    return "left out" if name in left_out else "absent"
 
 
 def _with_best(rows: Sequence[Row], cells: list[list[ClassCell]]) -> list[list[ClassCell]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pellucid.data.dataset import Split
+from pellucid.data.folders import split_paths
 from pellucid.data.images import image_files
 from pellucid.data.inspection import listed
 from pellucid.data.loader import ordered_windows
@@ -23,6 +24,9 @@ from pellucid.recipe import DataSection
 from pellucid.run import Measurement, Run
 from pellucid.tasks import PREDICTORS, build_task, load_model, runtime_of
 from pellucid.tasks.segmentation import confidence_png
+
+
+_IMAGES = "images or masks beside them"  # what training takes files in a folder of images for
 
 
 def evaluate(run: Run, data: str, *, progress: Callable[[str, int, int], None] | None = None) -> list[Measurement]:
@@ -72,14 +76,17 @@ def write_masks(
     out: Path,
     *,
     confidence: bool = False,
+    overwrite: bool = False,
     told: Callable[[str], None] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[WrittenMask]:
     """Each predicted mask once it is in `out`, in the format of the training masks and named as these; sub-folders of a given folder stay.
 
     confidence: beside each also <mask>_confidence.png, 8-bit grey, the probability of the predicted class (255: 1). Files of a given folder that are named as
-    masks are left out, and told(line) says so. Names are checked before anything is written: UsageError for two images with one mask name, and for a mask
-    that would take the place of an image.
+    masks are left out, and told(line) says so. overwrite: files that are there already are replaced.
+
+    Names are checked before anything is written: UsageError for two images with one mask name, for a file that is there already, and, whatever `overwrite`
+    says, for a mask that would take the place of an image or of a true mask or lie where training looks for either.
     """
     mask_format = run.data.mask_format
     if mask_format is None:
@@ -88,7 +95,12 @@ def write_masks(
     if masks := [str(file) for file, name in given.items() if name is None]:
         (told or (lambda line: None))(f"{len(masks)} files are named as masks ({mask_format.names[1]}) and are not predicted:{listed(masks)}")
     targets = {file: out / name for file, name in given.items() if name is not None}
-    _check_targets(targets, confidence)
+    places = _places(targets, confidence)
+    _check_truth(places, [file for file, name in given.items() if name is None], _training_folders(run, images), out)
+    if not overwrite and (there := [str(place) for place in places if place.exists()]):
+        raise UsageError(
+            f"{out}: {len(there)} of {len(places)} files to be written exist already:{listed(there)}\nChoose another --out, or replace them with --overwrite."
+        )
     runtime = runtime_of(run)
     module = runtime.place(load_model(run))
     for number, (file, target) in enumerate(targets.items(), 1):
@@ -114,8 +126,8 @@ def _given(images: list[Path], mask_format: MaskFormat) -> dict[Path, str | None
     return found
 
 
-def _check_targets(targets: dict[Path, Path], confidence: bool) -> None:
-    """UsageError where the files of {image: its mask} would take each other's place, or that of an image."""
+def _places(targets: dict[Path, Path], confidence: bool) -> dict[Path, Path]:
+    """{file to be written: its image} of {image: its mask}. UsageError where they would take each other's place, or that of an image."""
     pictures = {file.resolve() for file in targets}
     written: dict[Path, Path] = {}
     for file, target in targets.items():
@@ -125,6 +137,46 @@ def _check_targets(targets: dict[Path, Path], confidence: bool) -> None:
             if place.resolve() in pictures:
                 raise UsageError(f"{place}: the mask of {file} would take the place of an image; choose another --out")
             written[place] = file
+    return written
+
+
+def _check_truth(places: dict[Path, Path], masks: list[Path], folders: dict[Path, str], out: Path) -> None:
+    """UsageError where a file of {file to be written: its image} would replace a true mask, or lie in one of {folder: what training takes its files for}."""
+    true_masks = {file.resolve() for file in masks}
+    for place, file in places.items():
+        if place.resolve() in true_masks or (place.exists() and place.resolve() in _masks_of(file, place.name)):
+            raise UsageError(f"{place}: the mask predicted for {file} would take the place of a true mask; choose another --out than {out}")
+    of_images = {file.resolve().parent for file in places.values()}
+    first: dict[Path, Path] = {}
+    for place in places:
+        first.setdefault(place.parent.resolve(), place)
+    for folder, place in first.items():
+        found = next((above for above in (folder, *folder.parents) if above in folders), None)
+        if found is not None or folder in of_images:
+            taken_for = folders[found] if found is not None else _IMAGES
+            fault = f"{place}: what is predicted into {found or folder} would be taken for {taken_for} by the next training"
+            raise UsageError(f"{fault}; choose another --out than {out}")
+
+
+def _masks_of(image: Path, name: str) -> set[Path]:
+    """Where a true mask of this name would lie beside any of the folders that the image is in: far/0.png of the folder val_masks for val/far/0.jpg."""
+    image = image.resolve()
+    return {folder.with_name(f"{folder.name}_masks") / image.relative_to(folder).with_name(name) for folder in image.parents if folder.name}
+
+
+def _training_folders(run: Run, images: list[Path]) -> dict[Path, str]:
+    """{folder: what a training takes files in it for} of the images to be predicted and of the run's own data, whether it is there or not."""
+    section = run.recipe.data
+    given = [(entry if entry.is_dir() else entry.parent).resolve() for entry in images]
+    own = {split: Path(root).resolve() for split, root in split_paths(section).items()} if section.source == "pairs" else {}
+    found: dict[Path, str] = {}
+    for split, root in [*((folder.name, folder) for folder in given), *own.items()]:
+        if root.name:
+            found[root.with_name(f"{root.name}_masks").resolve()] = f"true masks of {root}"
+        if section.mask_dir:
+            found[Path(section.mask_dir.replace("{split}", split)).resolve()] = "true masks (data.mask_dir)"
+    whole = [*(entry.resolve() for entry in images if entry.is_dir()), *own.values()]
+    return found | dict.fromkeys(whole, _IMAGES)
 
 
 def _confidence_file(mask: Path) -> Path:

@@ -1,8 +1,8 @@
 """A trained model as one file for other programs: ONNX for runtimes, safetensors for PyTorch. Each export is checked before it appears.
 
 An ONNX file takes float32 RGB images (B, 3, H, W) of one size and any B, scaled to [0, 1] and normalised by the mean and std that stand in its
-metadata beside the class names (each as JSON), and gives logits (B, C). It is run by onnxruntime on the same images as the PyTorch model; if their
-logits differ by more than `TOLERANCE`, no file is left.
+metadata beside the class names (each as JSON), and gives logits (B, C), or (B, C, H, W) where classes are of pixels. It is run by onnxruntime on the same
+images as the PyTorch model; if their logits differ by more than `TOLERANCE`, no file is left.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class ExportResult:
     """A file that was written and how it compares with the model it came from.
 
     difference: largest absolute difference of logits (onnx) or of weights (safetensors). scale: largest absolute logit or weight of the model.
-    compared: number of images (onnx) or tensors (safetensors). same_argmax: images with the same first class (onnx), equal tensors (safetensors).
+    compared: number of images (onnx) or tensors (safetensors). decided: how often a class is chosen in them, once an image or once a pixel of each, which
+    `of` says; of safetensors the tensors. same_argmax: how many of `decided` are of the same class (onnx), or equal (safetensors).
     """
 
     file: Path
@@ -45,15 +46,18 @@ class ExportResult:
     difference: float
     scale: float
     same_argmax: int
+    decided: int
+    of: str
 
     def lines(self) -> list[str]:
         """What was written, and the comparison."""
         if self.format == "safetensors":
             return [f"{self.file}: {self.num_bytes / 1e6:.1f} MB", f"{self.same_argmax} of {self.compared} tensors read back equal, bit for bit"]
+        decided = f"{self.decided:,} {self.of}" + (f" of {self.compared:,} images" if self.of != "images" else "")
         return [
             f"{self.file}: {self.num_bytes / 1e6:.1f} MB",
             f"onnxruntime and PyTorch on {self.compared} images: logits differ by at most {self.difference:.1e} (largest logit {self.scale:.3g}), "
-            f"same class for {self.same_argmax} of {self.compared}",
+            f"same class for {self.same_argmax:,} of {decided}",
         ]
 
 
@@ -85,20 +89,23 @@ def export_onnx(
         "mean": json.dumps([float(value) for value in mean]),
         "std": json.dumps([float(value) for value in std]),
         "input": "float32 RGB (B, 3, H, W): pixels in [0, 1], minus mean, divided by std",
-        "output": "logits (B, C) in the order of class_names",
         **(metadata or {}),
     }
     with _evaluating(module), replacing(out) as temporary:
         program = _trace(module, image_size, opset)
-        program.model.metadata_props.update(facts)
+        shape = "(B, C, H, W)" if len(program.model.graph.outputs[0].shape) == 4 else "(B, C)"
+        program.model.metadata_props.update({"output": f"logits {shape} in the order of class_names", **facts})
         program.save(temporary, external_data=False)
-        compared, difference, scale, same = _parity(module, temporary, image_size, images)
+        ours, theirs = _logits(module, temporary, image_size, images)
+        difference, scale = float((ours - theirs).abs().max()), float(ours.abs().max())
         if not difference <= TOLERANCE * scale:  # a NaN is a difference
             raise PellucidError(
                 f"{out}: the exported model's logits differ from PyTorch's by {difference:.2e}, expected at most {TOLERANCE:g} of the largest logit "
                 f"{scale:.3g}. No file was written. Try another opset, or the format safetensors."
             )
-    return ExportResult(out, "onnx", out.stat().st_size, compared, difference, scale, same)
+    same = ours.argmax(dim=1) == theirs.argmax(dim=1)  # (n,), or (n, H, W) of a segmentation
+    of = "images" if same.ndim == 1 else "pixels"
+    return ExportResult(out, "onnx", out.stat().st_size, len(ours), difference, scale, int(same.sum()), same.numel(), of)
 
 
 def export_safetensors(module: nn.Module, out: str | Path, metadata: Mapping[str, str] | None = None) -> ExportResult:
@@ -114,7 +121,7 @@ def export_safetensors(module: nn.Module, out: str | Path, metadata: Mapping[str
             names = ", ".join(unequal[:5])
             raise PellucidError(f"{out}: expected {len(own)} tensors to read back as they were, {len(unequal)} differ: {names}. No file was written.")
     scale = max((float(tensor.abs().max()) for tensor in own.values() if tensor.numel()), default=0.0)
-    return ExportResult(out, "safetensors", out.stat().st_size, len(own), 0.0, scale, len(own))
+    return ExportResult(out, "safetensors", out.stat().st_size, len(own), 0.0, scale, len(own), len(own), "tensors")
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
@@ -149,8 +156,8 @@ def _trace(module: nn.Module, image_size: tuple[int, int], opset: int) -> Any:
             raise PellucidError(f"{type(module).__name__} cannot be exported to ONNX: {reason} Use the format safetensors.") from error
 
 
-def _parity(module: nn.Module, file: Path, image_size: tuple[int, int], images: Tensor | None) -> tuple[int, float, float, int]:
-    """(images compared, largest difference of logits, largest logit, images with the same first class) over batches of `BATCHES` and what is left."""
+def _logits(module: nn.Module, file: Path, image_size: tuple[int, int], images: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The logits of the model and those of the file, of the same images in batches of `BATCHES` and what is left."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -167,9 +174,7 @@ def _parity(module: nn.Module, file: Path, image_size: tuple[int, int], images: 
             with torch.no_grad():
                 expected.append(module(batch.to(_device(module))).float().cpu())
             found.append(torch.from_numpy(session.run(["logits"], {"images": batch.numpy()})[0]))
-    ours, theirs = torch.cat(expected), torch.cat(found)
-    same = int((ours.argmax(dim=1) == theirs.argmax(dim=1)).sum())
-    return len(ours), float((ours - theirs).abs().max()), float(ours.abs().max()), same
+    return torch.cat(expected), torch.cat(found)
 
 
 def _device(module: nn.Module) -> torch.device:

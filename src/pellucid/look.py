@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,7 +29,6 @@ from pellucid.inside.looking import Found, Pictures, epoch_scores, look
 from pellucid.inside.pixel_scores import HOW, PixelScores, backbone_layer
 from pellucid.inside.projection import project
 from pellucid.inside.survey import BATCH, USUAL, device_of, fitting, maps_of
-from pellucid.models.backbones import Built
 from pellucid.recipe import Recipe
 from pellucid.run import bytes_hash, rounded
 from pellucid.runtime import out_of_memory
@@ -75,10 +75,14 @@ def look_into(
     viewed = tuple(None if mask is None else chosen.view_mask(mask) for mask in found_masks)
     pictures = Pictures(tuple(str(file) for file in files), sizes, tuple(chosen.view_box(size) for size in sizes), views, viewed, _labels(chosen, files))
     inputs = chosen.inputs(list(views))
+    if chosen.run is not None and chosen.run.recipe.masked:
+        methods, layer = methods or map_methods(chosen.run.recipe), layer or map_layer(chosen.module, inputs, chosen.backbone)
     found = look(
         chosen.module, inputs, pictures, name=chosen.name, weights=chosen.weights, classes=chosen.classes, probabilities=_probabilities(chosen, inputs),
         methods=methods, layer=layer, deletion=deletion, split="photographs", seed=chosen.run.recipe.seed if chosen.run else 0, progress=progress,
     )  # fmt: skip
+    if chosen.run is not None and chosen.run.recipe.masked:
+        without_prediction(found)
     found.findings.notes = [*chosen.notes, *found.findings.notes]
     folder = Path(out)
     write(found, folder, [np.asarray(photo) for photo in photos])
@@ -115,7 +119,7 @@ def _labels(chosen: Subject, files: Sequence[Path]) -> np.ndarray:
     known: dict[str, int] = {}
     if chosen.run is not None and chosen.run.has_data:
         for split in chosen.run.data.splits:
-            known |= {content: label for _, label, content in chosen.run.samples(split)}
+            known |= {content.partition("+")[0]: label for _, label, content in chosen.run.samples(split)}  # behind +: that of a mask
     return np.array([known.get(bytes_hash(file.read_bytes()), -1) if known else -1 for file in files], np.int64)
 
 
@@ -217,7 +221,7 @@ def snapshot_maps(t: Training, module: nn.Module) -> dict[str, np.ndarray]:
 
         arrays = snapshot_masks(t, module)
     scorer = scoring_images(module, t.recipe)
-    targets, layer = _targets(t, scorer, inputs), map_layer(scorer, inputs, t.built)
+    targets, layer = _targets(t, scorer, inputs), map_layer(scorer, inputs, t.built.backbone)
     for method in map_methods(t.recipe) or USUAL:
         at = layer if method == "grad_cam" else None
         try:
@@ -235,11 +239,17 @@ def scoring_images(module: nn.Module, recipe: Recipe) -> nn.Module:
     return PixelScores(module) if recipe.masked else module
 
 
-def map_layer(scorer: nn.Module, inputs: torch.Tensor, built: Built) -> str | None:
-    """Where Grad-CAM of a segmenter reads: the end of its backbone. None for others, which find the layer themselves."""
+def map_layer(scorer: nn.Module, inputs: torch.Tensor, backbone: str) -> str | None:
+    """Where Grad-CAM of a segmenter reads: the end of its backbone. None for others, and where it has none: the layer is then found as usual."""
     if not isinstance(scorer, PixelScores):
         return None
-    return backbone_layer(scorer, inputs[:1].to(device_of(scorer)), built.backbone)
+    return backbone_layer(scorer, inputs[:1].to(device_of(scorer)), backbone)
+
+
+def without_prediction(found: Found) -> None:
+    """Of a segmenter: an image has no predicted class, and the scores that stand in for logits are no probabilities."""
+    found.findings.images = [replace(image, prediction=None, confidence=None) for image in found.findings.images]
+    found.findings.notes.append(f"{HOW}; the label of a picture is the class whose map is drawn")
 
 
 def map_methods(recipe: Recipe) -> list[str] | None:
@@ -320,11 +330,11 @@ def _look_into_run(t: Training, module: nn.Module, selected: str) -> None:
         pictures = Pictures(looked.names, looked.sizes, boxes, looked.views, looked.masks, looked.labels)
         found = look(
             scorer, inputs, pictures, name=t.recipe.model.name, weights=f"final weights, {selected}", classes=classes,
-            probabilities=logits.double().softmax(1).numpy(), methods=map_methods(t.recipe), layer=map_layer(scorer, inputs, t.built), split=split,
+            probabilities=logits.double().softmax(1).numpy(), methods=map_methods(t.recipe), layer=map_layer(scorer, inputs, t.built.backbone), split=split,
             seed=t.recipe.seed, progress=t.progress,
         )  # fmt: skip
         if t.recipe.masked:
-            found.findings.notes.append(f"{HOW}; a label is the class whose map is drawn, a prediction the class with the highest score")
+            without_prediction(found)
     _add_epochs(t, found)
     _add_projections(t, found)
     write(found, t.run.inside, photos)

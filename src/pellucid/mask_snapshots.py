@@ -90,10 +90,11 @@ def _convention(recipe: Recipe, classes: tuple[str, ...]) -> Convention:
 
 
 def _numbers(t: Training, epoch: int, confusion: np.ndarray | None, name: str, scored: Convention) -> EpochNumbers:
-    """Pixel accuracy and mIoU of one picture after an epoch."""
-    if confusion is None or not confusion[:-1].sum():
+    """Pixel accuracy and mIoU of one picture after an epoch; None where it has no pixel that counts."""
+    valid = 0 if confusion is None else int(np.delete(confusion[:-1], scored.void_classes, axis=0).sum())
+    if confusion is None or not valid:
         return EpochNumbers(epoch, None, None)
-    found, valid = overlaps(confusion, scored), int(confusion[:-1].sum())
+    found = overlaps(confusion, scored)
     split = t.recipe.inside.shown if t.recipe.inside is not None else ""
 
     def number(what: str, value: float, how: str) -> Measurement:

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pellucid.errors import PellucidError
 from pellucid.models import train_mode
 from pellucid.models.recompute import blocks
+from pellucid.pixel_losses import Term, kept_floats
 from pellucid.recipe import Recipe
 from pellucid.runtime import Runtime, free_memory
 
@@ -81,11 +82,19 @@ def forward_cost(module: nn.Module, recipe: Recipe, frozen: list[str]) -> tuple[
     except (NotImplementedError, RuntimeError) as error:
         height, width = recipe.data.size
         raise PellucidError(f"{recipe.model.name} does not run on images of {height}x{width} pixels: {str(error).splitlines()[0]}") from None
-    del output
     halved = kept.num_bytes // 2
     if recipe.train.precision != "fp32":
         halved //= 2
-    return halved, counter.get_total_flops() // 2
+    return halved + _kept_by_loss(output, recipe), counter.get_total_flops() // 2
+
+
+def _kept_by_loss(output: Any, recipe: Recipe) -> int:
+    """Bytes that the loss of one image keeps, where it is over pixels; that of a few classes is nothing beside the rest."""
+    if not recipe.masked:
+        return 0
+    terms = [Term(term.name) for term in recipe.loss.summed]
+    every = output if isinstance(output, tuple) else (output,)
+    return sum(4 * kept_floats(terms, logits.shape[1]) * math.prod(logits.shape[2:]) for logits in every)
 
 
 class _Kept:

@@ -266,8 +266,12 @@ def calibration_error(calibration: np.ndarray) -> float:
 # ── measurements ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def measure_masks(predictions: MaskPredictions, *, classes: Sequence[str], scoring: ScoringSection, split: str, seed: int, note: str) -> list[Measurement]:
-    """All reported numbers of a split, mIoU first; `note` says whose predictions they are. A number that is 0/0 is left out: there is nothing to report.
+def measure_masks(
+    predictions: MaskPredictions, *, classes: Sequence[str], scoring: ScoringSection, split: str, seed: int, note: str, how: str = ""
+) -> list[Measurement]:
+    """All reported numbers of a split, mIoU first. A number that is 0/0 is left out: there is nothing to report.
+
+    note: whose predictions they are. how: how these came to be, as in tiles of which size; both stand behind how each number was computed.
 
     Intervals are percentiles over resamples of images, the same ones for every number; a resample without a class is left out of the interval of its IoU.
     """
@@ -281,13 +285,13 @@ def measure_masks(predictions: MaskPredictions, *, classes: Sequence[str], scori
     pixels = int(total[:-1].sum())
     alone = {"loss": float(predictions.loss.sum() / pixels), "calibration_error": calibration_error(predictions.calibration)} if pixels else {}
     per_class = {f"iou[{name}]": float(iou) for name, iou in zip(classes, whole.iou, strict=True)}
-    how, resamples, interval_how = _hows(total, whole, rule, scoring, classes, n), *_resampled(predictions, rule, classes)
+    hows, resamples, interval_how = _hows(total, whole, rule, scoring, classes, n), *_resampled(predictions, rule, classes)
     found = []
     for name, value in (values | alone | per_class).items():
         if math.isnan(value) and name != "loss":  # a loss that is NaN is no 0/0
             continue
         interval = _interval(resamples[name], interval_how) if name in resamples else None
-        said = "; ".join(part for part in (how[name], note) if part)
+        said = "; ".join(part for part in (hows[name], note, how) if part)
         unit = "nats" if name == "loss" else "fraction"
         found.append(Measurement(name, value, unit, split, n, seed, said, interval.pair if interval else None, interval.how if interval else ""))
     return found
@@ -308,7 +312,7 @@ def _resampled(predictions: MaskPredictions, rule: Convention, classes: Sequence
         sums.append(np.bincount(rows, minlength=n).astype(np.float64) @ table)
         return 0.0
 
-    how = bootstrap(keep, n).how  # its draws, for all numbers at once
+    how = bootstrap(keep, n, of="images").how  # its draws, for all numbers at once
     drawn = np.stack(sums)
     summed, f_sum, f_images = drawn[:, : 3 * C].reshape(-1, 3, C), drawn[:, 3 * C : 4 * C], drawn[:, 4 * C :]
     found = _means(summed, counted) | {"boundary_f": _mean(np.where(counted, _ratio(f_sum, f_images), np.nan))}

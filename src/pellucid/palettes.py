@@ -2,7 +2,7 @@
 
 In memory a mask is (H, W) uint8 at its image's own size: 0 .. C-1 are classes, `IGNORED` is a pixel of which nothing is said. In a file a pixel is a
 code: its grey value (mode L), its palette index (P) or its colour red << 16 | green << 8 | blue (RGB). Grey of 1, 2 or 4 bits in a PNG is the shade in
-0 .. 255 that it stands for, so that one bit is 0 and 255. A pixel whose code is nobody's is an error with its value and count, never a class.
+0 .. 255 that it stands for, so that one bit (mode 1) is 0 and 255. A pixel whose code is nobody's is an error with its value and count, never a class.
 Predictions are written in the format of the training masks, so that they can be read back by whoever reads those.
 """
 
@@ -21,7 +21,7 @@ from pellucid.errors import DataError
 
 IGNORED = 255  # in memory: a pixel that counts neither way
 MAX_CLASSES = 255
-MODES = ("L", "P", "RGB")
+MODES = ("1", "L", "P", "RGB")
 LISTED = 8  # offending codes that an error names
 
 # Okabe and Ito (2008), then lighter and darker companions: classes of masks without colours of their own.
@@ -30,16 +30,16 @@ _COLOURS = (
     (120, 190, 60), (90, 40, 120), (255, 190, 180), (20, 90, 50), (200, 230, 250), (130, 0, 30), (190, 180, 90), (60, 60, 60),
 )  # fmt: skip
 _FORMATS = ("PNG", "BMP", "DIB", "TIFF", "GIF", "JPEG", "WEBP", "PPM")  # none of them runs a program to decode, as EPS would
-_GREY = {"1": "L", "L": "L", "I;16": "", "I": "", "P": "P", "RGB": "RGB", "RGBA": "RGB"}
+_MODES = {"1": "1", "L": "L", "I;16": "", "I": "", "P": "P", "RGB": "RGB", "RGBA": "RGB"}
 
 
 @dataclass(frozen=True)
 class MaskFormat:
     """How the masks of a data set are written.
 
-    mode: L, P or RGB. codes: the code of each class, in class order. ignored: codes that count neither way. threshold: of an RGB mask, channels of at
-    least this are 255 and others 0 before they are looked up; None takes them as they are. palette: mode P, up to 768 numbers r, g, b, r, g, b ...
-    names: (image, mask) patterns of file names without endings, `{}` for what both have in common.
+    mode: one of MODES, that of the first training mask. codes: the code of each class, in class order. ignored: codes that count neither way.
+    threshold: of an RGB mask, channels of at least this are 255 and others 0 before they are looked up; None takes them as they are. palette: mode P, up to
+    768 numbers r, g, b, r, g, b ... names: (image, mask) patterns of file names without endings, `{}` for what both have in common.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -91,7 +91,9 @@ class MaskFormat:
         if self.mode == "RGB":
             image = Image.fromarray(np.stack([values >> 16, values >> 8 & 255, values & 255], axis=-1).astype(np.uint8))
         else:
-            image = Image.fromarray(values.astype(np.uint8))
+            # Where other masks of the set are grey, 1 bit cannot hold the codes that are theirs alone.
+            one_bit = self.mode == "1" and {*self.codes, *self.ignored} <= {0, 255}
+            image = Image.fromarray(values == 255 if one_bit else values.astype(np.uint8))
             if self.mode == "P":
                 palette = self.palette or [value for grey in range(256) for value in (grey, grey, grey)]
                 missing = 3 * (max(self.codes + self.ignored) + 1) - len(palette)  # Pillow writes as few bits as the palette needs: a longer index would be cut
@@ -135,7 +137,7 @@ class MaskFormat:
 
 @dataclass(frozen=True)
 class Tally:
-    """What one mask file holds. mode: L, P or RGB. codes: ascending; counts: the pixels of each. colours: mode P, the colour code of each, -1 for none."""
+    """What one mask file holds. mode: one of MODES. codes: ascending; counts: the pixels of each. colours: mode P, the colour code of each, -1 for none."""
 
     mode: str
     height: int
@@ -182,7 +184,7 @@ def _opened(data: bytes, name: str) -> tuple[str, np.ndarray, list[int]]:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _refuse(image, name)
-            mode = _GREY[image.mode]
+            mode = _MODES[image.mode]
             pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
             palette = list(image.getpalette() or []) if mode == "P" else []
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in image.info else 1
@@ -201,7 +203,7 @@ def _opened(data: bytes, name: str) -> tuple[str, np.ndarray, list[int]]:
 
 def _refuse(image: Image.Image, name: str) -> None:
     """DataError for a file that has no one meaning as a mask, before its pixels are decoded."""
-    if not _GREY.get(image.mode):
+    if not _MODES.get(image.mode):
         raise DataError(f"{name}: expected a mask with 8 bits a channel (modes 1, L, P, RGB), got mode {image.mode}; save it as indices or RGB")
     if (frames := getattr(image, "n_frames", 1)) > 1:
         raise DataError(f"{name}: expected one picture, got {frames} frames or pages; keep the one that is meant")
@@ -232,7 +234,7 @@ def coloured(mask: np.ndarray, colours: np.ndarray, ignored: tuple[int, int, int
 
 
 def _said(mode: str) -> str:
-    return {"L": "of grey values", "P": "of palette indices", "RGB": "of colours (RGB)"}[mode]
+    return {"1": "of one bit", "L": "of grey values", "P": "of palette indices", "RGB": "of colours (RGB)"}[mode]
 
 
 def counted(codes: Iterable[np.ndarray]) -> dict[int, int]:

@@ -124,6 +124,14 @@ def pixel_loss(
     return torch.stack(sums).sum()
 
 
+def kept_floats(terms: Sequence[Term], num_classes: int) -> int:
+    """float32 numbers that autograd keeps for each pixel of a batch, by the tensors of the functions below; the test counts them as they run."""
+    C, names = num_classes, {term.name for term in terms}
+    image = 2 * C if names & IMAGE_TERMS.keys() else 0
+    lovasz = -(-C // 4) + (C if "dice" in names else 0) if "lovasz" in names else 0  # signs are bytes
+    return C + sum(_KEPT.get(name, 0) for name in names) + image + lovasz
+
+
 def check_terms(terms: Sequence[Term], *, class_weights: Tensor | None, label_smoothing: float) -> None:
     """Raises UsageError where a setting would do nothing: class weights without a term of pixels, label smoothing without a cross-entropy."""
     names = ", ".join(term.name for term in terms)
@@ -260,3 +268,4 @@ PIXEL_TERMS: dict[str, Callable[[Labelled, Term], Tensor]] = {
 }
 IMAGE_TERMS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {"dice": _dice, "lovasz": _lovasz}
 SMOOTHED = ("cross_entropy", "poly1")
+_KEPT = {"cross_entropy": 3, "poly1": 6, "focal": 9, "poly1_focal": 13, "dice": 1}  # besides the logarithms of all classes

@@ -194,7 +194,7 @@ _MASK_OF_SNAPSHOT = re.compile(r"(predicted|confidence|confusion)/\d+")
 class MaskPredictions:
     """What was predicted for the n samples of a split, in the order of samples/<split>.csv, scored at the size of each mask. C classes.
 
-    confusion: (n, C + 1, C) int64 pixels; row: class of the mask, the last row ignored pixels; column: predicted class. loss: (n,) float64, the sum over
+    confusion: (n, C + 1, C) int32 or int64 pixels; row: class of the mask, the last row ignored pixels; column: predicted class. loss: (n,) float64, the sum over
     the valid pixels of the cross-entropy in nats; NaN where logits are not finite. boundary: (n, C, 4) int64: boundary pixels predicted, those of them
     within the tolerance of the mask's, boundary pixels of the mask, those of them within the tolerance of the predicted. calibration: (n, 15, 3) float64
     over valid pixels in bins (k/15, (k+1)/15] of the confidence: pixels, sum of confidence, pixels predicted right. digests: (n, 16) uint8, BLAKE2b-128 of the
@@ -220,6 +220,26 @@ class MaskPredictions:
         files, masks = [name for part in parts for name in part.files], [mask for part in parts for mask in part.masks]
         arrays = {name: np.concatenate([getattr(part, name) for part in parts])[order] for name in _MASK_ARRAYS}
         return cls([files[i] for i in order], **arrays, masks=tuple(masks[i] for i in order) if masks else ())
+
+
+@dataclass(frozen=True)
+class MaskTotals:
+    """What the curves need of a split after an epoch: loss as in MaskPredictions, pixels (C + 1, C) int64 of all images together."""
+
+    files: list[str]
+    loss: np.ndarray
+    confusion: np.ndarray
+
+    @property
+    def diverged(self) -> np.ndarray:
+        """(n,) bool: samples with NaN or infinite logits."""
+        return np.isnan(self.loss)
+
+    @classmethod
+    def joined(cls, parts: Sequence[MaskTotals], order: np.ndarray) -> MaskTotals:
+        """One table of several, behind each other and then in the order of `order` (n,)."""
+        files = [name for part in parts for name in part.files]
+        return cls([files[i] for i in order], np.concatenate([part.loss for part in parts])[order], np.sum([part.confusion for part in parts], axis=0))
 
 
 _MASK_ARRAYS = {"confusion": ("i", 3), "loss": ("f", 1), "boundary": ("i", 3), "calibration": ("f", 3), "digests": ("u", 2)}  # kind and dimensions

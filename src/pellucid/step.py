@@ -91,9 +91,11 @@ def _gradient(t: Training, stage: Stage, reader: Reader, window: Window, weight:
             if "more than 1 value per channel" in str(error):
                 if t.recipe.train.micro_batch_size != 1 and t.recipe.train.batch_size > 1:  # it came to 1 because memory ran out
                     raise OutOfMemoryError(no_room(t.recipe, t.runtime, t.rebuild, what="for two images, the fewest that BatchNorm takes,")) from None
+                # A micro-batch is never larger than the batch, so that setting it alone would not help there.
+                keys = " and ".join(f"train.{key}" for key in ("batch_size", "micro_batch_size") if getattr(t.recipe.train, key) == 1)
                 raise UsageError(
                     f"BatchNorm of {t.recipe.model.name} cannot take its statistics from one image of this size: "
-                    "set train.micro_batch_size to at least 2, or choose a model without BatchNorm."
+                    f"set {keys} to at least 2, or choose a model without BatchNorm."
                 ) from None
             raise
         # Outside of the handler: the error's frames hold the activations that have to go.

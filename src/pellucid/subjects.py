@@ -24,11 +24,12 @@ from pellucid.data.images import as_rgb, centre, resize, view_box, view_mask
 from pellucid.data.loader import pack_images
 from pellucid.errors import DataError, MissingError, Problem, RecipeError, UsageError, did_you_mean
 from pellucid.inside.outputs import logits_of
+from pellucid.inside.pixel_scores import PixelScores
 from pellucid.models.named import Preparation, build_named
 from pellucid.run import Run
 from pellucid.runtime import Runtime, start
 from pellucid.schema import Count, Normalization, Section
-from pellucid.tasks import load_model, runtime_of
+from pellucid.tasks import backbone_of, load_model, runtime_of
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _NO_CHANGE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -74,7 +75,8 @@ class Subject:
     """A model that can be looked into.
 
     module: in eval mode on the device. size: (H, W) of its input in pixels. mean, std: of RGB in [0, 1]. fit, resize_size, interpolation: as in
-    `models.named.Preparation`. num_classes: length of its logits, None where it predicts nothing. classes: their names. run: where it is one.
+    `models.named.Preparation`. num_classes: length of its logits, None where it predicts nothing. classes: their names. run: where it is one. A segmenter is
+    taken as something that scores images (`inside.pixel_scores`), with the path of its backbone in it.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Subject:
     classes: tuple[str, ...] | None
     notes: list[str] = field(default_factory=list)
     run: Run | None = None
+    backbone: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -207,7 +210,7 @@ def _of_run(run: Run, section: SubjectSection, device: str) -> Subject:
     return Subject(
         name=recipe.model.name,
         weights=f"final weights of {run.path}, {run.record.selected}",
-        module=runtime.place(load_model(run)),
+        module=runtime.place(PixelScores(load_model(run)) if recipe.masked else load_model(run)),
         runtime=runtime,
         size=recipe.data.size,
         mean=tuple(data.mean),
@@ -218,6 +221,7 @@ def _of_run(run: Run, section: SubjectSection, device: str) -> Subject:
         num_classes=len(data.classes),
         classes=tuple(data.classes),
         run=run,
+        backbone=backbone_of(run) if recipe.masked else "",
     )
 
 

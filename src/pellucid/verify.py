@@ -7,7 +7,7 @@
    transforms; the numbers must agree within the tolerance. Decoding and resizing are the functions that training used:
    their oracles are in the tests.
 
-   Of segmentation, `verify_masks` does the third and the fourth.
+   Of segmentation, `verify_masks` does the third and the fourth, `verify_mask_findings` both for the masks kept over epochs.
 5. *Inside.* Of a run whose recipe has `inside`, scores of maps, projections, maps and features, as `verify_inside` says.
 
 What must be there follows from the recipe, the data and its classes, not from run.json. The class of the promise that held:
@@ -40,6 +40,7 @@ from pellucid.runtime import DECIDES_BITS, Runtime, describe
 from pellucid.tasks import load_model, runtime_of
 from pellucid.tasks.classification import CALIBRATION_BINS
 from pellucid.verify_inside import anew_checks, open_kept, stored_checks
+from pellucid.verify_mask_findings import anew_picture_checks, stored_picture_checks
 from pellucid.verify_masks import anew_mask_checks, stored_mask_checks
 
 TOLERANCE = 0.005
@@ -91,6 +92,7 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
         raise RunError(f"{run.path}: the run is {record.status}; only a finished run has numbers to verify. `pellucid resume {run.path}` finishes it.")
     checks = _file_checks(run)
     runtime = runtime_of(run)
+    checks += _listing_checks(run, record.measurements)
     if not recipe.masked:
         checks += _prediction_checks(run, record.measurements)
     kept, lines = open_kept(run)
@@ -100,13 +102,14 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
     promise = None
     found: list[float | None] = []
     sound = [split for split in run.prediction_splits if all(check.ok for check in data_checks if check.what == f"data {split}")]
-    if dataset is not None and recipe.masked:
-        lines += stored_mask_checks(run, _of_splits(dataset, sound), progress)
+    if recipe.masked:
+        lines += stored_mask_checks(run, _of_splits(dataset, sound), progress) if dataset is not None else []
+        lines += stored_picture_checks(run, dataset, progress)
     if dataset is not None and _weights_are_readable(run, checks):
         module = runtime.place(load_model(run))
         if recipe.masked:
             anew, found = anew_mask_checks(run, _of_splits(dataset, sound), module, runtime, tolerance, progress)
-            lines += anew
+            lines += [*anew, *anew_picture_checks(run, dataset, module, runtime, progress)]
         for split in sound if not recipe.masked else ():
             recomputed = _recompute(run, module, dataset.splits[split], runtime, progress)
             found.append(_same_bits(run, split, recomputed))
@@ -219,12 +222,21 @@ def _changes(recorded: list[tuple[str, int, str]], split: Split, classes: tuple[
 # ── numbers ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _listing_checks(run: Run, measurements: list[Measurement]) -> list[Check]:
+    """Numbers that stand in the run twice, or of a split that it does not measure: no prediction is behind them. And where there is no split to measure."""
+    splits, keys = [split for split in run.data.splits if split != "train"], [m.key for m in measurements]
+    there = f"the run measures {' and '.join(splits) or 'none'}"
+    checks = [Check(f"number {m.key}", False, f"MISMATCH {m.key}: a number of {m.split}, {there}") for m in measurements if m.split not in splits]
+    twice = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
+    checks += [Check(f"number {key}", False, f"MISMATCH {key}: it stands in run.json {keys.count(key)} times") for key in twice]
+    if not splits:
+        checks.append(Check("numbers", True, "the run has neither val nor test images: there is no number to verify"))
+    return checks
+
+
 def _prediction_checks(run: Run, measurements: list[Measurement]) -> list[Check]:
     checks = []
-    splits = [split for split in run.data.splits if split != "train"]
-    if not splits:
-        return [Check("numbers", True, "the run has neither val nor test images: there is no number to verify")]
-    for split in splits:
+    for split in (s for s in run.data.splits if s != "train"):
         wanted = [m for m in measurements if m.split == split]
         try:
             predictions = run.predictions(split)

@@ -40,6 +40,7 @@ from pellucid.schema import ScoringSection
 
 Line = tuple[str, bool, str]  # what was looked at, whether it held, a line for people
 Progress = Callable[[str, int, int], None]
+Forward = Callable[[Tensor], Tensor]
 
 EXACT = 1e-6  # two correct float64 computations of one number from the same pixels
 LISTED = 5  # files that a line names
@@ -58,8 +59,8 @@ class Recount:
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """A run with its files, each read once."""
+class Opened:
+    """A run of segmentation with its files, each read once."""
 
     run: Run
     recipe: Recipe
@@ -67,7 +68,7 @@ class _Opened:
     record: RunRecord
 
     @classmethod
-    def of(cls, run: Run) -> _Opened:
+    def of(cls, run: Run) -> Opened:
         return cls(run, run.recipe, run.data, run.record)
 
     @property
@@ -102,7 +103,7 @@ class _Opened:
 
 def stored_mask_checks(run: Run, dataset: Dataset, progress: Progress | None) -> list[Line]:
     """The lines about masks, counts, numbers and intervals of every split that is evaluated, against the masks of `dataset`."""
-    opened = _Opened.of(run)
+    opened = Opened.of(run)
     lines: list[Line] = []
     for name in (split for split in opened.data.splits if split != "train"):
         try:
@@ -114,7 +115,7 @@ def stored_mask_checks(run: Run, dataset: Dataset, progress: Progress | None) ->
     return lines
 
 
-def _stored(opened: _Opened, name: str, predictions: MaskPredictions, split: Split | None, progress: Progress | None) -> list[Line]:
+def _stored(opened: Opened, name: str, predictions: MaskPredictions, split: Split | None, progress: Progress | None) -> list[Line]:
     lines = [_row_line(opened, name, predictions)]
     if not lines[0][1]:
         return lines
@@ -125,7 +126,7 @@ def _stored(opened: _Opened, name: str, predictions: MaskPredictions, split: Spl
         return [*lines, _listed_line(f"masks {name}", faults, "")]
     files = [opened.mask_format.file_of(file) for file in predictions.files]
     for what, stored, recounted in (("confusion", predictions.confusion, found.confusion), ("boundary", predictions.boundary, found.boundary)):
-        wrong = [f"{files[i]}: {_difference(stored[i], recounted[i])}" for i in range(len(files)) if not np.array_equal(stored[i], recounted[i])]
+        wrong = [f"{files[i]}: {difference(stored[i], recounted[i])}" for i in range(len(files)) if not np.array_equal(stored[i], recounted[i])]
         lines.append(_listed_line(f"{what} {name}", wrong, f"{name} {what}: counted again from {len(files):,} masks, equal"))
     lines.append(_listed_line(f"calibration {name}", _sums_that_differ(predictions, files), f"{name} calibration: its pixels are those of the confusion"))
     again = Recount(found.confusion, found.boundary, float(predictions.loss.sum()), predictions.calibration)
@@ -134,7 +135,7 @@ def _stored(opened: _Opened, name: str, predictions: MaskPredictions, split: Spl
     return [*lines, _interval_line(again, rule, classes, wanted, name, opened.recipe.seed)]
 
 
-def _row_line(opened: _Opened, name: str, predictions: MaskPredictions) -> Line:
+def _row_line(opened: Opened, name: str, predictions: MaskPredictions) -> Line:
     """Each sample of the split has exactly one row, with a column for each class."""
     recorded, counted, C = [file for file, _, _ in opened.run.samples(name)], predictions.confusion.shape[-1], len(opened.data.classes)
     if counted != C:
@@ -146,7 +147,7 @@ def _row_line(opened: _Opened, name: str, predictions: MaskPredictions) -> Line:
     return f"rows {name}", False, f"MISMATCH {name} predictions: rows are not those of samples/{name}.csv ({detail})"
 
 
-def _recounted(opened: _Opened, name: str, split: Split, progress: Progress | None) -> tuple[Recount | None, list[str]]:
+def _recounted(opened: Opened, name: str, split: Split, progress: Progress | None) -> tuple[Recount | None, list[str]]:
     """The counts of the predicted masks as they lie in the run, one at a time; None and what is wrong where one cannot be counted."""
     C, faults = len(opened.data.classes), []
     assert split.masks is not None
@@ -154,7 +155,7 @@ def _recounted(opened: _Opened, name: str, split: Split, progress: Progress | No
     for i, file in enumerate(split.names):
         try:
             truth, predicted = split.masks.open(i), opened.predicted(name, file)
-            confusion[i] = _confusion(truth, predicted, C, opened.mask_format.file_of(file))
+            confusion[i] = pixel_counts(truth, predicted, C, opened.mask_format.file_of(file))
             boundary[i] = _boundary(truth, predicted, C, opened.scoring.boundary_tolerance)
         except PellucidError as error:
             faults.append(str(error))
@@ -163,7 +164,7 @@ def _recounted(opened: _Opened, name: str, split: Split, progress: Progress | No
     return (None if faults else Recount(confusion, boundary, 0.0, np.zeros((0, CONFIDENCE_BINS, 3)))), faults
 
 
-def _confusion(truth: np.ndarray, predicted: np.ndarray, num_classes: int, name: str) -> np.ndarray:
+def pixel_counts(truth: np.ndarray, predicted: np.ndarray, num_classes: int, name: str) -> np.ndarray:
     """(C + 1, C) int64 by scikit-learn. DataError for another size, or where a predicted pixel is ignored and the true one is not."""
     if truth.shape != predicted.shape:
         raise DataError(f"{name}: expected the true mask's {_size(truth)} pixels (height x width), got {_size(predicted)}")
@@ -199,7 +200,7 @@ def _near(points: np.ndarray, others: np.ndarray, tolerance: float) -> int:
     return int((scipy.ndimage.distance_transform_edt(~others)[points] <= tolerance).sum()) if others.any() else 0
 
 
-def _difference(stored: np.ndarray, again: np.ndarray) -> str:
+def difference(stored: np.ndarray, again: np.ndarray) -> str:
     """What of two tables of counts differs, in words."""
     cells = np.argwhere(stored != again)
     place = ", ".join(map(str, cells[0].tolist()))
@@ -222,7 +223,7 @@ def _sums_that_differ(predictions: MaskPredictions, files: Sequence[str]) -> lis
 def recompute_masks(found: Recount, rule: Convention, classes: Sequence[str]) -> dict[str, float]:
     """{name: value} of every number that these counts have, by scikit-learn, whose samples are the cells of the confusion with their pixels as weights."""
     total, C = found.confusion.sum(axis=0), len(classes)
-    truth, answer, pixels = _cells(total, rule)
+    truth, answer, pixels = cells_of(total, rule)
     seen = set(truth.tolist()) | set(answer.tolist())
     counted = [c for c in range(C) if c not in (*rule.excluded, *rule.void_classes)]
     present, labelled = [c for c in counted if c in seen], [c for c in counted if c in truth]
@@ -244,7 +245,7 @@ def recompute_masks(found: Recount, rule: Convention, classes: Sequence[str]) ->
     return numbers
 
 
-def _cells(total: np.ndarray, rule: Convention) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cells_of(total: np.ndarray, rule: Convention) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(class, predicted class, pixels) of the cells of a confusion that count; pixels of no class have class C."""
     C = total.shape[1]
     truth, answer = (index.ravel() for index in np.indices(total.shape))
@@ -364,7 +365,7 @@ def anew_mask_checks(
 
     0.0 is bit-equal; None where the run has nothing to compare with. Splits whose images are not those of the run are left out: the data check names them.
     """
-    opened = _Opened.of(run)
+    opened = Opened.of(run)
     lines: list[Line] = []
     shares: list[float | None] = []
     for name in run.prediction_splits:
@@ -382,13 +383,13 @@ def anew_mask_checks(
     return lines, shares
 
 
-def _all_anew(opened: _Opened, module: nn.Module, split: Split, runtime: Runtime, progress: Progress | None) -> tuple[Recount, list[bytes], int]:
+def _all_anew(opened: Opened, module: nn.Module, split: Split, runtime: Runtime, progress: Progress | None) -> tuple[Recount, list[bytes], int]:
     """What the predictions of a split count, the digest of each image's logits, and how many pixels the run's own masks have otherwise."""
     C, n = len(opened.data.classes), len(split)
     confusion, boundary, calibration = np.zeros((n, C + 1, C), np.int64), np.zeros((n, C, 4), np.int64), np.zeros((n, CONFIDENCE_BINS, 3))
     loss, digests, moved = 0.0, [], 0
     for i, one in enumerate(_anew(opened, module, split, runtime, progress)):
-        confusion[i] = _confusion(one.truth, one.mask, C, split.names[i])
+        confusion[i] = pixel_counts(one.truth, one.mask, C, split.names[i])
         boundary[i] = _boundary(one.truth, one.mask, C, opened.scoring.boundary_tolerance)
         calibration[i], loss = one.calibration, loss + one.loss
         digests.append(one.digest)
@@ -396,7 +397,7 @@ def _all_anew(opened: _Opened, module: nn.Module, split: Split, runtime: Runtime
     return Recount(confusion, boundary, loss, calibration), digests, moved
 
 
-def _moved(opened: _Opened, split: str, file: str, mask: np.ndarray) -> int:
+def _moved(opened: Opened, split: str, file: str, mask: np.ndarray) -> int:
     """Pixels of a mask that the run's own has otherwise; all of them where it has none to compare with, which another line says."""
     try:
         stored = opened.predicted(split, file)
@@ -416,21 +417,13 @@ def _share_of_other_bits(run: Run, name: str, digests: Sequence[bytes]) -> float
 
 
 @torch.inference_mode()
-def _anew(opened: _Opened, module: nn.Module, split: Split, runtime: Runtime, progress: Progress | None) -> Iterator[_Anew]:
+def _anew(opened: Opened, module: nn.Module, split: Split, runtime: Runtime, progress: Progress | None) -> Iterator[_Anew]:
     """The prediction for each image in order: decoded now, in the batches of the run's evaluation, normalised by torchvision."""
-    d, data = opened.recipe.data, opened.data
-    prepare = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)])
+    d, forward = opened.recipe.data, forward_of(module, runtime)
     assert split.masks is not None
-
-    def forward(images: Tensor) -> Tensor:
-        with runtime.autocast():
-            logits: Tensor = module(images.to(runtime.device).contiguous(memory_format=runtime.memory_format))
-        return logits.float()
-
     for window in ordered_windows(len(split), opened.record.evaluation_batch_size):
         rows = window.rows.tolist()
-        arrays = [resize(split.open(i), d.size, d.fit, d.resize_size, d.interpolation) for i in rows]
-        images = [prepare(torch.from_numpy(np.array(array)).permute(2, 0, 1)) for array in arrays]
+        images = [stored_form(opened, split.open(i)) for i in rows]
         whole = [k for k, image in enumerate(images) if tuple(image.shape[1:]) == d.size]
         together = dict(zip(whole, forward(torch.stack([images[k] for k in whole])), strict=True)) if whole else {}
         for k, i in enumerate(rows):
@@ -443,15 +436,38 @@ def _anew(opened: _Opened, module: nn.Module, split: Split, runtime: Runtime, pr
                 logits = together[k]
                 seen(logits)
             else:
-                strips = tiled(forward, images[k].to(runtime.device), tile=d.size, overlap=opened.scoring.tile_overlap, batch_size=1, seen=seen)
-                logits = torch.cat([strip for _, strip in strips], dim=1)
+                logits = in_tiles(opened, forward, images[k].to(runtime.device), seen)
             truth = split.masks.open(i)
-            yield _read(_at_size(logits.cpu(), truth.shape, d), truth, digest.digest())
+            yield _read(at_size(logits.cpu(), truth.shape, d), truth, digest.digest())
             if progress is not None:
                 progress(f"verifying {split.name}", i + 1, len(split))
 
 
-def _at_size(logits: Tensor, size: tuple[int, ...], d: DataSection) -> Tensor:
+def forward_of(module: nn.Module, runtime: Runtime) -> Forward:
+    """Normalised images (b, 3, h, w) -> float32 logits (b, C, h, w) on the device."""
+
+    def forward(images: Tensor) -> Tensor:
+        with runtime.autocast():
+            logits: Tensor = module(images.to(runtime.device).contiguous(memory_format=runtime.memory_format))
+        return logits.float()
+
+    return forward
+
+
+def stored_form(opened: Opened, picture: PIL.Image.Image) -> Tensor:
+    """(3, h, w) float32 of a picture in the form of the recipe, normalised by torchvision."""
+    d, data = opened.recipe.data, opened.data
+    prepare = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)])
+    return torch.as_tensor(prepare(torch.from_numpy(np.array(resize(picture, d.size, d.fit, d.resize_size, d.interpolation))).permute(2, 0, 1)))
+
+
+def in_tiles(opened: Opened, forward: Forward, image: Tensor, seen: Callable[[Tensor], None] | None = None) -> Tensor:
+    """(C, h, w) float32 logits of an image (3, h, w) of another size than data.image_size; seen: gets the logits of each tile."""
+    strips = tiled(forward, image, tile=opened.recipe.data.size, overlap=opened.scoring.tile_overlap, batch_size=1, seen=seen)
+    return torch.cat([strip for _, strip in strips], dim=1)
+
+
+def at_size(logits: Tensor, size: tuple[int, ...], d: DataSection) -> Tensor:
     """(C, H, W) float32 at the size (H, W) of a mask, by torch's own interpolation, bars of `fit: pad` cut off."""
     if d.fit == "pad":
         # Where the picture lies in its bars is seen on a white one of its size.

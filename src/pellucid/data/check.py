@@ -1,9 +1,10 @@
 """The data of a recipe -> everything there is to say about it before a model is trained. `pellucid data check` prints it.
 
-Kinds of problems. Fatal, a file that training refuses or skips: zero_size, unreadable, truncated, too_large, animated. Told, of
-a file: wrong_extension, 16_bit, cmyk, palette, transparent, exif_rotated, corrupt_metadata (images.py says how each is
-read), duplicate (same content twice in a split), leak (same content in two splits), other_file (no image by its ending). Told,
-of a split: class_missing, imbalance (over 10 to 1 in train). Those of masks stand in pairs.py.
+Kinds of problems. Fatal, a file that training refuses or skips: zero_size, unreadable, truncated, too_large, animated,
+too_small (a training image that is cut and not resized). Told, of a file: wrong_extension, 16_bit, cmyk, palette, transparent,
+exif_rotated, corrupt_metadata (images.py says how each is read), duplicate (same content twice in a split), leak (same content
+in two splits), other_file (no image by its ending). Told, of a split: class_missing, imbalance (over 10 to 1 in train). Those
+of masks stand in pairs.py.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ class DataReport:
         return dict(zip(self.classes, self.splits[split].counts, strict=True))
 
 
-def check(data: DataSection, *, seed: int, masks: bool = False, progress: Progress | None = None) -> DataReport:
+def check(data: DataSection, *, seed: int, masks: bool = False, least: tuple[int, int] | None = None, progress: Progress | None = None) -> DataReport:
     """All problems of the data, by the code that training starts with. Bad images and masks are listed, never raised.
 
-    DataError where the layout cannot be followed at all: a folder, column or label that is not there. `seed` and `masks` as in load_dataset.
+    DataError where the layout cannot be followed at all: a folder, column or label that is not there. `seed`, `masks` and `least` as in load_dataset.
     """
-    found = gather(data, masks=masks, progress=progress)
+    found = gather(data, masks=masks, least=least, progress=progress)
     splits = {name: _record(split, len(found.classes)) for name, split in found.splits.items()}
     digest = hashlib.blake2b(digest_size=16)
     for name, record in splits.items():

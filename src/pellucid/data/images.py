@@ -6,7 +6,7 @@ How each kind of file becomes 8-bit RGB (every one but plain 8-bit grey and RGB 
   palette      each index by its palette colour
   transparent  composed over black, which is also what `fit: pad` and rotation fill with
   cmyk         Pillow's plain conversion; an embedded colour profile is not applied
-  exif_rotated turned upright by the EXIF orientation
+  exif_rotated turned upright by the EXIF orientation (of an image with a mask: exif_rotated_masked, the mask is not turned)
   wrong_extension, corrupt_metadata   the picture is read by its content; its name or side information is wrong
 
 Fatal, because no picture or no single picture is meant: zero_size, unreadable, truncated, too_large (more pixels than

@@ -17,7 +17,7 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -103,6 +103,11 @@ class Inspected:
             None if self.masks is None else _taken(self.masks, indices),
         )
 
+    def with_findings(self, findings: Mapping[int, list[Finding]]) -> Inspected:
+        """The split with these findings, by index, behind its own."""
+        found = {i: [*self.findings.get(i, ()), *findings.get(i, ())] for i in sorted({*self.findings, *findings})}
+        return replace(self, findings=found)
+
     def usable(self) -> Inspected:
         """Without the samples that have a fatal finding."""
         bad = [i for i in self.findings if self.is_bad(i)]
@@ -160,6 +165,17 @@ def inspect(listing: Listing, name: str, labels: np.ndarray, *, measured: bool =
             progress(f"checking {name}", min(start + CHUNK, total), total)
     checked.save()
     return Inspected(name, names, labels, Hashes(digests), _opener(read, listing.path or names.__getitem__, digests), found, sizes)
+
+
+def large_enough(split: Inspected, least: tuple[int, int]) -> Inspected:
+    """The split with the fatal finding too_small of each image below `least` (height, width). Nothing is said of images whose size is not known."""
+    if split.sizes is None:
+        return split
+    small = np.flatnonzero(split.sizes.any(axis=1) & (split.sizes < np.array(least)).any(axis=1)).tolist()
+    asked = f"expected at least {least[0]}x{least[1]} pixels (height x width) to cut training images of data.image_size from"
+    remedy = "lower data.image_size, or let data.fit resize the images to it"
+    details = {i: f"{asked}, got {split.sizes[i, 0]}x{split.sizes[i, 1]}; {remedy}" for i in small}
+    return split.with_findings({i: [Finding("too_small", detail, fatal=True)] for i, detail in details.items()})
 
 
 def _opener(read: Callable[[int], bytes], path: Callable[[int], str], digests: np.ndarray) -> Callable[[int], Image.Image]:

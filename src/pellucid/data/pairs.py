@@ -6,8 +6,9 @@ A mask is an index image (grey values or palette indices: value i is class i) or
 once: hashed, decoded and its codes counted. The counts are kept by content in the cache folder (`masks/`), so that a second start only reads and hashes.
 
 Kinds of problems of a mask. Fatal, as an image that cannot be read: no_mask, mask_unreadable, mask_size (another than its upright image), mask_values
-(codes that are no class). Told: mask_without_image, mask_palette (an index has other colours than in masks before), mask_all_ignored. Of the whole set,
-fatal and never skipped: no_palette (coloured masks of which nobody said what they mean), mask_values (no training mask fits the classes).
+(codes that are no class). Told: mask_without_image, mask_palette (an index has other colours than in masks before), mask_all_ignored,
+exif_rotated_masked (the image is turned upright, its mask is not). Of the whole set, fatal and never skipped: no_palette (coloured masks of which nobody
+said what they mean), mask_values (no training mask fits the classes; or classes are the values of the training masks, and another split has more).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -49,19 +51,37 @@ def read(data: DataSection, progress: Progress | None) -> Gathered:
     images = {}
     for split, pairs in laid.items():
         unlabelled = np.zeros(len(pairs.images), np.int64)  # until the masks are known
-        images[split] = inspect(of_files(pairs.images, (), pairs.image_path), split, unlabelled, measured=True, progress=progress)
+        inspected = inspect(of_files(pairs.images, (), pairs.image_path), split, unlabelled, measured=True, progress=progress)
+        images[split] = _turned(inspected, pairs)
     surveys = _surveyed(data, laid, images, progress)
     problems = [problem for pairs in laid.values() for problem in pairs.noticed]
     notes = [f"masks: {said(laid['train'], names)}"]
     if surveys["train"].mode == "RGB" and data.palette is None:
         palette = _sorted_colours(surveys["train"].total)
         problems.append(DataProblem("train", "", "no_palette", _palette_block(palette), fatal=True))
-        return Gathered((), {split: _with(found, surveys[split].findings) for split, found in images.items()}, problems, None, notes, palette)
+        return Gathered((), {split: found.with_findings(surveys[split].findings) for split, found in images.items()}, problems, None, notes, palette)
     classes, layout, told = _layout(data, surveys["train"], names)
     splits = {split: _masked(found, surveys[split], layout, classes) for split, found in images.items()}
     if misfit := _misfit(splits["train"], surveys["train"], layout, classes):
         problems.append(misfit)
+    if data.palette is None and _given_classes(data)[0] is None:
+        problems += [unseen for split, survey in surveys.items() if (unseen := _unseen(splits[split], survey, layout))]
     return Gathered(classes, splits, problems, layout, notes + told)
+
+
+def _turned(images: Inspected, pairs: Pairs) -> Inspected:
+    """The images, where one that is turned upright says what that means for its mask: with equal sides no size tells that the mask may lie the other way."""
+    findings = dict(images.findings)
+    for i, found in images.findings.items():
+        if pairs.masks[i]:
+            findings[i] = [_turned_masked(fault, pairs.masks[i]) if fault.kind == "exif_rotated" else fault for fault in found]
+    return replace(images, findings=findings)
+
+
+def _turned_masked(fault: Finding, mask: str) -> Finding:
+    orientation = fault.detail.partition(":")[0]
+    detail = f"{orientation}: the image is turned upright, and its mask {mask} is taken as drawn on the upright image"
+    return Finding("exif_rotated_masked", detail, fatal=False)
 
 
 def found_palette(data: DataSection, progress: Progress | None = None) -> list[tuple[Colour, int]]:
@@ -98,6 +118,11 @@ class _Survey:
     def mode(self) -> str:
         """That of the first mask that could be read; "" without one."""
         return next(iter(self.kinds), "")
+
+    def of(self, i: int) -> dict[int, int]:
+        """{code: pixels} of mask i, {} of one in `many`."""
+        mine = slice(self.ends[i - 1] if i else 0, self.ends[i])
+        return dict(zip(self.codes[mine], self.counts[mine], strict=True))
 
     def add(self, i: int, found: Tally | Finding, size: tuple[int, int]) -> None:
         """What was found in mask i, in the order of the masks. size: (height, width) of its image, (0, 0) where that is not known."""
@@ -284,12 +309,6 @@ def _whole_palette(train: _Survey) -> list[int]:
     return palette
 
 
-def _with(images: Inspected, findings: dict[int, list[Finding]]) -> Inspected:
-    """The images with these findings behind their own."""
-    found = {i: [*images.findings.get(i, ()), *findings.get(i, ())] for i in sorted({*images.findings, *findings})}
-    return replace(images, findings=found)
-
-
 def _masked(images: Inspected, survey: _Survey, layout: MaskFormat, classes: Sequence[str]) -> Inspected:
     """A split with its masks: pixels of each class, labels, and what is wrong with each."""
     num_classes, total, pairs = len(classes), len(images.names), survey.pairs
@@ -301,16 +320,21 @@ def _masked(images: Inspected, survey: _Survey, layout: MaskFormat, classes: Seq
     np.add.at(pixels, (rows[known], np.minimum(places[known], num_classes)), counts[known])
     findings = {i: list(found) for i, found in survey.findings.items()}
     for i in np.unique(rows[~known]).tolist():
-        mine = slice(ends[i - 1] if i else 0, ends[i])
-        odd = ~known[mine]
-        fault = layout.fault(dict(zip(codes[mine][odd].tolist(), counts[mine][odd].tolist(), strict=True)), int(counts[mine].sum()))
+        fault = _values_fault(survey.of(i), layout)
         findings.setdefault(i, []).append(Finding("mask_values", f"{pairs.masks[i]} has {fault}", fatal=True))
     for i in survey.many:
         findings.setdefault(i, []).append(_many_values(survey, i, layout))
     for i in np.flatnonzero((pixels[:, -1] > 0) & (pixels[:, :-1].sum(axis=1) == 0)).tolist():
         findings.setdefault(i, []).append(Finding("mask_all_ignored", f"every pixel of {pairs.masks[i]} is ignored", fatal=False))
     masks = Masks(pixels, Hashes(survey.digests), _opener(survey, layout))
-    return replace(_with(images, findings), labels=largest(pixels, classes), masks=masks)
+    return replace(images.with_findings(findings), labels=largest(pixels, classes), masks=masks)
+
+
+def _values_fault(total: Mapping[int, int], layout: MaskFormat) -> str:
+    """What is wrong with {code: pixels} of which some are no class."""
+    is_odd = layout.indices(np.array(list(total))) < 0
+    odd = {code: count for (code, count), strange in zip(total.items(), is_odd, strict=True) if strange}
+    return layout.fault(odd, sum(total.values()))
 
 
 def _many_values(survey: _Survey, i: int, layout: MaskFormat) -> Finding:
@@ -321,9 +345,8 @@ def _many_values(survey: _Survey, i: int, layout: MaskFormat) -> Finding:
             found = tally(reader(survey.pairs.mask_path)(i), name, layout.threshold)
     except (OSError, DataError) as error:
         return Finding("mask_unreadable", f"{name} cannot be read any more: {error}", fatal=True)
-    odd = layout.indices(np.array(found.codes)) < 0
-    values = {code: count for code, count, is_odd in zip(found.codes, found.counts, odd, strict=True) if is_odd}
-    return Finding("mask_values", f"{name} has {layout.fault(values, sum(found.counts))}", fatal=True)
+    fault = _values_fault(dict(zip(found.codes, found.counts, strict=True)), layout)
+    return Finding("mask_values", f"{name} has {fault}", fatal=True)
 
 
 def _opener(survey: _Survey, layout: MaskFormat) -> Callable[[int], np.ndarray]:
@@ -361,12 +384,27 @@ def _misfit(train: Inspected, survey: _Survey, layout: MaskFormat, classes: Sequ
     readable = [i for i in range(len(train.names)) if not any(fault.kind in ("no_mask", "mask_unreadable") for fault in train.findings.get(i, ()))]
     if not readable or not all(any(fault.kind == "mask_values" for fault in train.findings.get(i, ())) for i in readable):
         return None
-    is_odd = layout.indices(np.array(list(survey.total))) < 0
-    odd = {code: count for (code, count), strange in zip(survey.total.items(), is_odd, strict=True) if strange}
     known = ", ".join(f"{name} {layout.code(code)}" for name, code in list(zip(classes, layout.codes, strict=True))[:LISTED_COLOURS])
-    fault = f"not one of {len(readable)} training masks fits the classes ({known}): {layout.fault(odd, sum(survey.total.values()))}"
+    fault = f"not one of {len(readable)} training masks fits the classes ({known}): {_values_fault(survey.total, layout)}"
     remedy = "Name these with data.palette, or with data.ignored where they are none."
     return DataProblem("train", "", "mask_values", f"{fault}. {remedy}", fatal=True)
+
+
+def _unseen(images: Inspected, survey: _Survey, layout: MaskFormat) -> DataProblem | None:
+    """The one problem to tell of a split where classes are the values of the training masks and its masks have further ones: these may all be right.
+
+    Left to the files are masks that are bad for another reason too, and those of more values than there can be classes.
+    """
+    only = {"mask_values"}
+    more = [i for i, found in images.findings.items() if {fault.kind for fault in found if fault.fatal} == only and i not in survey.many]
+    if not more:
+        return None
+    total: Counter[int] = Counter()
+    for i in more:
+        total.update(survey.of(i))
+    fault = f"in {len(more)} of {len(images.names)} masks, first {survey.pairs.masks[more[0]]}: {_values_fault(total, layout)}"
+    remedy = "No training mask has these values; name all classes with data.classes (or data.palette), or put them in data.ignored."
+    return DataProblem(images.name, "", "mask_values", f"{fault}. {remedy}", fatal=True)
 
 
 def _sorted_colours(total: dict[int, int]) -> list[tuple[Colour, int]]:

@@ -32,7 +32,7 @@ from pellucid.data import hubs, pairs, scenes
 from pellucid.data.dataset import Dataset, Hashes, Masks, Names
 from pellucid.data.folders import classes_file, existing, files_below, lines_of, of_files, split_paths
 from pellucid.data.images import ENDINGS
-from pellucid.data.inspection import Gathered, Inspected, Listed, Listing, Progress, inspect, listed, problems
+from pellucid.data.inspection import Gathered, Inspected, Listed, Listing, Progress, inspect, large_enough, listed, problems
 from pellucid.errors import DataError, did_you_mean
 from pellucid.palettes import MaskFormat
 from pellucid.recipe import DataSection
@@ -41,14 +41,15 @@ from pellucid.run import DataProblem
 _DRAWN = 1000  # scenes between two words of progress
 
 
-def load_dataset(data: DataSection, *, seed: int, masks: bool = False, progress: Progress | None = None) -> Dataset:
+def load_dataset(data: DataSection, *, seed: int, masks: bool = False, least: tuple[int, int] | None = None, progress: Progress | None = None) -> Dataset:
     """Classes, splits and problems of the data of a recipe. DataError names what cannot be used and how to go on.
 
     masks: the samples with their masks, whose classes are those of the data set; pairs have nothing else.
+    least: smallest (height, width) of a training image file, a smaller one is bad; None where images are resized to what a crop needs.
     Every source is a fixed set, so `seed` decides nothing: runs of several seeds are measured on the same images.
     progress(what, done, total) is called while files are read.
     """
-    found = gather(data, masks=masks, progress=progress)
+    found = gather(data, masks=masks, least=least, progress=progress)
     bad = [problem for problem in found.problems if problem.fatal]
     if whole := next((problem for problem in bad if not problem.file), None):
         raise DataError(f"{whole.split}: {whole.detail}")
@@ -76,28 +77,30 @@ def _why_empty(data: DataSection, name: str, bad: Sequence[DataProblem]) -> str:
     return f"Add images or drop data.{name}."
 
 
-def gather(data: DataSection, *, masks: bool = False, progress: Progress | None = None) -> Gathered:
-    """Every split listed, read and inspected. Bad images are problems here; a layout that cannot be followed is a DataError."""
+def gather(data: DataSection, *, masks: bool = False, least: tuple[int, int] | None = None, progress: Progress | None = None) -> Gathered:
+    """Every split listed, read and inspected. Bad images are problems here; a layout that cannot be followed is a DataError. least: as in load_dataset."""
     if data.source == "pairs":
         found = pairs.read(data, progress)
     elif masks:
         found = _masked_scenes(data, progress)
     else:
-        found = _labelled(data, progress)
+        found = _labelled(data, least is not None, progress)
     splits = _with_fraction(found.splits, data.val) if isinstance(data.val, float) else found.splits
+    if least is not None:
+        splits = splits | {"train": large_enough(splits["train"], least)}
     whole = {problem.kind for problem in found.problems if problem.fatal and not problem.file}  # said once, not again of each file
     each = [problem for problem in problems(splits, found.classes) if problem.kind not in whole]
     return replace(found, splits=splits, problems=found.problems + each)
 
 
-def _labelled(data: DataSection, progress: Progress | None) -> Gathered:
-    """Splits of images with a label each."""
+def _labelled(data: DataSection, measured: bool, progress: Progress | None) -> Gathered:
+    """Splits of images with a label each. measured: with the sizes of training images that are files."""
     source = SOURCES[data.source.partition(":")[0]](data, progress)
     classes, index = _classes(data, source)
     splits: dict[str, Inspected] = {}
     for name, listing in source.splits.items():
         labels = np.fromiter((_label(index, label, name, file) for label, file in zip(listing.labels, listing.names, strict=True)), np.int64)
-        splits[name] = inspect(listing, name, labels, progress=progress)
+        splits[name] = inspect(listing, name, labels, measured=measured and name == "train", progress=progress)
     return Gathered(classes, splits, [problem for listing in source.splits.values() for problem in listing.problems])
 
 

@@ -95,6 +95,8 @@ def look(
         random[method] = _of_random_weights(method, stranger, inputs, targets, mapped[method], batch_size, findings.notes)
         findings.maps.append(MapKind(method, mapped[method].layer, _grid(mapped[method]), mapped[method].how))
         found.arrays[f"maps/{method}"], found.arrays[f"random/{method}"] = mapped[method].values, random[method].values
+        if empty := int((mapped[method].values.sum((1, 2)) == 0).sum()):
+            findings.notes.append(f"{method}: {empty} of {len(pictures)} maps are 0 throughout, nothing speaks for the class: drawn empty, counted as uniform")
         silent = int((random[method].values.sum((1, 2)) == 0).sum())
         if silent:
             findings.notes.append(f"{method}: {silent} of {len(pictures)} maps of random weights are 0 throughout: counted as uniform, and in no correlation")

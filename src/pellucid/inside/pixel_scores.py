@@ -6,10 +6,13 @@ the predicted pixels of the class; a mean instead of a sum, which only scales a 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from pellucid.inside.attribution import trace_of
+from pellucid.inside.attribution import class_scores, examining, trace_of
+from pellucid.inside.layers import hooked, kept_output
 from pellucid.inside.outputs import logits_of
 
 HOW = "score of a class: the mean of its logit over the pixels predicted as that class (Seg-Grad-CAM)"
@@ -35,10 +38,28 @@ class PixelScores(nn.Module):
 
 
 def backbone_layer(model: PixelScores, image: Tensor, backbone: str) -> str | None:
-    """Path of the last layer of the backbone (a path in the segmenter) that holds a map of the image and that the scores read, by one image (1, 3, H, W).
+    """Path of the layer at the end of the backbone (a path in the segmenter) that the scores read, by one image (1, 3, H, W): where Grad-CAM looks.
 
-    The paper reads the end of the encoder: behind it a decoder's maps grow into the prediction itself. None where the backbone has no such layer.
+    The paper reads the end of the encoder: behind it a decoder's maps grow into the prediction itself. It is the last part of the backbone whose own output,
+    not a list of stages, holds a map of the image and has a gradient at its patches. None where the backbone has no such part.
     """
-    readable = trace_of(model, image, None, logits_of).readable
-    within = [name for name in readable if name.startswith(f"segmenter.{backbone}.") or name == f"segmenter.{backbone}"]
-    return within[-1] if within and backbone else None
+    whole: set[str] = set()
+
+    def keep(name: str, module: nn.Module, output: Any) -> None:
+        if isinstance(output, Tensor):
+            whole.add(name)
+
+    with examining(model) as inner:
+        with hooked(inner, keep):
+            trace = trace_of(inner, image, None, logits_of)
+        own = f"segmenter.{backbone}"
+        for name in reversed([name for name in trace.layers if backbone and (name == own or name.startswith(f"{own}.")) and name in whole]):
+            arrangement = trace.layers[name].arrangement
+            if arrangement is None or not trace.layers[name].offered:
+                continue
+            with kept_output(inner, name) as kept:
+                scores, _, _ = class_scores(inner, image.detach().clone().requires_grad_().clone(), None, logits_of)
+            gradient = torch.autograd.grad(scores.sum(), kept[-1], allow_unused=True)[0] if kept[-1].requires_grad else None
+            if gradient is not None and bool(arrangement.patches(gradient).any()):
+                return name
+    return None

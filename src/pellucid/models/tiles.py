@@ -29,7 +29,9 @@ from pellucid.errors import UsageError
 ALIGNMENT = 32
 # Adaptive pooling to at most this many cells on a side is taken over regions whose size is that of the tile.
 _POOLED = 6
-_GLOBAL = re.compile(r"Attention|Attn|SqueezeEx|^SE(Module|Layer|Block)?$|EffectiveSE|GlobalContext|GlobalResponseNorm|^PSPBlock$|^PAB$")
+_GLOBAL = re.compile(
+    r"Attention|Attn|SqueezeEx|^SE(Module|Layer|Block)?$|EffectiveSE|GlobalContext|GlobalResponseNorm|FilterResponseNorm|EvoNorm|^PSPBlock$|^PAB$"
+)
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
@@ -123,8 +125,9 @@ def _row_of_tiles(
 def sees_everything(module: nn.Module) -> list[str]:
     """Paths of the outermost parts that look at the whole tile, or are tied to its grid: with them tiles cannot equal the whole image.
 
-    These are adaptive poolings to at most 6x6 cells, attention (also in windows, which start at the tile's corner) and squeeze-and-excitation. Told by
-    type and class name; what a model does outside of its layers is not seen.
+    These are adaptive poolings to at most 6x6 cells, attention (also in windows, which start at the tile's corner), squeeze-and-excitation, and
+    normalisations whose mean and variance are those of the tile: over groups of channels (smp's FPN), over each channel without running statistics, and
+    of filter responses. Told by type and class name; what a model does outside of its layers is not seen.
     """
     found: list[str] = []
     for path, part in module.named_modules():
@@ -137,6 +140,10 @@ def _is_global(part: nn.Module) -> bool:
     if isinstance(part, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
         sides = part.output_size if isinstance(part.output_size, tuple | list) else (part.output_size,)
         return any(side is not None and side <= _POOLED for side in sides)
+    if isinstance(part, nn.GroupNorm):  # timm's are of this type
+        return True
+    if isinstance(part, nn.modules.batchnorm._NormBase):  # of batches and of instances
+        return part.running_mean is None
     # smp's Attention is an empty shell where a decoder has none: what has no parameters does not count.
     named = _GLOBAL.search(type(part).__name__) is not None
     return named and any(True for _ in part.parameters())

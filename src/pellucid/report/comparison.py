@@ -96,7 +96,7 @@ def _class_text(comparison: Comparison, width: int) -> str:
         parts = [_block(heads, [name, *(column[r] for column in columns)], width) for r, name in enumerate(names)]
     seeds = "mean ± sample standard deviation over seeds, " if any(cell.spread for row in found.rows for cell in row) else ""
     title = f"{found.family} of each class: {seeds}* best of its column"
-    return "\n\n".join([_wrapped(title, width), *parts, *(_wrapped(line, width) for line in _partly(comparison, found))])
+    return "\n\n".join([_wrapped(title, width), *parts, *(_wrapped(line, width) for line in _below(comparison, found))])
 
 
 def _cell_text(cell: ClassCell) -> str:
@@ -105,14 +105,15 @@ def _cell_text(cell: ClassCell) -> str:
     return f"{cell.measurement}{f' ± {cell.spread}' if cell.spread else ''}{' *' if cell.best else ''}"
 
 
-def _partly(comparison: Comparison, found: ClassTable) -> list[str]:
-    """A line for each class that some seeds of a row lack and others have."""
-    return [
+def _below(comparison: Comparison, found: ClassTable) -> list[str]:
+    """A line for each class that some seeds of a row lack and others have, and those of the table itself."""
+    partly = [
         f"{row.name}: {len(cell.values)} of {len(row.seeds)} seeds have {found.family}[{name}]; their mean is shown"
         for row, cells in zip(comparison.rows, found.rows, strict=True)
         for name, cell in zip(found.classes, cells, strict=True)
         if 0 < len(cell.values) < len(row.seeds)
     ]
+    return [*partly, *found.notes]
 
 
 def _numbers(row: Row) -> list[str]:
@@ -163,7 +164,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _plain_classes(comparison: Comparison) -> dict[str, Any] | None:
-    """{family, rows: {row: {class: numbers, or in `lack` why there are none}}}; None where the compared number has no numbers of single classes."""
+    """{family, rows: {row: {class: numbers, or in `lack` why there are none}}, notes}; None where the compared number has no numbers of single classes."""
     found = comparison.classes
     if found is None:
         return None
@@ -171,7 +172,7 @@ def _plain_classes(comparison: Comparison) -> dict[str, Any] | None:
         row.name: {name: _plain_cell(cell) for name, cell in zip(found.classes, cells, strict=True)}
         for row, cells in zip(comparison.rows, found.rows, strict=True)
     }
-    return {"family": found.family, "rows": rows}
+    return {"family": found.family, "rows": rows, "notes": list(found.notes)}
 
 
 def _plain_cell(cell: ClassCell) -> dict[str, Any]:
@@ -219,7 +220,7 @@ def to_html(comparison: Comparison) -> str:
         settings=[(key, short[key]) for key in comparison.settings],
         notes=comparison.notes,
         classes=_shown_classes(comparison),
-        partly=_partly(comparison, comparison.classes) if comparison.classes else [],
+        below=_below(comparison, comparison.classes) if comparison.classes else [],
         overlays=[d for value, unit in _OVERLAID if (d := _overlay(comparison, value, unit))],
         rates=_rates(comparison),
         signed=signed,

@@ -111,7 +111,10 @@ class MaskReading:
 
 @dataclass(frozen=True)
 class Step:
-    """A predicted mask after an epoch as data URIs, with (name, value, value of the last epoch) of the picture; `spoken` is all of it in words."""
+    """A predicted mask after an epoch as data URIs, with (name, value, value of the last epoch) of the picture; `spoken` is these in words.
+
+    sure: the mean confidence where it is right and where it is wrong, None where no pixel is; of a picture without a mask over all pixels.
+    """
 
     epoch: str
     spoken: str
@@ -119,7 +122,7 @@ class Step:
     predicted: str
     errors: str | None
     confidence: str
-    sure: Measurement
+    sure: list[tuple[str, Measurement | None]]
 
 
 @dataclass(frozen=True)
@@ -319,32 +322,22 @@ def _look(path: Path, picture: MaskedPicture, kept: KeptMasks, findings: MaskFin
     colours = findings.mask_format.colours
     truth = None if kept.truth is None else reduced_mask(kept.truth, SIDE)
     final = picture.epochs[-1]
-    steps = [
-        _step(picture, picture.epochs[i], final, truth, reduced_mask(kept.predicted[i], SIDE), reduced_mask(kept.confidence[i], SIDE), colours) for i in shown
-    ]
+    steps = [_step(kept, i, picture.epochs[i], final, truth, colours) for i in shown]
     photo, missing = _photo(path, kept_size(picture.size))
     classes = ", ".join(findings.classes[i] for i in picture.classes)
     return MaskedLook(picture.file, classes, photo, missing, None if truth is None else _mask_picture(truth, colours), steps)
 
 
-def _step(
-    picture: MaskedPicture,
-    numbers: EpochNumbers,
-    final: EpochNumbers,
-    truth: NDArray[np.uint8] | None,
-    predicted: NDArray[np.uint8],
-    confidence: NDArray[np.uint8],
-    colours: NDArray[np.uint8],
-) -> Step:
+def _step(kept: KeptMasks, i: int, numbers: EpochNumbers, final: EpochNumbers, truth: NDArray[np.uint8] | None, colours: NDArray[np.uint8]) -> Step:
+    """What was kept at place `i` of the epochs; truth: as it is drawn."""
     from pellucid.figures.masks import RIGHT, WRONG, errors  # matplotlib is loaded for runs that kept masks alone
     from pellucid.figures.overlays import SIMILARITY_COLOURS, coloured
 
     epoch = f"epoch {numbers.epoch}" if numbers.epoch else "before training"
     beside = [("pixel accuracy", numbers.pixel_accuracy, final.pixel_accuracy), ("mIoU of the picture", numbers.miou, final.miou)]
     said = [f"{name} {value}" for name, value, _ in beside if value is not None]
+    predicted, confidence = reduced_mask(kept.predicted[i], SIDE), reduced_mask(kept.confidence[i], SIDE)
     wrong = None if truth is None else errors(truth, predicted)
-    valid = confidence if truth is None or (truth == IGNORED).all() else confidence[truth != IGNORED]
-    sure = Measurement("confidence", float(valid.mean() / 255.0), "fraction", "image", 1, 0, "mean over the drawn pixels that are not ignored")
     return Step(
         epoch,
         f"{epoch}: {', '.join(said) or 'not measured'}",
@@ -352,8 +345,22 @@ def _step(
         _mask_picture(predicted, colours),
         None if wrong is None else _indexed(wrong, np.array([RIGHT, WRONG, (0, 0, 0)], np.uint8), clear=2),
         pictures.data_uri(PIL.Image.fromarray(coloured(confidence / 255.0, SIMILARITY_COLOURS)), "WEBP", quality=70, method=4),
-        sure,
+        _sure(kept.truth, kept.predicted[i], kept.confidence[i]),
     )
+
+
+def _sure(truth: NDArray[np.uint8] | None, predicted: NDArray[np.uint8], confidence: NDArray[np.uint8]) -> list[tuple[str, Measurement | None]]:
+    """(name, mean confidence) over the kept pixels that are right and over those that are wrong; without a mask over all."""
+    if truth is None:
+        parts = {"mean": np.ones(predicted.shape, bool)}
+    else:
+        valid, right = truth != IGNORED, truth == predicted
+        parts = {"mean where right": valid & right, "where wrong": valid & ~right}
+
+    def mean(pixels: NDArray[np.bool_], how: str) -> Measurement | None:
+        return Measurement("confidence", float(confidence[pixels].mean() / 255.0), "fraction", "image", 1, 0, how) if pixels.any() else None
+
+    return [(name, mean(pixels, f"{name}, over the kept pixels that are not ignored")) for name, pixels in parts.items()]
 
 
 def _photo(path: Path, size: tuple[int, int]) -> tuple[str | None, str]:

@@ -127,6 +127,9 @@ class Recipe(Section):
     def _loss_fits(cls, loss: LossSection, info: ValidationInfo) -> LossSection:
         if info.data.get("task") == "classification" and loss.name != "cross_entropy":
             raise ValueError(f"name: classification is trained with cross_entropy; {loss.name} is a loss over pixels and belongs to segmentation")
+        model = info.data.get("model")
+        if loss.auxiliary_weight != 0.5 and model is not None and not model.options.get("aux_loss") and not model.options.get("aux_params"):
+            raise ValueError(f"auxiliary_weight {loss.auxiliary_weight:g} would do nothing: {model.name} has an auxiliary classifier with options: {{aux_loss: true}}")
         if info.data.get("task") == "classification" and loss.class_weights == "median_frequency":
             raise ValueError("class_weights: median_frequency counts the pixels of masks and belongs to segmentation; take balanced")
         return loss

@@ -124,6 +124,9 @@ class EarlyStopSection(Section):
     )
 
 
+POLYNOMIAL, FOCAL = ("poly1", "poly1_focal"), ("focal", "poly1_focal")  # losses with an epsilon, with a gamma
+
+
 class LossTerm(Section):
     """One term of a loss. Means are over the valid pixels of the batch, or over its images where an image has one value (dice, lovasz)."""
 
@@ -133,6 +136,13 @@ class LossTerm(Section):
     weight: Positive = Field(1.0, description="Factor of the term in the sum.")
     epsilon: Annotated[float, Field(ge=-1.0)] = Field(1.0, description="poly1, poly1_focal: epsilon of the first polynomial term.")
     gamma: NonNegative = Field(2.0, description="focal, poly1_focal: exponent of (1 - p).")
+
+    @model_validator(mode="after")
+    def _settings_do_something(self) -> Self:
+        for key, names, default in (("epsilon", POLYNOMIAL, 1.0), ("gamma", FOCAL, 2.0)):
+            if getattr(self, key) != default and self.name not in names:
+                raise ValueError(f"{key} {getattr(self, key):g} would do nothing: it belongs to {' and '.join(names)}, not to {self.name}")
+        return self
 
 
 class LossSection(Section):
@@ -158,6 +168,15 @@ class LossSection(Section):
             raise ValueError(
                 "a loss of several terms is name: sum with terms: [...]" if self.terms else "sum needs terms, e.g. [{name: cross_entropy}, {name: dice}]"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_do_something(self) -> Self:
+        own = {"epsilon": (POLYNOMIAL, 1.0), "gamma": (FOCAL, 2.0)}
+        for key, (names, default) in own.items():
+            if getattr(self, key) != default and self.name not in names:
+                where = "its terms" if self.name == "sum" else f"{' and '.join(names)}"
+                raise ValueError(f"{key} {getattr(self, key):g} would do nothing: it belongs to {where}, not to {self.name}")
         return self
 
     @property

@@ -19,7 +19,7 @@ from pellucid.runtime import Runtime, start
 from pellucid.tasks import classification, segmentation
 from pellucid.tasks.protocol import PackLoss, Task
 
-__all__ = ["MODELS", "PREDICTORS", "TASKS", "PackLoss", "Task", "build_task", "load_model", "predict", "runtime_of"]
+__all__ = ["MODELS", "PREDICTORS", "TASKS", "PackLoss", "Task", "backbone_of", "build_task", "load_model", "predict", "runtime_of"]
 
 TASKS: dict[str, Callable[..., Task]] = {"classification": classification.Classification, "segmentation": segmentation.Segmentation}
 MODELS: dict[str, Callable[..., tuple[Built, WeightsReport | None]]] = {"classification": classification.build, "segmentation": segmentation.build}
@@ -38,6 +38,11 @@ def load_model(run: Run) -> nn.Module:
     module = MODELS[run.recipe.task](run.recipe, len(run.data.classes), start_weights=False)[0].module
     module.load_state_dict(read_weights(run.final_weights), strict=True)
     return module.eval()
+
+
+def backbone_of(run: Run) -> str:
+    """Path of the backbone in the run's model, "" where its library does not say."""
+    return MODELS[run.recipe.task](run.recipe, len(run.data.classes), start_weights=False)[0].backbone
 
 
 def runtime_of(run: Run) -> Runtime:

@@ -15,6 +15,7 @@ from pellucid.data.dataset import Dataset
 from pellucid.errors import UsageError
 from pellucid.findings import ImageFinding, MapKind
 from pellucid.inside.survey import fitting, maps_of
+from pellucid.recipe import Recipe
 from pellucid.run import Run, rounded
 from pellucid.runtime import DECIDES_BITS, Runtime, describe
 from pellucid.verify_inside import maps, scores
@@ -117,7 +118,10 @@ def _pictures(a: _Anew) -> Line:
             faults.append(f"{image.file}: size and view are {image.size} and {image.view}, found {seen.sizes[i]} and {seen.boxes[i]}")
         wanted = classes[seen.labels[i]] if seen.labels[i] >= 0 else None
         faults += [f"{image.file}: its label is {image.label}, in the data {wanted}"] if image.label != wanted else []
-        faults += _said(image, a.probabilities[i], classes)
+        if not a.kept.recipe.masked:
+            faults += _said(image, a.probabilities[i], classes)
+        elif image.prediction is not None or image.confidence is not None:
+            faults.append(f"{image.file}: a segmenter predicts no class of an image, found {image.prediction}")
     return line("inside pictures", faults, f"{len(images)} pictures, their labels and predictions")
 
 
@@ -275,15 +279,15 @@ def _reported_epoch(run: Run) -> int:
     return int(best[1]) if best else run.record.epoch
 
 
-def _of_the_last(kept: Kept) -> int | None:
+def epoch_of_final_weights(run: Run, recipe: Recipe) -> int | None:
     """The epoch of the snapshot that the reported weights made; None where there is none."""
-    epochs = [epoch for epoch in expected_epochs(kept.run, kept.recipe) if epoch in kept.run.snapshot_epochs]
-    return epochs[-1] if epochs and epochs[-1] == _reported_epoch(kept.run) else None
+    epochs = [epoch for epoch in expected_epochs(run, recipe) if epoch in run.snapshot_epochs]
+    return epochs[-1] if epochs and epochs[-1] == _reported_epoch(run) else None
 
 
 def _features(kept: Kept, dataset: Dataset, module: nn.Module, runtime: Runtime, near: float) -> list[Line]:
     """The features of the last snapshot, where it is of the final weights."""
-    epoch, probe, run = _of_the_last(kept), kept.run.probe(), kept.run
+    epoch, probe, run = epoch_of_final_weights(kept.run, kept.recipe), kept.run.probe(), kept.run
     stored = run.snapshot(epoch).features if epoch is not None else None
     if epoch is None or stored is None:
         return [("inside features", True, "no snapshot is of the final weights: features are not recomputed")] if len(probe.rows) else []
@@ -303,7 +307,7 @@ def _features(kept: Kept, dataset: Dataset, module: nn.Module, runtime: Runtime,
 
 def _last_snapshot(a: _Anew) -> list[Line]:
     """The maps of the last snapshot are those of the final weights, where it is of them."""
-    epoch = _of_the_last(a.kept)
+    epoch = epoch_of_final_weights(a.kept.run, a.kept.recipe)
     if epoch is None:
         return []
     snapshot, faults = a.kept.run.snapshot(epoch), []

@@ -11,13 +11,14 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -41,6 +42,16 @@ Grid = tuple[int, int]
 
 
 # ── pictures ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture that a recipe's `inside` names, not read yet. split, row: the image of the data that it is; row None for a photograph that is none."""
+
+    name: str
+    split: str
+    row: int | None
+    open: Callable[[], PIL.Image.Image]
 
 
 @dataclass(frozen=True)
@@ -68,17 +79,23 @@ def in_turn(labels: NDArray[np.integer], rows: list[int]) -> list[int]:
     return sorted(rows, key=lambda row: (place[row], labels[row], row))
 
 
+def asked_for(inside: InsideSection, dataset: Dataset) -> list[Asked]:
+    """Photographs in the order of the recipe, found in the data by their content, then samples of the split, none twice."""
+    split, found = dataset.splits[inside.split], []
+    for name in inside.images:
+        content = Path(name).read_bytes()
+        found.append(Asked(name, *_place(content, inside.split, dataset), partial(decode, content, name)))
+    own = [one.row for one in found if one.split == inside.split]
+    rows = [row for row in in_turn(split.labels, chosen_rows(split.labels, inside.samples)) if row not in own]
+    return found + [Asked(split.names[row], inside.split, row, partial(split.open, row)) for row in rows]
+
+
 def read_pictures(recipe: Recipe, inside: InsideSection, dataset: Dataset, mean: Sequence[float], std: Sequence[float]) -> Seen:
     """Photographs by their paths, samples of the split by their rows, and the masks of both."""
-    d, split = recipe.data, dataset.splits[inside.split]
-    contents = [Path(name).read_bytes() for name in inside.images]
-    places = [_place(content, inside.split, dataset) for content in contents]
-    own = [row if name == inside.split else None for name, row in places]
-    rows = [*own, *(row for row in in_turn(split.labels, chosen_rows(split.labels, inside.samples)) if row not in own)]
-    pictures = [decode(content, name) for content, name in zip(contents, inside.images, strict=True)]
-    pictures += [split.open(row) for row in rows[len(pictures) :] if row is not None]
-    labels = [-1 if row is None else int(dataset.splits[name].labels[row]) for name, row in places]
-    labels += [int(split.labels[row]) for row in rows[len(contents) :] if row is not None]
+    d, split, asked = recipe.data, dataset.splits[inside.split], asked_for(inside, dataset)
+    rows = [one.row if one.split == inside.split else None for one in asked]
+    pictures = [one.open() for one in asked]
+    labels = [-1 if one.row is None else int(dataset.splits[one.split].labels[one.row]) for one in asked]
     if split.masks is not None:
         whole, labels = _of_classes(inside, dataset, split.masks, rows)
     else:
@@ -90,9 +107,8 @@ def read_pictures(recipe: Recipe, inside: InsideSection, dataset: Dataset, mean:
     masks = [None if mask is None else view_mask(mask, d.size, d.fit, d.resize_size) for mask in whole]
     arrays = [resize(picture, d.size, d.fit, d.resize_size, d.interpolation) for picture in pictures]
     sizes = [(picture.height, picture.width) for picture in pictures]
-    names = [split.names[row] for row in rows[len(contents) :] if row is not None]
     return Seen(
-        [*inside.images, *names], sizes, [view_box(size, d.size, d.fit, d.resize_size) for size in sizes], as_inputs(recipe, arrays, mean, std),
+        [one.name for one in asked], sizes, [view_box(size, d.size, d.fit, d.resize_size) for size in sizes], as_inputs(recipe, arrays, mean, std),
         labels, masks,
     )  # fmt: skip
 

@@ -26,18 +26,24 @@ from pellucid.train import resume, train
 
 SGD = ["train.phases.0.optimizer={name: sgd, lr: 0.05}", "train.phases.0.schedule={name: constant}"]
 RESNET = ["model={name: timm/test_resnet}", "train.batch_size=17"]
+MASKS = [
+    "task=segmentation", "loss={name: sum, terms: [{name: poly1}, {name: lovasz}], class_weights: balanced}", "augment={random_crop: 4, rotation: 20}",
+    "model={name: smp/Unet, encoder: tu-test_convnext, options: {encoder_depth: 3, decoder_channels: [16, 8, 8], decoder_use_norm: false}}",
+]  # fmt: skip
 # 50 images in batches of 16 and 17: the last windows hold 2 and 16; packs of 3 are ragged.
 GRADIENTS = {
     "whole": SGD,
     "ragged": [*SGD, "train.micro_batch_size=3"],
     "weighted": [*SGD, "train.micro_batch_size=3", "augment.mixup=0.4", "loss.class_weights=balanced", "loss.label_smoothing=0.1"],
     "synchronized": [*SGD, *RESNET, "train.sync_batch_norm=true"],
+    "masks": [*SGD, *MASKS, "train.micro_batch_size=3"],
     "recomputed": [*SGD, *RESNET, "train.sync_batch_norm=true", "train.activation_checkpointing=true"],
 }
 RUNS = {
     "sam": [*SGD, "train.phases.0.optimizer.sam.rho=0.05", "train.ema.decay=0.9", "train.clip_grad_norm=1.0", "data.val=101"],
     "synchronized": [*SGD, *RESNET, "train.phases.0.optimizer.lr=1e-3", "train.sync_batch_norm=true", "train.keep=best"],
     "apart": [*SGD, *RESNET],
+    "masks": [*SGD, *MASKS, "data.val=31"],
 }
 
 DRIVER = """
@@ -144,6 +150,18 @@ def test_two_processes_give_the_run_of_one(two: Path, recipe_file: Path, tmp_pat
     assert run.predictions("val").files == one.predictions("val").files  # 101 samples over 2 processes, counted once each
     np.testing.assert_allclose(run.predictions("val").logits, one.predictions("val").logits, atol=1e-4)
     assert {k: m.n for k, m in run.measurements.items()} == {k: m.n for k, m in one.measurements.items()}
+
+
+def test_two_processes_count_each_mask_once(two: Path, recipe_file: Path, tmp_path: Path) -> None:
+    run = Run(two / "masks")
+    one = train(recipe_file, overrides=RUNS["masks"], out=tmp_path / "one", quiet=True, figures=False)
+    for ours, theirs in zip(lines(run), lines(one), strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-5)
+    found, alone = run.mask_predictions("val"), one.mask_predictions("val")
+    assert found.files == alone.files
+    assert found.confusion.sum() == 31 * 32 * 32
+    assert (found.confusion != alone.confusion).mean() < 0.01
+    assert len(list(run.masks_folder("val").glob("*.png"))) == 31
 
 
 def test_statistics_that_are_not_synchronized_are_named(two: Path) -> None:

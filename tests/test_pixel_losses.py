@@ -358,7 +358,9 @@ def test_the_gpu_agrees_with_the_cpu_and_with_itself(terms: list[Term]) -> None:
     assert float((gradients[0] - gradients[2]).norm() / gradients[2].norm()) < 1e-5
 
 
-@pytest.mark.parametrize("names", [["cross_entropy"], ["poly1"], ["focal"], ["poly1_focal"], ["dice"], ["lovasz"], ["poly1", "dice"], ["poly1", "dice", "lovasz"]])
+@pytest.mark.parametrize(
+    "names", [["cross_entropy"], ["poly1"], ["focal"], ["poly1_focal"], ["dice"], ["lovasz"], ["poly1", "dice"], ["poly1", "dice", "lovasz"]]
+)
 def test_what_a_loss_keeps_for_the_backward_pass_is_counted(names):
     for C in (2, 11, 40):
         logits, masks = torch.randn(2, C, 32, 32, requires_grad=True), torch.randint(0, C, (2, 32, 32))
@@ -372,4 +374,3 @@ def test_what_a_loss_keeps_for_the_backward_pass_is_counted(names):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             pixel_loss(logits, masks, terms, ignored=255, class_weights=None, label_smoothing=0.0, weights=weights)
         assert kept_floats(terms, C) == pytest.approx(sum(kept.values()) / (4 * 2 * 32 * 32), rel=0.1)
-

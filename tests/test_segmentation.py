@@ -11,25 +11,30 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from gradients import apart, flat, training_of, window_gradients, windows_of
 from PIL import Image
 from torch import Tensor, nn
 
+from gradients import apart, flat, training_of, window_gradients, windows_of
 from pellucid import recipe as recipes
 from pellucid.data.images import resize
 from pellucid.data.loader import pack_images
 from pellucid.data.scenes import draw
 from pellucid.distributed import ALONE
 from pellucid.errors import DataError, InterruptedError, RecipeError, UsageError
+from pellucid.inside.grad_cam import grad_cam
+from pellucid.inside.pixel_scores import PixelScores, backbone_layer
+from pellucid.models.segmenters import build_segmenter
 from pellucid.palettes import IGNORED
 from pellucid.run import Run
 from pellucid.tasks import load_model
 from pellucid.tasks.fullsize import View, calibration_of, predict_images
+from pellucid.tasks.segmentation import Segmentation, _right
 from pellucid.train import resume, train
 
 SMALL = """\
@@ -82,7 +87,7 @@ def masked_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of SMALL that looks inside; read only."""
     folder = tmp_path_factory.mktemp("masked")
     (folder / "small.yaml").write_text(SMALL + "inside: {samples: 4}\n")
-    return train(folder / "small.yaml", out=folder / "run", quiet=True).path
+    return train(folder / "small.yaml", out=folder / "run", quiet=True, figures=False).path
 
 
 # ── the gradient ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -165,6 +170,49 @@ def test_a_batch_without_a_valid_pixel_moves_nothing_and_is_no_nan(tmp_path: Pat
     assert len(empty) >= 2, "of four windows at most two hold one of the two masks that say something"
     finished = train(recipes.override(recipes.loads(pairs_recipe(tmp_path / "data")), changes), out=tmp_path / "run", quiet=True, figures=False)
     assert any("mask_all_ignored" in note for note in finished.record.notes)
+
+
+def test_training_accuracy_is_the_share_of_valid_pixels_that_are_right(pairs: Path, tmp_path: Path) -> None:
+    """With a rate too small to move a weight, the epoch's number is that of the initial weights on the epoch's own windows."""
+    changes = [PLAIN, "train.batch_size=8", "train.micro_batch_size=3", "train.phases.0={epochs: 1, optimizer: {name: sgd, lr: 1e-12}}"]
+    t = training_of(pairs_recipe(pairs), tmp_path / "twin", changes, ALONE)
+    right, valid = 0, 0
+    t.module.train()
+    for window in windows_of(t):
+        stored = [t.pixels["train"].image(int(row)) for row in window.rows]
+        masks = t.task._of(window)[0]  # type: ignore[attr-defined]
+        predicted = t.module(t.task._augment(pack_images(stored), samples=window.draws, epoch=0)).argmax(1)  # type: ignore[attr-defined]
+        right, valid = right + int((predicted == masks).sum()), valid + int((masks != IGNORED).sum())
+    run = train(recipes.override(recipes.loads(pairs_recipe(pairs)), changes), out=tmp_path / "run", quiet=True, figures=False)
+    (line,) = [line for line in run.metrics() if line["kind"] == "train"]
+    assert line["accuracy"] == pytest.approx(right / valid, abs=1e-3)
+
+
+def test_equal_logits_count_for_the_first_class_alone() -> None:
+    logits = torch.zeros(1, 3, 2, 2)
+    assert int(_right(logits, torch.tensor([[[0, 1], [2, IGNORED]]]))) == 1
+    rounded = torch.randn(4, 5, 8, 8, generator=torch.Generator().manual_seed(0)).round()
+    targets = torch.randint(0, 5, (4, 8, 8), generator=torch.Generator().manual_seed(1))
+    assert int(_right(rounded, targets)) == int((rounded.argmax(1) == targets).sum())
+
+
+def test_memory_that_runs_out_shrinks_the_micro_batch_and_keeps_the_step(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = [PLAIN, "train.batch_size=8", "train.phases.0={epochs: 1, optimizer: {name: sgd, lr: 0.05}}"]
+    recipe = recipes.override(recipes.loads(pairs_recipe(pairs)), changes)
+    whole = train(recipe, out=tmp_path / "whole", quiet=True, figures=False)
+    real, calls = Segmentation.loss, []
+
+    def failing(self: Segmentation, module: nn.Module, pack: Any) -> Any:
+        calls.append(len(pack))
+        if len(pack) > 3 and len(calls) > 1:
+            raise torch.OutOfMemoryError("injected")
+        return real(self, module, pack)
+
+    monkeypatch.setattr(Segmentation, "loss", failing)
+    short = train(recipe, out=tmp_path / "short", quiet=True, figures=False)
+    assert any("memory ran out: the micro-batch is 2" in note for note in short.record.notes)
+    a, b = (torch.cat([w.double().flatten() for w in load_model(run).state_dict().values()]) for run in (whole, short))
+    assert apart(a, b) < 1e-6
 
 
 # ── scores at the size of the mask ────────────────────────────────────────────────────────────────────────────
@@ -350,6 +398,75 @@ def test_keep_best_watches_miou_and_the_report_is_written(tmp_path: Path) -> Non
     assert load_model(run)(torch.zeros(1, 3, 32, 32)).shape == (1, 7, 32, 32)
 
 
+# ── where the model looked for a class ────────────────────────────────────────────────────────────────────────
+
+
+def test_the_score_of_a_class_is_the_mean_logit_of_its_pixels() -> None:
+    images = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    images[1, 2] = -1.0  # nobody predicts the third class in the second image
+    logits = Fixed()(images)
+    predicted, found = logits.argmax(1), PixelScores(Fixed())(images)
+    for b in range(2):
+        for c in range(3):
+            own = predicted[b] == c
+            expected = logits[b, c][own].mean() if own.any() else logits[b, c].mean()
+            assert float(found[b, c]) == pytest.approx(float(expected), abs=1e-6)
+    assert not (predicted[1] == 2).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "options", "grid"),
+    [
+        ("smp/Unet", "tu-test_resnet", {"encoder_depth": 4, "decoder_channels": [16, 8, 8, 8]}, (4, 4)),
+        ("smp/DeepLabV3Plus", "tu-mobilenetv1_100", {"channel_multiplier": 0.25, "pad_type": "same"}, (4, 4)),
+        ("smp/FPN", "resnet18", {}, (2, 2)),
+        ("torchvision/lraspp_mobilenet_v3_large", None, {}, (4, 4)),
+        ("pellucid/fcn32s", None, {"channels": 8}, (4, 4)),  # conv5, before the last pooling
+    ],
+)
+def test_grad_cam_reads_the_end_of_the_backbone(name: str, encoder: str | None, options: dict[str, Any], grid: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    built = build_segmenter(name, num_classes=3, pretrained=False, encoder=encoder, options=options, image_size=(64, 64))
+    scorer = PixelScores(built.module).eval()
+    with torch.no_grad():
+        for parameter in built.module.parameters():  # FCN's scores start at zero, which has no gradient
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+    image = torch.randn(1, 3, 64, 64)
+    layer = backbone_layer(scorer, image, built.backbone)
+    assert layer is not None
+    assert f"{layer}.".startswith(f"segmenter.{built.backbone}.")
+    assert grad_cam(scorer, image, layer=layer).values.shape[1:] == grid
+
+
+def test_a_run_can_be_looked_into_with_new_photographs(masked_run: Path, tmp_path: Path) -> None:
+    from pellucid.look import look_into
+
+    picture = tmp_path / "new.png"
+    Image.fromarray(draw(77, split="val", image_size=(32, 32)).image).save(picture)
+    found = look_into(masked_run, [picture], tmp_path / "out", deletion=False)
+    (kind,) = found.maps
+    assert kind.method == "grad_cam"
+    assert kind.layer.startswith("segmenter.encoder.")
+    assert found.images[0].prediction is None
+    assert any("Seg-Grad-CAM" in note for note in found.notes)
+
+
+def test_a_picture_without_a_pixel_that_counts_has_no_number(tmp_path: Path) -> None:
+    drawn_pairs(tmp_path / "d" / "train", 8, sizes=((32, 32),), void=False)
+    drawn_pairs(tmp_path / "d" / "val", 3, sizes=((32, 32),), void=False)
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "d" / "val_masks" / "001.png")
+    classes = "classes=[unknown, circle, square, triangle, star, cross, ring]"
+    text = pairs_recipe(tmp_path / "d", extra="scoring: {convention: deepglobe}\ninside: {samples: 3}\n")
+    run = train(recipes.override(recipes.loads(text), [f"data.{classes}", "data.ignored=[]"]), out=tmp_path / "run", quiet=True, figures=False)
+    from pellucid.mask_findings import load_mask_findings
+
+    numbers = {picture.file: picture.epochs[-1] for picture in load_mask_findings(run.inside).pictures}
+    assert numbers["001.png"].pixel_accuracy is None
+    assert numbers["000.png"].pixel_accuracy is not None
+    assert run.report_file.is_file()
+
+
 # ── bad input ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -364,6 +481,9 @@ def test_keep_best_watches_miou_and_the_report_is_written(tmp_path: Path) -> Non
         ("inside={masks: here}", "masks belongs to classification"),
         ("loss={name: sum}", "sum needs terms"),
         ("model.drop_rate=0.1", "give dropout in options"),
+        ("loss={name: cross_entropy, epsilon: 3.0}", "epsilon 3 would do nothing: it belongs to poly1 and poly1_focal, not to cross_entropy"),
+        ("loss={name: sum, gamma: 3.0, terms: [{name: focal}]}", "gamma 3 would do nothing: it belongs to its terms, not to sum"),
+        ("loss.auxiliary_weight=0.4", "auxiliary_weight 0.4 would do nothing"),
     ],
 )
 def test_a_recipe_that_does_not_fit_segmentation_says_what_would(change: str, said: str) -> None:

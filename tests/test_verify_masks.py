@@ -29,7 +29,15 @@ from pellucid.tasks import load_model, runtime_of
 from pellucid.train import train
 from pellucid.verify import verify
 from pellucid.verify_mask_findings import (
-    OTHER_MACHINE, RECORD, REDUCED, SAME_BITS, SAME_MACHINE, _as_kept, _near, anew_picture_checks, stored_picture_checks,
+    OTHER_MACHINE,
+    RECORD,
+    REDUCED,
+    SAME_BITS,
+    SAME_MACHINE,
+    _as_kept,
+    _near,
+    anew_picture_checks,
+    stored_picture_checks,
 )  # fmt: skip
 from pellucid.verify_masks import Opened, anew_mask_checks, stored_mask_checks
 
@@ -337,7 +345,7 @@ def of_pictures(run: Run, *, anew: bool = False) -> list[str]:
     recipe, runtime = run.recipe, runtime_of(run)
     dataset = load_dataset(recipe.data, seed=recipe.seed, masks=True)
     if anew:
-        lines = anew_picture_checks(run, dataset, runtime.place(load_model(run)), runtime, None)
+        lines = anew_picture_checks(run, dataset, runtime.place(load_model(run)), runtime, None, same_bits=True)
     else:
         lines = stored_picture_checks(run, dataset, None)
     return [text for _, ok, text in lines if not ok]
@@ -507,11 +515,13 @@ def test_masks_of_another_epoch_than_the_reported_one_are_not_predicted_again(fo
 def test_a_machine_like_that_of_the_run_has_to_come_nearest(kept_runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:
     run = kept_runs["native"]
     runtime = runtime_of(run)
-    assert (_near(run, runtime, False), _near(run, runtime, True)) == (SAME_BITS, SAME_MACHINE)
-    assert _near(run, replace(runtime, threads=7), False) == OTHER_MACHINE
-    assert _near(run, replace(runtime, precision="bf16"), False) == REDUCED
+    assert [_near(run, runtime, same_bits, resampled) for same_bits, resampled in ((True, False), (True, True), (False, False))] == [
+        SAME_BITS, SAME_MACHINE, SAME_MACHINE,
+    ]  # fmt: skip
+    assert _near(run, replace(runtime, threads=7), False, False) == OTHER_MACHINE
+    assert _near(run, replace(runtime, precision="bf16"), False, False) == REDUCED
     monkeypatch.setattr(Run, "environment", {**run.environment, "precision": "bf16"})
-    assert _near(run, runtime, False) == REDUCED
+    assert _near(run, runtime, False, False) == REDUCED
 
 
 def test_masks_are_reduced_alike_by_both_paths() -> None:

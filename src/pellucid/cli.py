@@ -471,7 +471,7 @@ def data_check(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False, qu
 
     checked = recipes.load(recipe, set_ or [])
     with Progress(quiet=quiet) as progress:
-        found = check(checked.data, seed=checked.seed, masks=checked.masked, progress=progress)
+        found = check(checked.data, seed=checked.seed, masks=checked.masked, least=checked.least_size, progress=progress)
     if as_json:
         print_json(asdict(found))
     else:

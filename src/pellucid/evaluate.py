@@ -25,7 +25,6 @@ from pellucid.run import Measurement, Run
 from pellucid.tasks import PREDICTORS, build_task, load_model, runtime_of
 from pellucid.tasks.segmentation import confidence_png
 
-
 _IMAGES = "images or masks beside them"  # what training takes files in a folder of images for
 
 

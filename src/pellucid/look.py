@@ -254,7 +254,7 @@ def without_prediction(found: Found) -> None:
 
 def map_methods(recipe: Recipe) -> list[str] | None:
     """The maps that a recipe asks for; of segmentation Grad-CAM where it names none, because attention there has no query for a class."""
-    chosen = list(recipe.inside.methods) if recipe.inside is not None and recipe.inside.methods else None
+    chosen: list[str] | None = list(recipe.inside.methods) if recipe.inside is not None and recipe.inside.methods else None
     return ["grad_cam"] if recipe.masked and chosen is None else chosen
 
 

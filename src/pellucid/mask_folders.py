@@ -216,6 +216,6 @@ def _format_of(source: Recipe | Run, recipe: Recipe, progress: Progress | None) 
         record = source.data
         assert record.mask_format is not None, "a run of a segmentation says how its masks are written"
         return record.classes, record.mask_format
-    dataset = load_dataset(recipe.data, seed=recipe.seed, masks=True, progress=progress)
+    dataset = load_dataset(recipe.data, seed=recipe.seed, masks=True, least=recipe.least_size, progress=progress)
     assert dataset.mask_format is not None, "the data was read with masks"
     return dataset.classes, dataset.mask_format

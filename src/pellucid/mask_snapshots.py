@@ -70,6 +70,8 @@ def bring_together(t: Training, selected: str) -> list[Path]:
     assert t.dataset.mask_format is not None
     scored, epochs = _convention(t.recipe, t.dataset.classes), t.run.snapshot_epochs
     snapshots = [t.run.snapshot(epoch) for epoch in epochs]
+    if not snapshots:  # the run stopped before the first chosen epoch, as its notes say
+        return []
     findings = MaskFindings(pellucid.__version__, list(t.dataset.classes), t.dataset.mask_format, epochs, selected)
     arrays: dict[str, np.ndarray] = {}
     for i, (name, size, truth) in enumerate(zip(t.looked.names, t.looked.sizes, truths(t), strict=True)):

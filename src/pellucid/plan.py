@@ -116,7 +116,7 @@ def plan(recipe: Recipe, *, timing: bool = True, formats: bool = False, progress
     """
     t = recipe.train
     runtime = start(device=t.device, precision=t.precision, threads=t.threads, channels_last=t.channels_last)
-    dataset = load_dataset(recipe.data, seed=recipe.seed, masks=recipe.masked, progress=progress)
+    dataset = load_dataset(recipe.data, seed=recipe.seed, masks=recipe.masked, least=recipe.least_size, progress=progress)
     built, _ = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=False)
     frozen = set_trainable(built.module, recipe.model.freeze, built.classifier, built.backbone)
     params = list(built.module.parameters())

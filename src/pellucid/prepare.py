@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -200,7 +201,7 @@ def prepare(recipe: Recipe, record: RunRecord, progress: Progress, processes: Pr
 
 def _prepare(recipe: Recipe, record: RunRecord, progress: Progress, runtime: Runtime, start_weights: bool) -> Prepared:
     t, d = recipe.train, recipe.data
-    dataset = load_dataset(d, seed=recipe.seed, masks=recipe.masked, progress=progress)
+    dataset = load_dataset(d, seed=recipe.seed, masks=recipe.masked, least=recipe.least_size, progress=progress)
     if "val" not in dataset.splits and (t.keep == "best" or t.early_stop is not None):
         raise UsageError(f"train.{'keep: best' if t.keep == 'best' else 'early_stop'} needs a val split, and the data has {', '.join(dataset.splits)}.")
     looked = looked_at(recipe, dataset)
@@ -245,13 +246,14 @@ def _data_notes(dataset: Dataset) -> list[str]:
     for problem in dataset.problems:
         if not problem.fatal:
             kinds.setdefault(problem.kind, []).append(problem)
-    return [f"data: {len(found)} x {kind}, first {found[0].split}/{found[0].file}: {found[0].detail}" for kind, found in kinds.items()]
+    return [f"data: {len(found)} x {kind}, first in {found[0].where}: {found[0].detail}" for kind, found in kinds.items()]
 
 
 def _tile_notes(recipe: Recipe, pixels: Mapping[str, Pixels], module: nn.Module) -> list[str]:
     """A line where images of a segmentation are predicted in tiles, and why that may differ from one pass over the whole."""
     evaluated = {name: opened for name, opened in pixels.items() if name != "train"}
-    larger = [name for name, opened in evaluated.items() if opened.image(0).shape[:2] != recipe.data.size]
+    some = {name: np.unique(np.linspace(0, len(opened) - 1, 8).astype(int)).tolist() for name, opened in evaluated.items()}
+    larger = [name for name, opened in evaluated.items() if any(opened.image(i).shape[:2] != recipe.data.size for i in some[name])]
     if not recipe.masked or recipe.scoring is None or not larger:
         return []
     height, width = recipe.data.size

@@ -147,5 +147,5 @@ def print_data_report(found: Any) -> None:
         print(table(["class", *found.splits], [(c, *[str(s.counts[i]) for s in found.splits.values()]) for i, c in enumerate(found.classes)]))
     print(table(["split", "images", "content hash"], [(name, f"{s.n:,}", s.hash) for name, s in found.splits.items()]))
     for p in found.problems:
-        print(f"{'BAD ' if p.fatal else 'note'} {p.kind} {p.split}/{p.file}: {p.detail}")
+        print(f"{'BAD ' if p.fatal else 'note'} {p.kind} {p.where}: {p.detail}")
     print(f"{len(found.problems)} findings, {sum(p.fatal and bool(p.file) for p in found.problems)} bad images")

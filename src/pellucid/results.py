@@ -136,11 +136,10 @@ def draw(t: Training, figures: bool) -> None:
                 write_mask_figures(t.run)
             elif figures:
                 write_run_figures(t.run, lambda split, row: t.dataset.splits[split].open(row))
-            if figures:
-                if t.recipe.inside is not None:
-                    from pellucid.look import draw_run
+            if figures and t.recipe.inside is not None:
+                from pellucid.look import draw_run
 
-                    draw_run(t)
+                draw_run(t)
         if any("Glyph" in str(warning.message) for warning in told):
             t.record.note("figures: the font lacks some characters of the class names; PNG and PDF show boxes there, SVG and the report do not")
             t.run.write_record(t.record)

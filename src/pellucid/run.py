@@ -106,6 +106,11 @@ class DataProblem:
     detail: str
     fatal: bool
 
+    @property
+    def where(self) -> str:
+        """split/file, or the split alone of what is said of all of it."""
+        return f"{self.split}/{self.file}" if self.file else self.split
+
 
 @dataclass(frozen=True)
 class DataRecord:
@@ -194,8 +199,8 @@ _MASK_OF_SNAPSHOT = re.compile(r"(predicted|confidence|confusion)/\d+")
 class MaskPredictions:
     """What was predicted for the n samples of a split, in the order of samples/<split>.csv, scored at the size of each mask. C classes.
 
-    confusion: (n, C + 1, C) int32 or int64 pixels; row: class of the mask, the last row ignored pixels; column: predicted class. loss: (n,) float64, the sum over
-    the valid pixels of the cross-entropy in nats; NaN where logits are not finite. boundary: (n, C, 4) int64: boundary pixels predicted, those of them
+    confusion: (n, C + 1, C) int32 or int64 pixels; row: class of the mask, the last row ignored pixels; column: predicted class. loss: (n,) float64, the sum
+    over the valid pixels of the cross-entropy in nats; NaN where logits are not finite. boundary: (n, C, 4) int64: boundary pixels predicted, those of them
     within the tolerance of the mask's, boundary pixels of the mask, those of them within the tolerance of the predicted. calibration: (n, 15, 3) float64
     over valid pixels in bins (k/15, (k+1)/15] of the confidence: pixels, sum of confidence, pixels predicted right. digests: (n, 16) uint8, BLAKE2b-128 of the
     float32 logits. masks: the predicted masks as PNG files in the format of the training masks, () where they were not kept.
@@ -218,8 +223,9 @@ class MaskPredictions:
     def joined(cls, parts: Sequence[MaskPredictions], order: np.ndarray) -> MaskPredictions:
         """One table of several, behind each other and then in the order of `order` (n,)."""
         files, masks = [name for part in parts for name in part.files], [mask for part in parts for mask in part.masks]
-        arrays = {name: np.concatenate([getattr(part, name) for part in parts])[order] for name in _MASK_ARRAYS}
-        return cls([files[i] for i in order], **arrays, masks=tuple(masks[i] for i in order) if masks else ())
+        arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts])[order] for name in _MASK_ARRAYS}
+        kept = tuple(masks[i] for i in order) if masks else ()
+        return cls([files[i] for i in order], masks=kept, **arrays)  # type: ignore[arg-type]  # mypy counts arrays twice
 
 
 @dataclass(frozen=True)

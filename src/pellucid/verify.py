@@ -109,7 +109,8 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
         module = runtime.place(load_model(run))
         if recipe.masked:
             anew, found = anew_mask_checks(run, _of_splits(dataset, sound), module, runtime, tolerance, progress)
-            lines += [*anew, *anew_picture_checks(run, dataset, module, runtime, progress)]
+            equal = bool(found) and all(share == 0.0 for share in found)
+            lines += [*anew, *anew_picture_checks(run, dataset, module, runtime, progress, same_bits=equal)]
         for split in sound if not recipe.masked else ():
             recomputed = _recompute(run, module, dataset.splits[split], runtime, progress)
             found.append(_same_bits(run, split, recomputed))
@@ -187,7 +188,7 @@ def _weights_are_readable(run: Run, checks: list[Check]) -> bool:
 
 def _data_checks(run: Run, recipe: Recipe, progress: Callable[[str, int, int], None] | None) -> tuple[Dataset | None, list[Check]]:
     try:
-        dataset = load_dataset(recipe.data, seed=recipe.seed, masks=recipe.masked, progress=progress)
+        dataset = load_dataset(recipe.data, seed=recipe.seed, masks=recipe.masked, least=recipe.least_size, progress=progress)
     except PellucidError as error:
         return None, [Check("data", False, f"MISMATCH data: {error}")]
     if list(dataset.classes) != run.data.classes:

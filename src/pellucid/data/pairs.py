@@ -38,9 +38,9 @@ LISTED_COLOURS = 40  # of masks without a palette
 
 _KEPT_CODES = 4096  # of one mask in the cache; a mask with more is counted at every start
 _KEPT_COLOURS = 65_536  # of all masks without a palette; more are not told apart
-_TALLY_VERSION = 1  # goes up when palettes.tally says something else about the same bytes
+_TALLY_VERSION = 2  # goes up when palettes.tally says something else about the same bytes
 
-_HELD = {"L": "grey values", "P": "indices of a palette"}
+_HELD = {"1": "one bit", "L": "grey values", "P": "indices of a palette"}
 
 Colour = tuple[int, int, int]
 
@@ -146,7 +146,7 @@ class _Survey:
 
     def _other_palette(self, name: str, found: Tally) -> list[Finding]:
         """What is to be said where indices have other colours than in the masks before; those without one so far get it."""
-        if self.kinds and found.mode not in self.kinds and {found.mode, self.mode} == {"L", "P"}:
+        if self.kinds and found.mode not in self.kinds and "P" in {found.mode, self.mode}:
             detail = f"{name} holds {_HELD[found.mode]}, the masks before {_HELD[self.mode]}; values are taken as they are"
             return [Finding("mask_palette", detail, fatal=False)]
         for code, colour in zip(found.codes, found.colours, strict=False):
@@ -273,8 +273,12 @@ def _layout(data: DataSection, train: _Survey, names: tuple[str, str]) -> tuple[
         found = sorted(code for code in train.total if code not in ignored)
         codes = [code for code in range(max(found, default=-1) + 1) if code not in ignored]
         classes = [str(code) for code in codes]
-        if gaps := [code for code in codes if code not in train.total]:
-            notes.append(f"classes are the values 0 to {codes[-1]} of the training masks; no pixel has {', '.join(map(str, gaps))}")
+        if any(code not in train.total for code in codes):  # a stray value would make classes of all below it
+            counted = ", ".join(f"{code} ({train.total[code]:,} pixels)" for code in found[:LISTED_COLOURS])
+            raise DataError(
+                f"the values of the training masks are not 0, 1, 2 ... without a gap: {counted}. Say with data.classes what the values 0, 1, 2 ... are, "
+                "with data.palette which value each class has, as {background: 0, thing: 255}, or with data.ignored which are none."
+            )
         origin = f"the values of the training masks, {', '.join(map(str, found))}"
     _check_classes(classes, origin)
     palette = _whole_palette(train) if train.mode == "P" else []

@@ -13,6 +13,7 @@ from pellucid.schema.section import Fraction, Section
 from pellucid.schema.training import LossSection, TrainSection
 
 MODEL_HOMES = ("timm", "torchvision", "smp", "pellucid")
+OWN_MODELS = ("fcn32s", "fcn16s", "fcn8s")  # of the home pellucid
 HOMES_OF_TASK = {"classification": ("timm", "torchvision"), "segmentation": ("pellucid", "torchvision", "smp")}
 
 
@@ -40,12 +41,11 @@ class ModelSection(Section):
     def _home_and_weights(self) -> Self:
         home, slash, name = self.name.partition("/")
         if not slash or not name or home not in MODEL_HOMES:
-            raise ValueError(f"name: expected {' or '.join(h + '/<name>' for h in MODEL_HOMES)}, got {self.name!r}.{did_you_mean(home, MODEL_HOMES)}")
+            hint = f" Did you mean 'pellucid/{self.name}'?" if self.name in OWN_MODELS else did_you_mean(home, MODEL_HOMES)
+            raise ValueError(f"name: expected {' or '.join(h + '/<name>' for h in MODEL_HOMES)}, got {self.name!r}.{hint}")
         given = [name for name in ("pretrained", "weights", "backbone_weights") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError("give pretrained: true or weights: FILE, not both" if "backbone_weights" not in given else f"give {' or '.join(given)}, not both")
-        if self.encoder is not None and home != "smp":
-            raise ValueError(f"encoder belongs to models of smp, {self.name} has its own backbone")
         return self
 
 
@@ -92,6 +92,14 @@ class Recipe(Section):
         """Whether a sample is an image with a mask."""
         return self.task == "segmentation"
 
+    @property
+    def least_size(self) -> tuple[int, int] | None:
+        """(height, width) that a training image must have for its crop to be cut; None where images are resized to what is needed."""
+        if self.data.fit != "native" or self.augment.random_resized_crop is not None:
+            return None
+        height, width = (max(1, side - 2 * (self.augment.random_crop or 0)) for side in self.data.size)
+        return height, width
+
     @field_validator("data")
     @classmethod
     def _data_fits(cls, data: DataSection, info: ValidationInfo) -> DataSection:
@@ -109,6 +117,8 @@ class Recipe(Section):
         homes = HOMES_OF_TASK.get(str(task), MODEL_HOMES)
         if model.name.partition("/")[0] not in homes:
             raise ValueError(f"name: {task} takes {', '.join(f'{home}/<name>' for home in homes)}; got {model.name!r}")
+        if task != "segmentation" and model.encoder is not None:
+            raise ValueError(f"encoder belongs to segmentation models of smp, got {model.encoder!r} for {model.name}")
         if task != "segmentation" and (model.pretrained == "backbone" or model.backbone_weights is not None):
             raise ValueError("a backbone with weights of its own belongs to segmentation; give pretrained: true or weights: FILE")
         if task == "segmentation" and (model.drop_rate is not None or model.drop_path_rate is not None):
@@ -129,7 +139,9 @@ class Recipe(Section):
             raise ValueError(f"name: classification is trained with cross_entropy; {loss.name} is a loss over pixels and belongs to segmentation")
         model = info.data.get("model")
         if loss.auxiliary_weight != 0.5 and model is not None and not model.options.get("aux_loss") and not model.options.get("aux_params"):
-            raise ValueError(f"auxiliary_weight {loss.auxiliary_weight:g} would do nothing: {model.name} has an auxiliary classifier with options: {{aux_loss: true}}")
+            raise ValueError(
+                f"auxiliary_weight {loss.auxiliary_weight:g} would do nothing: {model.name} has an auxiliary classifier with options: {{aux_loss: true}}"
+            )
         if info.data.get("task") == "classification" and loss.class_weights == "median_frequency":
             raise ValueError("class_weights: median_frequency counts the pixels of masks and belongs to segmentation; take balanced")
         return loss

@@ -80,6 +80,7 @@ class Segmentation:
         weights = _class_weights(recipe, dataset)
         check_terms(self._terms, class_weights=weights, label_smoothing=self._smoothing)
         self._class_weights = weights.to(runtime.device) if weights is not None else None
+        self._tiled: set[str] = set()  # splits of which an image went through the model in tiles
         self._at: tuple[Window, Tensor, Weights] | None = None  # the masks of the window under way, and what they weigh
 
     def window_weight(self, window: Window) -> float:
@@ -141,6 +142,8 @@ class Segmentation:
             for number, window in enumerate(windows, 1):
                 for pack in reader.packs(window, len(window)):
                     rows += pack.rows.tolist()
+                    if any(tuple(shape) != self._view.size for shape in pack.images.shapes):
+                        self._tiled.add(split.name)
                     truths = [split.masks.open(int(row)) for row in pack.rows]
                     sizes = [(truth.shape[0], truth.shape[1]) for truth in truths]
                     for one, truth in zip(predict_images(forward, pack.images.to(self._runtime.device), sizes, self._view, truths), truths, strict=True):
@@ -168,7 +171,9 @@ class Segmentation:
 
     def measure(self, predictions: MaskPredictions, split: str, note: str) -> list[Measurement]:
         """All reported numbers of a split; `note` says which weights they belong to."""
-        return measure_masks(predictions, classes=self._classes, scoring=self._scoring, split=split, seed=self._seed, note=note)
+        height, width = self._view.size
+        tiles = f"larger images predicted in tiles of {height}x{width} that share at least {self._view.overlap:g} of a side" if split in self._tiled else ""
+        return measure_masks(predictions, classes=self._classes, scoring=self._scoring, split=split, seed=self._seed, note=note, how=tiles)
 
     def save(self, run: Run, split: str, predictions: MaskPredictions) -> list[Path]:
         """What was counted as arrays, a table, and the masks as files."""

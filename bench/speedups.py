@@ -60,7 +60,7 @@ import json, sys
 patch, recipe, out, *overrides = sys.argv[1:]
 exec(patch)
 import pellucid
-from pellucid.run import file_hash
+from pellucid.files import file_hash
 run = pellucid.train(recipe, overrides=overrides, out=out, quiet=True, figures=False)
 lines = [line["seconds"] for line in run.metrics() if line["kind"] == "train"]
 print(json.dumps({"seconds": lines, "hash": file_hash(run.final_weights)}))

@@ -11,7 +11,8 @@ import numpy as np
 import PIL.Image
 
 from pellucid import intervals, recipe
-from pellucid.run import DONE, DataProblem, DataRecord, Measurement, Predictions, Run, RunRecord, SplitRecord
+from pellucid.predictions import Predictions
+from pellucid.run import DONE, DataProblem, DataRecord, Measurement, Run, RunRecord, SplitRecord
 
 RECIPE = """
 task: classification

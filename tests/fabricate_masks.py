@@ -16,7 +16,8 @@ from pellucid.data.images import resize
 from pellucid.data.loader import ordered_windows, pack_images
 from pellucid.overlap import boundary_counts, boundary_tolerance, measure_masks
 from pellucid.palettes import IGNORED, MaskFormat
-from pellucid.run import DONE, DataRecord, MaskPredictions, Run, RunRecord
+from pellucid.predictions import MaskPredictions
+from pellucid.run import DONE, DataRecord, Run, RunRecord
 from pellucid.tasks.fullsize import predict_images
 from pellucid.tasks.segmentation import view_of
 

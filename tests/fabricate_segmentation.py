@@ -13,7 +13,8 @@ from pellucid import overlap, recipe
 from pellucid.data import scenes
 from pellucid.mask_findings import EpochNumbers, MaskedPicture, MaskFindings, hardest_rows, reduced_mask
 from pellucid.palettes import IGNORED, MaskFormat, coloured
-from pellucid.run import CONFIDENCE_BINS, DONE, DataRecord, MaskPredictions, Measurement, Run, RunRecord, SplitRecord
+from pellucid.predictions import CONFIDENCE_BINS, MaskPredictions
+from pellucid.run import DONE, DataRecord, Measurement, Run, RunRecord, SplitRecord
 
 CLASSES = ("background", *scenes.SHAPES)
 EPOCHS = (1, 3, 6)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pellucid.checkpoint import latest_checkpoint, save_checkpoint
-from pellucid.run import file_hash
+from pellucid.files import file_hash
 
 
 def weights(step: int) -> dict[str, torch.Tensor]:

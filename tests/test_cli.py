@@ -17,7 +17,8 @@ from PIL import Image
 
 from drawn_folders import RECIPE, draw_data
 from pellucid.cli import app
-from pellucid.run import Run, file_hash
+from pellucid.files import file_hash
+from pellucid.run import Run
 
 Command = Callable[..., tuple[int, str, str]]
 

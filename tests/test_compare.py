@@ -12,7 +12,8 @@ from pellucid import intervals, overlap, recipe
 from pellucid.compare import Comparison, Row, compare, expand, summarize_seeds, to_html, to_json, to_text
 from pellucid.errors import RunError, UsageError
 from pellucid.palettes import MaskFormat
-from pellucid.run import CONFIDENCE_BINS, DONE, DataRecord, MaskPredictions, Measurement, Run, RunRecord, SplitRecord
+from pellucid.predictions import CONFIDENCE_BINS, MaskPredictions
+from pellucid.run import DONE, DataRecord, Measurement, Run, RunRecord, SplitRecord
 
 LOW_RATE = ["train.phases.0.optimizer.lr=3e-4"]
 SMALL_BATCH = ["train.batch_size=8"]

@@ -31,10 +31,11 @@ from pellucid.compare import compare, to_html, to_text
 from pellucid.data.images import decode, findings
 from pellucid.data.sources import load_dataset
 from pellucid.errors import DataError, InterruptedError, RunError
+from pellucid.files import file_hash
 from pellucid.plan import plan
 from pellucid.recipe import DataSection
 from pellucid.report import render
-from pellucid.run import Run, file_hash
+from pellucid.run import Run
 from pellucid.verify import verify
 
 REPOSITORY = Path(__file__).resolve().parent.parent

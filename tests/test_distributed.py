@@ -19,9 +19,10 @@ from gradients import apart, flat, window_gradients
 from pellucid.data.loader import Cutting
 from pellucid.distributed import ALONE, Processes, _buckets
 from pellucid.errors import UsageError
+from pellucid.files import file_hash
 from pellucid.models.synchronized import synchronized_batch_norm
 from pellucid.models.weights import read_weights
-from pellucid.run import Run, file_hash
+from pellucid.run import Run
 from pellucid.train import resume, train
 
 SGD = ["train.phases.0.optimizer={name: sgd, lr: 0.05}", "train.phases.0.schedule={name: constant}"]

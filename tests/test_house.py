@@ -59,6 +59,7 @@ LAYERS = (
         "findings",
         "mask_findings",
         "overlap",
+        "predictions",
         "memory",
     },
     {"models", "losses", "pixel_losses", "recipe", "schema"},
@@ -154,7 +155,7 @@ def test_only_the_run_reaches_up_and_only_when_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["errors", "recipe", "run", "palettes", "findings", "mask_findings", "overlap", "report", "compare", "intervals", "readings"]
+    "module", ["errors", "recipe", "run", "predictions", "palettes", "findings", "mask_findings", "overlap", "report", "compare", "intervals", "readings"]
 )
 def test_reading_needs_no_torch(module: str) -> None:
     script = (

@@ -26,7 +26,7 @@ from pellucid.mask_findings import (
     reduced_mask,
 )
 from pellucid.palettes import IGNORED
-from pellucid.run import MaskPredictions
+from pellucid.predictions import MaskPredictions
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from pellucid.overlap import (
     pixel_confusion,
 )
 from pellucid.palettes import IGNORED
-from pellucid.run import MaskPredictions
+from pellucid.predictions import MaskPredictions
 from pellucid.schema import ScoringSection
 
 STANDARD = Convention("standard")

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pellucid.run import Run, file_hash
+from pellucid.files import file_hash
+from pellucid.run import Run
 from pellucid.train import resume, train
 from pellucid.verify import verify
 

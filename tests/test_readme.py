@@ -17,6 +17,9 @@ README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encodi
 SMALLER = ["-s", "data.train=30", "-s", "data.val=12", "-s", "train.phases.0.epochs=1", "-s", "train.threads=1", "-s", "model.options={patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}"]  # fmt: skip
 
 
+MASKS = [*SMALLER[:-2]]  # the last is of the demo's model
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
@@ -31,11 +34,12 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path, monkeypat
     assert len(commands()) >= 11
     Image.fromarray(draw(0, split="val", image_size=(64, 64)).image).save("photo.png")
     for command in commands():
-        smaller = SMALLER if command[1] in ("train", "plan") else []
+        smaller = (MASKS if "masks.yaml" in command else SMALLER) if command[1] in ("train", "plan") else []
         code, out, err = pellucid(*command[1:], *smaller)
         assert code == 0, (command, err)
         assert out.strip(), command
     assert (tmp_path / "runs" / "mine" / "report.html").exists()
+    assert (tmp_path / "masks" / "photo.png").exists()
 
 
 def test_the_recipe_of_the_readme_is_valid() -> None:

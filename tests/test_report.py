@@ -18,9 +18,10 @@ from sklearn.calibration import calibration_curve
 from fabricate import make_run
 from pellucid import readings
 from pellucid.errors import RunError
+from pellucid.predictions import Predictions
 from pellucid.readings import Curve
 from pellucid.report import charts, content, pictures, render, settings, template, write_report
-from pellucid.run import DataProblem, Measurement, Predictions, rounded
+from pellucid.run import DataProblem, Measurement, rounded
 
 HOSTILE = "<script>alert(1)</script>"
 

@@ -25,7 +25,8 @@ from pellucid.data.images import resize
 from pellucid.data.sources import load_dataset
 from pellucid.distributed import Processes
 from pellucid.errors import DataError, DivergedError, InterruptedError, OutOfMemoryError, RecipeError, RunError, UsageError
-from pellucid.run import Run, Snapshot, file_hash
+from pellucid.files import file_hash
+from pellucid.run import Run, Snapshot
 from pellucid.runtime import seed_torch
 from pellucid.schema import InsideSection
 from pellucid.snapshots import evenly, looked_at, normalized, probe_of

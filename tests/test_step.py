@@ -21,11 +21,12 @@ import pellucid.step as step
 from gradients import apart, defined_gradient, training_of, whole_batch, window_gradients, windows_of
 from pellucid.distributed import ALONE
 from pellucid.errors import InterruptedError, RecipeError, RunError, UsageError
+from pellucid.files import file_hash
 from pellucid.memory import forward_cost
 from pellucid.models.recompute import blocks, recompute_blocks
 from pellucid.models.weights import read_weights
 from pellucid.optim import make_state
-from pellucid.run import Run, file_hash
+from pellucid.run import Run
 from pellucid.train import resume, train
 
 SGD = ["train.phases.0.optimizer={name: sgd, lr: 0.05}", "train.phases.0.schedule={name: constant}", "train.phases.0.epochs=1"]

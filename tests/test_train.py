@@ -17,8 +17,9 @@ import torch
 from pellucid import recipe as recipes
 from pellucid.compare import expand
 from pellucid.errors import DivergedError, InterruptedError, RunError, UsageError, WeightsError
+from pellucid.files import file_hash
 from pellucid.models.weights import read_weights
-from pellucid.run import Run, file_hash
+from pellucid.run import Run
 from pellucid.train import resume, resume_seeds, train, train_seeds
 
 

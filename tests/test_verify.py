@@ -17,8 +17,10 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from drawn_folders import train_on
 from pellucid.errors import RunError
+from pellucid.files import file_hash
 from pellucid.models import read_metadata, read_weights, save_weights
-from pellucid.run import Predictions, Run, file_hash
+from pellucid.predictions import Predictions
+from pellucid.run import Run
 from pellucid.tasks.classification import measure
 from pellucid.verify import compare_retrained, recompute, verify
 

@@ -22,12 +22,13 @@ from torch import nn
 from drawn_folders import RECIPE, draw_data
 from pellucid.data.dataset import Dataset
 from pellucid.data.sources import load_dataset
+from pellucid.files import file_hash
 from pellucid.findings import MapKind
 from pellucid.inside.deletion import masked_areas, randomised
 from pellucid.inside.faithfulness import MEASURES, patch_target, shuffled
 from pellucid.inside.projection import project
 from pellucid.inside.survey import fitting, maps_of
-from pellucid.run import Run, file_hash
+from pellucid.run import Run
 from pellucid.snapshots import evenly
 from pellucid.tasks import load_model, runtime_of
 from pellucid.train import train

@@ -20,10 +20,11 @@ from fabricate_masks import CLASSES, MASK_FORMAT, make_masks_run
 from pellucid.data.dataset import Dataset
 from pellucid.data.scenes import draw
 from pellucid.data.sources import load_dataset
+from pellucid.files import file_hash
 from pellucid.mask_findings import kept_size, load_mask_findings, reduced_mask
 from pellucid.overlap import PRESETS, overlaps, pixel_confusion
 from pellucid.palettes import IGNORED
-from pellucid.run import Measurement, Run, file_hash
+from pellucid.run import Measurement, Run
 from pellucid.runtime import Runtime
 from pellucid.tasks import load_model, runtime_of
 from pellucid.train import train

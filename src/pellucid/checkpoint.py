@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import RunError
+from pellucid.files import file_hash
 from pellucid.models.weights import read_weights, save_weights
-from pellucid.run import file_hash
 
 KEPT = 2
 

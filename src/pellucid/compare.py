@@ -26,9 +26,10 @@ import numpy as np
 
 from pellucid import intervals, overlap, recipe
 from pellucid.errors import RunError, UsageError, did_you_mean
+from pellucid.predictions import MaskPredictions
 from pellucid.report.comparison import signed, to_html, to_json, to_text
 from pellucid.report.settings import shown
-from pellucid.run import DONE, MaskPredictions, Measurement, Run, rounded, seed_folders
+from pellucid.run import DONE, Measurement, Run, rounded, seed_folders
 
 __all__ = ["ClassCell", "ClassTable", "Comparison", "Row", "SeedSummary", "compare", "expand", "summarize_seeds", "to_html", "to_json", "to_text"]
 

@@ -21,7 +21,7 @@ import pellucid
 from pellucid.data.images import decode, image_files, view_box
 from pellucid.data.masks import marked_values, one_sided, read_mask
 from pellucid.errors import DataError, MissingError, PellucidError, UsageError
-from pellucid.files import replacing
+from pellucid.files import bytes_hash, replacing
 from pellucid.findings import ARRAYS, IMAGES, EpochScores, Findings, Score, load_findings
 from pellucid.inside.deletion import randomised
 from pellucid.inside.faithfulness import PatchTarget, centre_prior, mass
@@ -30,7 +30,7 @@ from pellucid.inside.pixel_scores import HOW, PixelScores, backbone_layer
 from pellucid.inside.projection import project
 from pellucid.inside.survey import BATCH, USUAL, device_of, fitting, maps_of
 from pellucid.recipe import Recipe
-from pellucid.run import bytes_hash, rounded
+from pellucid.run import rounded
 from pellucid.runtime import out_of_memory
 from pellucid.subjects import Subject, subject
 
@@ -310,7 +310,7 @@ def _look_into_run(t: Training, module: nn.Module, selected: str) -> None:
     looked, inside = t.looked, t.recipe.inside
     if looked is None or inside is None or not t.first:
         return
-    from pellucid.snapshots import normalized
+    from pellucid.snapshots import normalized, photographs
 
     t.runtime.place(module).eval()
     if t.recipe.masked:
@@ -321,7 +321,7 @@ def _look_into_run(t: Training, module: nn.Module, selected: str) -> None:
     split = inside.shown
     classes = list(t.dataset.classes)
     found = Found(Findings(pellucid.__version__, t.recipe.model.name, f"final weights, {selected}", classes=classes))
-    photos = _run_photos(t)
+    photos = photographs(t)
     if len(looked):
         inputs = normalized(looked, t.recipe.data, t.mean, t.std)
         with torch.no_grad(), t.runtime.autocast():
@@ -344,19 +344,11 @@ def draw_run(t: Training) -> None:
     """The figures of what was found inside, into figures/inside."""
     if t.looked is None or not (t.run.inside / ARRAYS).is_file():
         return
+    from pellucid.snapshots import photographs
+
     with np.load(t.run.inside / ARRAYS, allow_pickle=False) as arrays:
         found = Found(load_findings(t.run.inside), dict(arrays))
-    draw(found, t.run.figures / "inside", _run_photos(t)[:DRAWN_IN_A_RUN], most=DRAWN_IN_A_RUN, progress=t.progress)
-
-
-def _run_photos(t: Training) -> list[np.ndarray]:
-    """(h, w, 3) uint8 of each picture that a run looks at, in their own resolution."""
-    assert t.looked is not None
-    assert t.recipe.inside is not None
-    split = t.dataset.splits[t.recipe.inside.split]
-    return [
-        np.asarray(decode(Path(name).read_bytes(), name) if row < 0 else split.open(int(row))) for name, row in zip(t.looked.names, t.looked.rows, strict=True)
-    ]
+    draw(found, t.run.figures / "inside", photographs(t)[:DRAWN_IN_A_RUN], most=DRAWN_IN_A_RUN, progress=t.progress)
 
 
 def _box(t: Training, size: tuple[int, int]) -> tuple[float, float, float, float]:

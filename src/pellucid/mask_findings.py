@@ -28,8 +28,9 @@ from pydantic import ConfigDict, TypeAdapter
 from pellucid.errors import RunError
 from pellucid.files import replacing
 from pellucid.palettes import IGNORED, MaskFormat
+from pellucid.predictions import CONFIDENCE_BINS, MaskPredictions
 from pellucid.readings import Calibration
-from pellucid.run import CONFIDENCE_BINS, MaskPredictions, Measurement, read_record, write_json
+from pellucid.run import Measurement, read_record, write_json
 
 _CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 

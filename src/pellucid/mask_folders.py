@@ -30,8 +30,9 @@ from pellucid.data.sources import load_dataset
 from pellucid.errors import DataError, MissingError, UsageError
 from pellucid.overlap import boundary_counts, boundary_tolerance, measure_masks, pixel_confusion
 from pellucid.palettes import MaskFormat, matched
+from pellucid.predictions import CONFIDENCE_BINS, MaskPredictions
 from pellucid.recipe import DataSection, Recipe
-from pellucid.run import CONFIDENCE_BINS, MaskPredictions, Measurement, Run
+from pellucid.run import Measurement, Run
 
 OF_PROBABILITIES = ("loss", "calibration_error")
 

@@ -15,28 +15,19 @@ import torch
 from torch import nn
 
 import pellucid
-from pellucid.data.images import decode, resize
+from pellucid.data.images import resize
 from pellucid.data.loader import pack_images
 from pellucid.mask_findings import EpochNumbers, MaskedPicture, MaskFindings, reduced_mask
 from pellucid.overlap import Convention, convention, described, overlaps
 from pellucid.palettes import IGNORED
 from pellucid.recipe import Recipe
 from pellucid.run import Measurement
+from pellucid.snapshots import photographs
 from pellucid.tasks.fullsize import predict_images
 from pellucid.tasks.segmentation import forward_of, view_of
 
 if TYPE_CHECKING:
     from pellucid.prepare import Training
-
-
-def photographs(t: Training) -> list[np.ndarray]:
-    """(h, w, 3) uint8 of each picture that a run looks at, in its own resolution."""
-    assert t.looked is not None
-    assert t.recipe.inside is not None
-    split = t.dataset.splits[t.recipe.inside.split]
-    return [
-        np.asarray(decode(Path(name).read_bytes(), name) if row < 0 else split.open(int(row))) for name, row in zip(t.looked.names, t.looked.rows, strict=True)
-    ]
 
 
 def truths(t: Training) -> list[np.ndarray | None]:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from pellucid.errors import DataError, UsageError, did_you_mean
 from pellucid.intervals import LEVEL, Interval, bootstrap
 from pellucid.palettes import IGNORED
-from pellucid.run import MaskPredictions, Measurement
+from pellucid.predictions import MaskPredictions
+from pellucid.run import Measurement
 from pellucid.schema import ScoringSection
 
 Counts = NDArray[np.int64]

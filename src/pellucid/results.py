@@ -11,10 +11,10 @@ from torch import nn
 import pellucid
 from pellucid.data.loader import Window, ordered_windows, smaller
 from pellucid.errors import DataError, DivergedError, OutOfMemoryError, PellucidError, RunError
+from pellucid.files import file_hash
 from pellucid.memory import no_room
 from pellucid.models import read_weights, save_weights
 from pellucid.prepare import Training
-from pellucid.run import file_hash
 from pellucid.runtime import out_of_memory
 from pellucid.snapshots import end
 

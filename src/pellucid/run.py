@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -30,10 +29,12 @@ from pellucid import recipe as recipes
 from pellucid.errors import RunError
 from pellucid.files import replacing
 from pellucid.palettes import MaskFormat
+from pellucid.predictions import MASK_ARRAYS, MaskPredictions, Predictions
 
 _CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # what a record read from JSON may hold: its own fields, of their types
 
 MAX_NUMBER = 1e300  # of a loss in metrics.jsonl: a chart of more would leave the range of floats; NaN and infinity are gaps in it
+_MASK_OF_SNAPSHOT = re.compile(r"(predicted|confidence|confusion)/\d+")
 RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
 
 
@@ -158,97 +159,6 @@ class RunRecord:
         """Keep a line about something that was decided for the user; each line once."""
         if line not in self.notes:
             self.notes.append(line)
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """One row for each sample of a split, in the order of samples/<split>.csv.
-
-    files: n relative names; labels: (n,) int64; logits: (n, C) float32, before the softmax.
-    """
-
-    files: list[str]
-    labels: np.ndarray
-    logits: np.ndarray
-
-    def probabilities(self) -> np.ndarray:
-        """(n, C) float64, each row sums to 1."""
-        shifted = self.logits.astype(np.float64)
-        shifted -= shifted.max(axis=1, keepdims=True)
-        exp = np.exp(shifted)
-        return exp / exp.sum(axis=1, keepdims=True)
-
-    @property
-    def diverged(self) -> np.ndarray:
-        """(n,) bool: samples with NaN or infinite logits."""
-        return np.asarray(~np.isfinite(self.logits).all(axis=1))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Predictions], order: np.ndarray) -> Predictions:
-        """One table of several, behind each other and then in the order of `order` (n,)."""
-        files = [name for part in parts for name in part.files]
-        labels, logits = (np.concatenate([getattr(part, name) for part in parts])[order] for name in ("labels", "logits"))
-        return cls([files[i] for i in order], labels, logits)
-
-
-CONFIDENCE_BINS = 15
-_MASK_OF_SNAPSHOT = re.compile(r"(predicted|confidence|confusion)/\d+")
-
-
-@dataclass(frozen=True)
-class MaskPredictions:
-    """What was predicted for the n samples of a split, in the order of samples/<split>.csv, scored at the size of each mask. C classes.
-
-    confusion: (n, C + 1, C) int32 or int64 pixels; row: class of the mask, the last row ignored pixels; column: predicted class. loss: (n,) float64, the sum
-    over the valid pixels of the cross-entropy in nats; NaN where logits are not finite. boundary: (n, C, 4) int64: boundary pixels predicted, those of them
-    within the tolerance of the mask's, boundary pixels of the mask, those of them within the tolerance of the predicted. calibration: (n, 15, 3) float64
-    over valid pixels in bins (k/15, (k+1)/15] of the confidence: pixels, sum of confidence, pixels predicted right. digests: (n, 16) uint8, BLAKE2b-128 of the
-    float32 logits. masks: the predicted masks as PNG files in the format of the training masks, () where they were not kept.
-    """
-
-    files: list[str]
-    confusion: np.ndarray
-    loss: np.ndarray
-    boundary: np.ndarray
-    calibration: np.ndarray
-    digests: np.ndarray
-    masks: tuple[bytes, ...] = ()
-
-    @property
-    def diverged(self) -> np.ndarray:
-        """(n,) bool: samples with NaN or infinite logits."""
-        return np.isnan(self.loss)
-
-    @classmethod
-    def joined(cls, parts: Sequence[MaskPredictions], order: np.ndarray) -> MaskPredictions:
-        """One table of several, behind each other and then in the order of `order` (n,)."""
-        files, masks = [name for part in parts for name in part.files], [mask for part in parts for mask in part.masks]
-        arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts])[order] for name in _MASK_ARRAYS}
-        kept = tuple(masks[i] for i in order) if masks else ()
-        return cls([files[i] for i in order], masks=kept, **arrays)  # type: ignore[arg-type]  # mypy counts arrays twice
-
-
-@dataclass(frozen=True)
-class MaskTotals:
-    """What the curves need of a split after an epoch: loss as in MaskPredictions, pixels (C + 1, C) int64 of all images together."""
-
-    files: list[str]
-    loss: np.ndarray
-    confusion: np.ndarray
-
-    @property
-    def diverged(self) -> np.ndarray:
-        """(n,) bool: samples with NaN or infinite logits."""
-        return np.isnan(self.loss)
-
-    @classmethod
-    def joined(cls, parts: Sequence[MaskTotals], order: np.ndarray) -> MaskTotals:
-        """One table of several, behind each other and then in the order of `order` (n,)."""
-        files = [name for part in parts for name in part.files]
-        return cls([files[i] for i in order], np.concatenate([part.loss for part in parts])[order], np.sum([part.confusion for part in parts], axis=0))
-
-
-_MASK_ARRAYS = {"confusion": ("i", 3), "loss": ("f", 1), "boundary": ("i", 3), "calibration": ("f", 3), "digests": ("u", 2)}  # kind and dimensions
 
 
 @dataclass(frozen=True)
@@ -436,30 +346,19 @@ class Run:
 
     def predictions(self, split: str) -> Predictions:
         path = self._open(f"predictions/{split}.npz")
-        names, labels, logits = _arrays(path, "predictions", "name", "label", "logits").values()
-        n, kinds = len(labels) if labels.ndim else -1, (names.dtype.kind, labels.dtype.kind, logits.dtype.kind)
-        if kinds != ("U", "i", "f") or names.shape != (n,) or labels.shape != (n,) or logits.ndim != 2 or len(logits) != n:
-            got = ", ".join(f"{a.dtype} {a.shape}" for a in (names, labels, logits))
-            raise RunError(f"{path}: expected text (n,), whole numbers (n,) and floats (n, classes); got {got}. The file was changed.")
-        if n and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
-            raise RunError(f"{path}: labels from {labels.min()} to {labels.max()} for {logits.shape[1]} classes; the file was changed")
-        return Predictions([str(name) for name in names], labels, logits)
+        try:
+            return Predictions.of(*_arrays(path, "predictions", "name", "label", "logits").values())
+        except ValueError as error:
+            raise RunError(f"{path}: {error}. The file was changed.") from None
 
     def mask_predictions(self, split: str) -> MaskPredictions:
         """What was predicted for the masks of a split, without the masks themselves, which are files of `masks_folder`."""
         path = self._open(f"predictions/{split}.npz")
-        arrays = _arrays(path, "predictions", "name", *_MASK_ARRAYS)
-        names = arrays.pop("name")
-        n, C = len(names) if names.ndim else -1, arrays["confusion"].shape[-1] if arrays["confusion"].ndim else -1
-        shapes = {"confusion": (n, C + 1, C), "loss": (n,), "boundary": (n, C, 4), "calibration": (n, CONFIDENCE_BINS, 3), "digests": (n, 16)}
-        odd = [name for name, array in arrays.items() if array.shape != shapes[name] or array.dtype.kind != _MASK_ARRAYS[name][0]]
-        if names.dtype.kind != "U" or names.shape != (n,) or odd:
-            got = ", ".join(f"{name} {arrays[name].dtype} {arrays[name].shape}" for name in odd) or f"name {names.dtype} {names.shape}"
-            raise RunError(f"{path}: expected text (n,) and the arrays of mask predictions; got {got}. The file was changed.")
-        numbers = [arrays[name] for name in ("confusion", "boundary", "loss", "calibration")]
-        if any(not np.isfinite(array).all() or array.min(initial=0) < 0 for array in numbers):
-            raise RunError(f"{path}: expected finite numbers of at least 0; the file was changed")
-        return MaskPredictions([str(name) for name in names], **arrays)
+        arrays = _arrays(path, "predictions", "name", *MASK_ARRAYS)
+        try:
+            return MaskPredictions.of(arrays.pop("name"), arrays)
+        except ValueError as error:
+            raise RunError(f"{path}: {error}. The file was changed.") from None
 
     def masks_folder(self, split: str) -> Path:
         """The predicted masks of a split, each a PNG file in the format of the training masks, named as these."""
@@ -549,7 +448,7 @@ class Run:
         arrays = self.predictions_file(split)
         named = {"name": np.array(predictions.files, dtype=np.str_)}
         # Compressed: of many classes most pairs are never confused.
-        _write_arrays(arrays, named | {name: getattr(predictions, name) for name in _MASK_ARRAYS}, compressed=True)
+        _write_arrays(arrays, named | {name: getattr(predictions, name) for name in MASK_ARRAYS}, compressed=True)
         table, files = arrays.with_suffix(".csv"), []
         names = [mask_format.file_of(name) for name in predictions.files]
         with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
@@ -684,25 +583,6 @@ def seed_folders(folder: Path) -> list[str]:
         return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))["runs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{file}: expected the runs of `pellucid train --seeds`: {error}") from None
-
-
-def text_hash(text: str) -> str:
-    """BLAKE2b-128 of a text as a file would hold it, as hex."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def bytes_hash(data: bytes) -> str:
-    """BLAKE2b-128 of bytes, as hex: the content hash of an image file."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """BLAKE2b-128 of a file, as hex."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -24,10 +24,11 @@ from pellucid.data.inspection import listed
 from pellucid.data.loader import Reader, Window, ordered_windows, pack_images
 from pellucid.data.masks import class_masks, mask_beside, masks_of, without_target
 from pellucid.errors import DataError, DivergedError, OutOfMemoryError, RunError, UsageError
+from pellucid.files import bytes_hash
 from pellucid.inside.features import penultimate
 from pellucid.memory import no_room
 from pellucid.recipe import DataSection, Recipe
-from pellucid.run import Probe, bytes_hash
+from pellucid.run import Probe
 from pellucid.runtime import out_of_memory
 from pellucid.schema import InsideSection
 
@@ -155,6 +156,16 @@ def _known(photographs: dict[str, bytes], first: str, dataset: Dataset) -> dict[
             if content in names:
                 found.setdefault(names[content], (split, row))
     return found
+
+
+def photographs(t: Training) -> list[np.ndarray]:
+    """(h, w, 3) uint8 of each picture that a run looks at, in its own resolution."""
+    assert t.looked is not None
+    assert t.recipe.inside is not None
+    split = t.dataset.splits[t.recipe.inside.split]
+    return [
+        np.asarray(decode(Path(name).read_bytes(), name) if row < 0 else split.open(int(row))) for name, row in zip(t.looked.names, t.looked.rows, strict=True)
+    ]
 
 
 def normalized(looked: Looked, data: DataSection, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -20,12 +20,13 @@ from pellucid import recipe as recipes
 from pellucid.checkpoint import Checkpoint, drop_checkpoints, latest_checkpoint, set_damaged_aside
 from pellucid.distributed import Processes, joined
 from pellucid.errors import InterruptedError, RunError
+from pellucid.files import file_hash, text_hash
 from pellucid.loop import fit, resumed_micro_batch, settings, stop_signals
 from pellucid.prepare import Training, assemble, prepare
 from pellucid.progress import Progress
 from pellucid.recipe import Recipe
 from pellucid.results import draw, report_numbers
-from pellucid.run import DONE, FAILED, INTERRUPTED, RUNNING, Run, RunRecord, file_hash, seed_folders, text_hash, write_json
+from pellucid.run import DONE, FAILED, INTERRUPTED, RUNNING, Run, RunRecord, seed_folders, write_json
 from pellucid.runtime import DECIDES_BITS, Runtime, describe, named_nondeterminism
 
 # ── entry points ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -33,9 +33,11 @@ from pellucid.data.dataset import Dataset, Split
 from pellucid.data.images import resize
 from pellucid.data.sources import load_dataset
 from pellucid.errors import PellucidError, RunError
+from pellucid.files import file_hash
 from pellucid.intervals import bootstrap
+from pellucid.predictions import Predictions
 from pellucid.recipe import Recipe
-from pellucid.run import DONE, Measurement, Predictions, Run, file_hash, rounded, write_json
+from pellucid.run import DONE, Measurement, Run, rounded, write_json
 from pellucid.runtime import DECIDES_BITS, Runtime, describe
 from pellucid.tasks import load_model, runtime_of
 from pellucid.tasks.classification import CALIBRATION_BINS

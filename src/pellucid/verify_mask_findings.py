@@ -27,7 +27,8 @@ from pellucid.data.dataset import Dataset
 from pellucid.errors import PellucidError, RunError
 from pellucid.mask_findings import ARRAYS, FINDINGS, KEPT_SIDE, KeptMasks, MaskedPicture, MaskFindings, load_kept_masks, load_mask_findings
 from pellucid.palettes import IGNORED
-from pellucid.run import CONFIDENCE_BINS, Run, rounded
+from pellucid.predictions import CONFIDENCE_BINS
+from pellucid.run import Run, rounded
 from pellucid.runtime import DECIDES_BITS, Runtime, describe
 from pellucid.schema import InsideSection
 from pellucid.verify_inside.anew import epoch_of_final_weights

@@ -33,8 +33,9 @@ from pellucid.intervals import bootstrap
 from pellucid.models.tiles import tiled
 from pellucid.overlap import Convention, convention
 from pellucid.palettes import IGNORED, MaskFormat
+from pellucid.predictions import CONFIDENCE_BINS, MaskPredictions
 from pellucid.recipe import DataSection, Recipe
-from pellucid.run import CONFIDENCE_BINS, DataRecord, MaskPredictions, Measurement, Run, RunRecord, rounded
+from pellucid.run import DataRecord, Measurement, Run, RunRecord, rounded
 from pellucid.runtime import Runtime
 from pellucid.schema import ScoringSection
 

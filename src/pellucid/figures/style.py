@@ -41,6 +41,8 @@ def save(figure: Figure, path: Path, formats: Sequence[str] = ("png", "svg", "pd
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []
     with matplotlib.rc_context(STYLE):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # it stays where it is: laid out again for each format takes most of the time
         for kind in formats:
             file = path.with_name(f"{path.name}.{kind}")
             figure.savefig(file, format=kind, dpi=dpi, metadata=undated.get(kind))

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pellucid.predictions import Predictions
 from pellucid.readings import Calibration, Counts, calibrate, class_scores, confusion_counts, most_confused
-from pellucid.run import Measurement, Predictions
+from pellucid.run import Measurement
 
 
 @dataclass(frozen=True)

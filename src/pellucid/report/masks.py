@@ -33,10 +33,11 @@ from pellucid.mask_findings import (
 )
 from pellucid.overlap import Convention, boundary_scores, convention, overlaps
 from pellucid.palettes import IGNORED
+from pellucid.predictions import MaskPredictions
 from pellucid.readings import Calibration, Counts, class_scores
 from pellucid.report import charts, pictures
 from pellucid.report.content import Pair, confused_pairs
-from pellucid.run import DataRecord, MaskPredictions, Measurement, Run, rounded
+from pellucid.run import DataRecord, Measurement, Run, rounded
 from pellucid.schema import ScoringSection
 
 MATRIX_CLASSES = 20  # up to here every cell of the confusion matrix has its number

@@ -26,8 +26,9 @@ from pellucid.intervals import bootstrap, wilson
 from pellucid.losses import balanced_class_weights, cross_entropy, soft_targets, target_weight
 from pellucid.models.backbones import Built, build_classifier
 from pellucid.models.weights import WeightsReport, load_weights
+from pellucid.predictions import Predictions
 from pellucid.recipe import Recipe
-from pellucid.run import Measurement, Predictions, Run
+from pellucid.run import Measurement, Run
 from pellucid.runtime import Runtime
 from pellucid.tasks.protocol import PackLoss
 

@@ -21,7 +21,7 @@ from pellucid.models.tiles import tiled
 from pellucid.models.upsampling import upsampled_strips
 from pellucid.overlap import pixel_confusion
 from pellucid.palettes import IGNORED
-from pellucid.run import CONFIDENCE_BINS
+from pellucid.predictions import CONFIDENCE_BINS
 
 STRIP = 2**24  # numbers of a strip of logits at the size of the mask
 Size = tuple[int, int]

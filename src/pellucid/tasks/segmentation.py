@@ -32,8 +32,9 @@ from pellucid.models.weights import WeightsReport, load_weights
 from pellucid.overlap import Convention, boundary_counts, boundary_tolerance, convention, measure_masks, overlaps
 from pellucid.palettes import IGNORED, coloured
 from pellucid.pixel_losses import Term, Weights, check_terms, median_frequency_weights, pixel_loss, window_weights
+from pellucid.predictions import CONFIDENCE_BINS, MaskPredictions, MaskTotals
 from pellucid.recipe import Recipe
-from pellucid.run import CONFIDENCE_BINS, MaskPredictions, MaskTotals, Measurement, Run
+from pellucid.run import Measurement, Run
 from pellucid.runtime import Runtime
 from pellucid.tasks.fullsize import Forward, FullSize, View, predict_images
 from pellucid.tasks.protocol import PackLoss

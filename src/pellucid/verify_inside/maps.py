@@ -27,9 +27,10 @@ from torchvision.transforms import v2
 from pellucid.data.dataset import Dataset, Masks, Split
 from pellucid.data.images import decode, resize, view_box, view_mask
 from pellucid.data.masks import mask_beside, masks_of
+from pellucid.files import bytes_hash
 from pellucid.findings import MapKind
 from pellucid.recipe import Recipe
-from pellucid.run import Run, bytes_hash
+from pellucid.run import Run
 from pellucid.runtime import Runtime
 from pellucid.schema import InsideSection
 

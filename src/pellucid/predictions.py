@@ -1,0 +1,124 @@
+"""What a model said of the samples of a split, as tables: logits of images, counts of masks. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One row for each sample of a split, in the order of samples/<split>.csv.
+
+    files: n relative names; labels: (n,) int64; logits: (n, C) float32, before the softmax.
+    """
+
+    files: list[str]
+    labels: np.ndarray
+    logits: np.ndarray
+
+    @classmethod
+    def of(cls, names: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> Predictions:
+        """The table of three arrays as a run keeps them. ValueError says what does not fit."""
+        n, kinds = len(labels) if labels.ndim else -1, (names.dtype.kind, labels.dtype.kind, logits.dtype.kind)
+        if kinds != ("U", "i", "f") or names.shape != (n,) or labels.shape != (n,) or logits.ndim != 2 or len(logits) != n:
+            got = ", ".join(f"{a.dtype} {a.shape}" for a in (names, labels, logits))
+            raise ValueError(f"expected text (n,), whole numbers (n,) and floats (n, classes); got {got}")
+        if n and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
+            raise ValueError(f"labels from {labels.min()} to {labels.max()} for {logits.shape[1]} classes")
+        return cls([str(name) for name in names], labels, logits)
+
+    def probabilities(self) -> np.ndarray:
+        """(n, C) float64, each row sums to 1."""
+        shifted = self.logits.astype(np.float64)
+        shifted -= shifted.max(axis=1, keepdims=True)
+        exp = np.exp(shifted)
+        return exp / exp.sum(axis=1, keepdims=True)
+
+    @property
+    def diverged(self) -> np.ndarray:
+        """(n,) bool: samples with NaN or infinite logits."""
+        return np.asarray(~np.isfinite(self.logits).all(axis=1))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Predictions], order: np.ndarray) -> Predictions:
+        """One table of several, behind each other and then in the order of `order` (n,)."""
+        files = [name for part in parts for name in part.files]
+        labels, logits = (np.concatenate([getattr(part, name) for part in parts])[order] for name in ("labels", "logits"))
+        return cls([files[i] for i in order], labels, logits)
+
+
+CONFIDENCE_BINS = 15
+
+
+@dataclass(frozen=True)
+class MaskPredictions:
+    """What was predicted for the n samples of a split, in the order of samples/<split>.csv, scored at the size of each mask. C classes.
+
+    confusion: (n, C + 1, C) int32 or int64 pixels; row: class of the mask, the last row ignored pixels; column: predicted class. loss: (n,) float64, the sum
+    over the valid pixels of the cross-entropy in nats; NaN where logits are not finite. boundary: (n, C, 4) int64: boundary pixels predicted, those of them
+    within the tolerance of the mask's, boundary pixels of the mask, those of them within the tolerance of the predicted. calibration: (n, 15, 3) float64
+    over valid pixels in bins (k/15, (k+1)/15] of the confidence: pixels, sum of confidence, pixels predicted right. digests: (n, 16) uint8, BLAKE2b-128 of the
+    float32 logits. masks: the predicted masks as PNG files in the format of the training masks, () where they were not kept.
+    """
+
+    files: list[str]
+    confusion: np.ndarray
+    loss: np.ndarray
+    boundary: np.ndarray
+    calibration: np.ndarray
+    digests: np.ndarray
+    masks: tuple[bytes, ...] = ()
+
+    @classmethod
+    def of(cls, names: np.ndarray, arrays: Mapping[str, np.ndarray]) -> MaskPredictions:
+        """The table of arrays as a run keeps them, without masks. ValueError says what does not fit."""
+        n, C = len(names) if names.ndim else -1, arrays["confusion"].shape[-1] if arrays["confusion"].ndim else -1
+        shapes = {"confusion": (n, C + 1, C), "loss": (n,), "boundary": (n, C, 4), "calibration": (n, CONFIDENCE_BINS, 3), "digests": (n, 16)}
+        odd = [name for name, array in arrays.items() if array.shape != shapes[name] or array.dtype.kind != MASK_ARRAYS[name]]
+        if names.dtype.kind != "U" or names.shape != (n,) or odd:
+            got = ", ".join(f"{name} {arrays[name].dtype} {arrays[name].shape}" for name in odd) or f"name {names.dtype} {names.shape}"
+            raise ValueError(f"expected text (n,) and the arrays of mask predictions; got {got}")
+        if any(not np.isfinite(arrays[name]).all() or arrays[name].min(initial=0) < 0 for name in ("confusion", "boundary", "loss", "calibration")):
+            raise ValueError("expected finite numbers of at least 0")
+        confusion, loss, boundary, calibration, digests = (arrays[name] for name in MASK_ARRAYS)
+        return cls([str(name) for name in names], confusion, loss, boundary, calibration, digests)
+
+    @property
+    def diverged(self) -> np.ndarray:
+        """(n,) bool: samples with NaN or infinite logits."""
+        return np.isnan(self.loss)
+
+    @classmethod
+    def joined(cls, parts: Sequence[MaskPredictions], order: np.ndarray) -> MaskPredictions:
+        """One table of several, behind each other and then in the order of `order` (n,)."""
+        files, masks = [name for part in parts for name in part.files], [mask for part in parts for mask in part.masks]
+        arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts])[order] for name in MASK_ARRAYS}
+        kept = tuple(masks[i] for i in order) if masks else ()
+        return cls([files[i] for i in order], masks=kept, **arrays)  # type: ignore[arg-type]  # mypy counts arrays twice
+
+
+@dataclass(frozen=True)
+class MaskTotals:
+    """What the curves need of a split after an epoch: loss as in MaskPredictions, pixels (C + 1, C) int64 of all images together."""
+
+    files: list[str]
+    loss: np.ndarray
+    confusion: np.ndarray
+
+    @property
+    def diverged(self) -> np.ndarray:
+        """(n,) bool: samples with NaN or infinite logits."""
+        return np.isnan(self.loss)
+
+    @classmethod
+    def joined(cls, parts: Sequence[MaskTotals], order: np.ndarray) -> MaskTotals:
+        """One table of several, behind each other and then in the order of `order` (n,)."""
+        files = [name for part in parts for name in part.files]
+        return cls([files[i] for i in order], np.concatenate([part.loss for part in parts])[order], np.sum([part.confusion for part in parts], axis=0))
+
+
+MASK_ARRAYS = {"confusion": "i", "loss": "f", "boundary": "i", "calibration": "f", "digests": "u"}  # of MaskPredictions: their kinds of numbers

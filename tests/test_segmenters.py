@@ -427,3 +427,22 @@ def test_models_without_published_weights_say_what_to_give(name):
     assert failure(UsageError, name, pretrained=True) == (
         f"{name} has no published weights of the whole model. Give `pretrained: backbone` for those of its backbone, or weights: FILE."
     )
+
+
+def test_the_gradient_of_a_small_map_in_bf16_does_not_depend_on_what_lay_in_memory():
+    """With padding inside the convolution, taps that meet no pixel kept what the memory held: NaN here."""
+
+    def gradient(size, left_behind):
+        torch.manual_seed(0)
+        model = FCN(3, stride=32, channels=8, batch_norm=True, dropout=0.0)
+        torch.nn.init.normal_(model.score.weight, std=0.1)
+        images = torch.randn(2, 3, size, size)
+        for count in (2**10, 2**14, 2**18, 2**20, 2**22):
+            torch.full((count,), left_behind)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(images)
+        logits.float().square().mean().backward()
+        return model.conv6.weight.grad
+
+    for size in (32, 64):
+        assert torch.equal(gradient(size, 0.0), gradient(size, float("nan")))

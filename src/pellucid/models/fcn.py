@@ -73,13 +73,22 @@ class FCN(nn.Module):
             x = layer(x)
             if isinstance(layer, nn.MaxPool2d):
                 pooled.append(x)  # after pool1 to pool5: B, C, H / 2, W / 2 to B, 512, H / 32, W / 32
-        x = self.dropout(torch.relu(self.conv6(x)))
+        x = self.dropout(torch.relu(self._wide(x)))
         x = self.dropout(torch.relu(self.conv7(x)))
         scores = self.score(x)  # B, num_classes, H / 32, W / 32
         for pool, score in self.pool_scores.items():
             scores = self.pool_upsampling[pool](scores) + score(pooled[int(pool) - 1])
         logits: Tensor = self.upsampling(scores)
         return logits[..., :height, :width]
+
+    def _wide(self, x: Tensor) -> Tensor:
+        """conv6. On a map of one or two cells most taps of its 7x7 kernel meet padding alone, and the CPU's bf16 backward pass leaves their gradient as it finds
+        the memory (torch 2.15, docs/log.md): there the padding is made beforehand.
+        """
+        if min(x.shape[-2:]) > 2:
+            wide: Tensor = self.conv6(x)
+            return wide
+        return nn.functional.conv2d(nn.functional.pad(x, (3, 3, 3, 3)), self.conv6.weight, self.conv6.bias)
 
 
 class BilinearTransposed(nn.ConvTranspose2d):

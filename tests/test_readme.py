@@ -17,7 +17,7 @@ README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encodi
 SMALLER = ["-s", "data.train=30", "-s", "data.val=12", "-s", "train.phases.0.epochs=1", "-s", "train.threads=1", "-s", "model.options={patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}"]  # fmt: skip
 
 
-MASKS = [*SMALLER[:-2]]  # the last is of the demo's model
+MASKS = [*SMALLER[:-2], "-s", "inside.samples=2"]  # the last is of the demo's model
 
 
 def blocks(language: str) -> list[str]:

@@ -291,6 +291,12 @@ def test_numbers_are_those_of_the_masks_that_were_drawn_not_of_shrunken_ones(pai
     assert run.measurements["val/miou"].n == 9
 
 
+def test_a_number_on_training_images_says_so(pairs: Path, tmp_path: Path) -> None:
+    text = pairs_recipe(pairs).replace(f"val: {pairs}/val", f"val: {pairs}/train")
+    run = train(recipes.override(recipes.loads(text), ["train.phases.0.epochs=1"]), out=tmp_path / "run", quiet=True, figures=False)
+    assert "20 of its 20 images stand in another split too, so that it is no measure of new images" in run.measurements["val/miou"].how
+
+
 # ── bits ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -97,6 +97,9 @@ def report_numbers(t: Training) -> None:
             continue
         files += t.task.save(t.run, name, predictions)
         note = selected + ("; selected on this split, hence optimistic" if name == "val" and t.recipe.train.keep == "best" else "")
+        leaked = sum(problem.kind == "leak" and problem.split == name for problem in t.dataset.problems)
+        if leaked:
+            note += f"; {leaked} of its {len(t.dataset.splits[name])} images stand in another split too, so that it is no measure of new images"
         t.record.measurements += t.task.measure(predictions, name, note)
         _write_thumbnails(t, name, predictions)
     if not t.first:

@@ -60,13 +60,13 @@ def read(data: DataSection, progress: Progress | None) -> Gathered:
         palette = _sorted_colours(surveys["train"].total)
         problems.append(DataProblem("train", "", "no_palette", _palette_block(palette), fatal=True))
         return Gathered((), {split: found.with_findings(surveys[split].findings) for split, found in images.items()}, problems, None, notes, palette)
-    classes, layout, told = _layout(data, surveys["train"], names)
+    classes, layout = _layout(data, surveys["train"], names)
     splits = {split: _masked(found, surveys[split], layout, classes) for split, found in images.items()}
     if misfit := _misfit(splits["train"], surveys["train"], layout, classes):
         problems.append(misfit)
     if data.palette is None and _given_classes(data)[0] is None:
         problems += [unseen for split, survey in surveys.items() if (unseen := _unseen(splits[split], survey, layout))]
-    return Gathered(classes, splits, problems, layout, notes + told)
+    return Gathered(classes, splits, problems, layout, notes)
 
 
 def _turned(images: Inspected, pairs: Pairs) -> Inspected:
@@ -254,11 +254,10 @@ class _Tallies:
 # ── what the codes mean ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _layout(data: DataSection, train: _Survey, names: tuple[str, str]) -> tuple[tuple[str, ...], MaskFormat, list[str]]:
-    """The classes in order, how masks write them, and lines about what was decided."""
+def _layout(data: DataSection, train: _Survey, names: tuple[str, str]) -> tuple[tuple[str, ...], MaskFormat]:
+    """The classes in order, and how masks write them."""
     ignored = [colour_code(colour) for colour in data.ignored]
     given, origin = _given_classes(data)
-    notes: list[str] = []
     if data.palette is not None:
         if given is not None and isinstance(data.classes, str) and sorted(given) != sorted(data.palette):
             raise DataError(f"{origin} and data.palette name different classes: {', '.join(given)} and {', '.join(data.palette)}")
@@ -282,7 +281,7 @@ def _layout(data: DataSection, train: _Survey, names: tuple[str, str]) -> tuple[
         origin = f"the values of the training masks, {', '.join(map(str, found))}"
     _check_classes(classes, origin)
     palette = _whole_palette(train) if train.mode == "P" else []
-    return tuple(classes), MaskFormat(train.mode, codes, ignored, data.threshold, palette, names), notes
+    return tuple(classes), MaskFormat(train.mode, codes, ignored, data.threshold, palette, names)
 
 
 def _given_classes(data: DataSection) -> tuple[list[str] | None, str]:

@@ -82,8 +82,8 @@ class FCN(nn.Module):
         return logits[..., :height, :width]
 
     def _wide(self, x: Tensor) -> Tensor:
-        """conv6. On a map of one or two cells most taps of its 7x7 kernel meet padding alone, and the CPU's bf16 backward pass leaves their gradient as it finds
-        the memory (torch 2.15, docs/log.md): there the padding is made beforehand.
+        """conv6. On a map of one or two cells most taps of its 7x7 kernel meet padding alone, and the CPU's bf16 backward pass leaves their gradient as it
+        finds the memory (torch 2.15, docs/log.md): there the padding is made beforehand.
         """
         if min(x.shape[-2:]) > 2:
             wide: Tensor = self.conv6(x)

@@ -25,7 +25,7 @@ from torch import nn
 from pellucid.distributed import ALONE, Processes
 from pellucid.errors import UsageError
 
-LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "torchmetrics", "scikit-learn", "safetensors", "pydantic")
+LIBRARIES = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "numpy", "pillow", "torchmetrics", "scikit-learn", "safetensors", "pydantic")
 DECIDES_BITS = ("device_class", "precision", "threads", "channels_last", "libraries")  # of what `describe` gives
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _NO_MEMORY = (

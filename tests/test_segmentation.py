@@ -456,6 +456,10 @@ def test_a_run_can_be_looked_into_with_new_photographs(masked_run: Path, tmp_pat
     assert kind.layer.startswith("segmenter.encoder.")
     assert found.images[0].prediction is None
     assert any("Seg-Grad-CAM" in note for note in found.notes)
+    star = look_into(masked_run, [picture], tmp_path / "star", explained="star", deletion=False)
+    assert star.images[0].label == "star"
+    with pytest.raises(UsageError, match="--class: the run has no class 'stra'. Did you mean 'star'"):
+        look_into(masked_run, [picture], tmp_path / "no", explained="stra")
 
 
 def test_a_picture_without_a_pixel_that_counts_has_no_number(tmp_path: Path) -> None:

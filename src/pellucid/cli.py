@@ -370,6 +370,9 @@ def inside(
         typer.Option("--map", help="attention, rollout, relevance, grad_cam, integrated_gradients or occlusion. Repeatable; default: the first four that fit."),
     ] = None,
     layer: Annotated[str | None, typer.Option("--layer", help="Path of the layer for attention and grad_cam; default: the last that tells something.")] = None,
+    explained: Annotated[
+        str | None, typer.Option("--class", help="Segmentation: the class whose maps are drawn; default: the largest, or best scored.")
+    ] = None,
     masks: Annotated[Path | None, typer.Option("--masks", metavar="PATH", help="Folder with <name>.png for each photograph, or one file for one.")] = None,
     mask_target: Annotated[list[int] | None, typer.Option("--mask-target", help="Value of the masks that is the target; default: all above 0.")] = None,
     mask_ignore: Annotated[list[int] | None, typer.Option("--mask-ignore", help="Value of the masks that counts neither way.")] = None,
@@ -385,7 +388,7 @@ def inside(
     with Progress(quiet=quiet) as progress:
         found = look_into(
             target, images, out, overrides=set_ or [], methods=maps, layer=layer, masks=masks, mask_target=mask_target, mask_ignore=mask_ignore or [],
-            deletion=deletion, progress=progress,
+            explained=explained, deletion=deletion, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json({"out": str(out), **asdict(found)})

@@ -20,7 +20,7 @@ from torch import nn
 import pellucid
 from pellucid.data.images import decode, image_files, view_box
 from pellucid.data.masks import marked_values, one_sided, read_mask
-from pellucid.errors import DataError, MissingError, PellucidError, UsageError
+from pellucid.errors import DataError, MissingError, PellucidError, UsageError, did_you_mean
 from pellucid.files import bytes_hash, replacing
 from pellucid.findings import ARRAYS, IMAGES, EpochScores, Findings, Score, load_findings
 from pellucid.inside.deletion import randomised
@@ -54,6 +54,7 @@ def look_into(
     masks: str | Path | None = None,
     mask_target: Sequence[int] | None = None,
     mask_ignore: Sequence[int] = (),
+    explained: str | None = None,
     deletion: bool = True,
     device: str = "auto",
     progress: Told | None = None,
@@ -61,7 +62,8 @@ def look_into(
     """Look at photographs with a model or a run and write what was found into the folder `out`.
 
     target, overrides: as `subjects.subject` takes them. images: files and folders. masks: a folder with <stem>.png for each photograph, or one file for a
-    single photograph; mask_target: its values that are the target (default: all above 0), mask_ignore: values that count neither way.
+    single photograph; mask_target: its values that are the target (default: all above 0), mask_ignore: values that count neither way. explained: of a
+    segmentation run, the class whose maps are drawn; default: the largest of the mask of a known photograph, else the class with the highest score.
     Nothing is written before everything was read.
     """
     files = [file for entry in images for file in image_files(entry)]
@@ -73,7 +75,8 @@ def look_into(
     found_masks = _masks(files, sizes, masks, mask_target, mask_ignore)
     views = np.stack([chosen.view(photo) for photo in photos])
     viewed = tuple(None if mask is None else chosen.view_mask(mask) for mask in found_masks)
-    pictures = Pictures(tuple(str(file) for file in files), sizes, tuple(chosen.view_box(size) for size in sizes), views, viewed, _labels(chosen, files))
+    labels = _labels(chosen, files) if explained is None else np.full(len(files), _class_of(chosen, explained), np.int64)
+    pictures = Pictures(tuple(str(file) for file in files), sizes, tuple(chosen.view_box(size) for size in sizes), views, viewed, labels)
     inputs = chosen.inputs(list(views))
     if chosen.run is not None and chosen.run.recipe.masked:
         methods, layer = methods or map_methods(chosen.run.recipe), layer or map_layer(chosen.module, inputs, chosen.backbone)
@@ -112,6 +115,15 @@ def _masks(
     if fault := one_sided(marked):
         raise DataError(f"{folder}: {fault}; give the values that mark the target with --mask-target, those that count neither way with --mask-ignore")
     return list(marked)
+
+
+def _class_of(chosen: Subject, name: str) -> int:
+    """The index of a class of a segmentation run."""
+    if chosen.run is None or not chosen.run.recipe.masked or chosen.classes is None:
+        raise UsageError("--class chooses the class whose maps are drawn for a segmentation run; elsewhere it is the label, or the predicted class")
+    if name not in chosen.classes:
+        raise UsageError(f"--class: the run has no class {name!r}.{did_you_mean(name, chosen.classes)} Known: {', '.join(chosen.classes[:20])}.")
+    return chosen.classes.index(name)
 
 
 def _labels(chosen: Subject, files: Sequence[Path]) -> np.ndarray:

@@ -11,7 +11,7 @@ from drawn_pairs import lay, mask, photo, section
 from pellucid.data import scenes
 from pellucid.data.check import check
 from pellucid.data.images import centre, decode, resize, resized_mask, upright_size, view_box, view_mask
-from pellucid.data.pairs import found_palette, largest
+from pellucid.data.pairs import largest
 from pellucid.data.sources import load_dataset
 from pellucid.errors import DataError
 from pellucid.palettes import IGNORED
@@ -314,10 +314,9 @@ def test_coloured_masks_without_a_palette_give_the_lines_to_paste(tmp_path):
     assert "  palette:\n    class_1: [255, 0, 0]  # 128 pixels, 66.7 %\n    class_2: [0, 255, 0]  # 64 pixels, 33.3 %\n" in message
     assert "Name the classes" in message
     data = section(train=tmp_path / "train")
-    assert found_palette(data) == [(RED, 128), (GREEN, 64)]
     report = check(data, seed=1)
     assert [(p.file, p.kind, p.fatal) for p in report.problems] == [("", "no_palette", True)]
-    assert report.palette == found_palette(data)
+    assert report.palette == [(RED, 128), (GREEN, 64)]
     assert (report.classes, report.counts("train"), report.splits["train"].n) == ((), {}, 4)
 
 

@@ -85,7 +85,7 @@ def look_into(
         methods=methods, layer=layer, deletion=deletion, split="photographs", seed=chosen.run.recipe.seed if chosen.run else 0, progress=progress,
     )  # fmt: skip
     if chosen.run is not None and chosen.run.recipe.masked:
-        without_prediction(found)
+        without_prediction(found, layer)
     found.findings.notes = [*chosen.notes, *found.findings.notes]
     folder = Path(out)
     write(found, folder, [np.asarray(photo) for photo in photos])
@@ -258,10 +258,12 @@ def map_layer(scorer: nn.Module, inputs: torch.Tensor, backbone: str) -> str | N
     return backbone_layer(scorer, inputs[:1].to(device_of(scorer)), backbone)
 
 
-def without_prediction(found: Found) -> None:
-    """Of a segmenter: an image has no predicted class, and the scores that stand in for logits are no probabilities."""
+def without_prediction(found: Found, layer: str | None) -> None:
+    """Of a segmenter: an image has no predicted class, and the scores that stand in for logits are no probabilities. layer: as `map_layer` gives it."""
     found.findings.images = [replace(image, prediction=None, confidence=None) for image in found.findings.images]
     found.findings.notes.append(f"{HOW}; the label of a picture is the class whose map is drawn")
+    if layer is None:
+        found.findings.notes.append("the backbone has no layer that holds a map of the image: Grad-CAM reads behind it, where maps retrace the prediction")
 
 
 def map_methods(recipe: Recipe) -> list[str] | None:
@@ -338,15 +340,15 @@ def _look_into_run(t: Training, module: nn.Module, selected: str) -> None:
         inputs = normalized(looked, t.recipe.data, t.mean, t.std)
         with torch.no_grad(), t.runtime.autocast():
             logits = torch.cat([scorer(part.to(t.runtime.device)).float().cpu() for part in inputs.split(BATCH)])
-        boxes = tuple(_box(t, size) for size in looked.sizes)
+        boxes, layer = tuple(_box(t, size) for size in looked.sizes), map_layer(scorer, inputs, t.built.backbone)
         pictures = Pictures(looked.names, looked.sizes, boxes, looked.views, looked.masks, looked.labels)
         found = look(
             scorer, inputs, pictures, name=t.recipe.model.name, weights=f"final weights, {selected}", classes=classes,
-            probabilities=logits.double().softmax(1).numpy(), methods=map_methods(t.recipe), layer=map_layer(scorer, inputs, t.built.backbone), split=split,
+            probabilities=logits.double().softmax(1).numpy(), methods=map_methods(t.recipe), layer=layer, split=split,
             seed=t.recipe.seed, progress=t.progress,
         )  # fmt: skip
         if t.recipe.masked:
-            without_prediction(found)
+            without_prediction(found, layer)
     _add_epochs(t, found)
     _add_projections(t, found)
     write(found, t.run.inside, photos)

@@ -9,7 +9,7 @@ Predictions are written in the format of the training masks, so that they can be
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -235,12 +235,3 @@ def coloured(mask: np.ndarray, colours: np.ndarray, ignored: tuple[int, int, int
 
 def _said(mode: str) -> str:
     return {"1": "of one bit", "L": "of grey values", "P": "of palette indices", "RGB": "of colours (RGB)"}[mode]
-
-
-def counted(codes: Iterable[np.ndarray]) -> dict[int, int]:
-    """{code: pixels} over masks of codes."""
-    total: dict[int, int] = {}
-    for one in codes:
-        for code, count in zip(*(part.tolist() for part in np.unique(one, return_counts=True)), strict=True):
-            total[code] = total.get(code, 0) + count
-    return total

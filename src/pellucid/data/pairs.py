@@ -84,13 +84,6 @@ def _turned_masked(fault: Finding, mask: str) -> Finding:
     return Finding("exif_rotated_masked", detail, fatal=False)
 
 
-def found_palette(data: DataSection, progress: Progress | None = None) -> list[tuple[Colour, int]]:
-    """((red, green, blue), pixels) of each colour in the training masks, the most frequent first; [] where masks are no colours."""
-    laid, _ = lay(data)
-    survey = _survey(data, laid["train"], "train", None, {}, progress)
-    return _sorted_colours(survey.total) if survey.mode == "RGB" else []
-
-
 # ── what stands in the masks ──────────────────────────────────────────────────────────────────────────────────
 
 

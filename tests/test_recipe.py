@@ -44,7 +44,7 @@ def changed(old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (changed("source: scenes", "source: scnes"), "r.yaml:3:3: data.source: expected one of folder, prefix, table, pairs, scenes, digits, torchvision:<Name>, huggingface:<name>; got 'scnes'. Did you mean 'scenes'?"),
+        (changed("source: scenes", "source: scnes"), "r.yaml:3:3: data.source: expected one of folder, prefix, table, images, pairs, scenes, digits, torchvision:<Name>, huggingface:<name>; got 'scnes'. Did you mean 'scenes'?"),
         (changed("train: 100", "train: photos"), "r.yaml:2:1: data: source scenes takes a number of images for train, got "),
         (changed("source: scenes", "source: folder"), "r.yaml:2:1: data: source folder takes a path for train, got the number 100"),
         (changed("val: 20", "val: 1.5"), "r.yaml:2:1: data: val as a fraction lies between 0 and 1, got 1.5"),
@@ -69,7 +69,7 @@ def changed(old: str, new: str) -> str:
         (GOOD + "model2: 3\n", "r.yaml:12:1: unknown key 'model2' in the recipe. Did you mean 'model'?"),
         (GOOD + "seed: -1\n", "r.yaml:12:1: seed: expected greater than or equal to 0; got -1"),
         (GOOD + "seed: 1\nseed: 2\n", "r.yaml:13:1: not valid YAML: found duplicate key \"seed\""),
-        (changed("task: classification", "task: clasification"), "r.yaml:1:1: task: expected classification, segmentation; got 'clasification'. Did you mean 'classification'?"),
+        (changed("task: classification", "task: clasification"), "r.yaml:1:1: task: expected classification, pretraining, segmentation; got 'clasification'. Did you mean 'classification'?"),
         ("- 1\n- 2\n", "r.yaml:1:1: expected a mapping with task, data, model and train, got the list [1, 2]"),
         ("", "r.yaml:1:1: expected a mapping with task, data, model and train, got nothing"),
         ("task: [\n", "r.yaml:2:1: not valid YAML: "),

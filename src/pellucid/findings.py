@@ -24,9 +24,10 @@ from pathlib import Path
 from pydantic import ConfigDict, TypeAdapter
 
 from pellucid.errors import RunError
-from pellucid.run import Measurement, read_record, write_json
+from pellucid.records import read_record, write_json
+from pellucid.run import Measurement
 
-_CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 FINDINGS, ARRAYS, IMAGES = "findings.json", "arrays.npz", "images"
 
@@ -40,7 +41,7 @@ class Score:
     their own intervals: narrower than those of two means suggest. `higher_is_better` says which way is up.
     """
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     method: str
     measure: str
@@ -54,7 +55,7 @@ class Score:
 class EpochScores:
     """The scores of the maps of one snapshot, against the same targets; names say "[<method>, epoch <epoch>]"."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     epoch: int
     scores: list[Score]
@@ -64,7 +65,7 @@ class EpochScores:
 class MapKind:
     """One kind of map: what was drawn, from which layer, for which query or class, on which grid (height, width)."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     method: str
     layer: str
@@ -80,7 +81,7 @@ class ImageFinding:
     flags: sentences for readers, each naming an artefact above its threshold.
     """
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     file: str
     size: tuple[int, int]
@@ -97,7 +98,7 @@ class ImageFinding:
 class Panel:
     """The numbers under one panel of a projection, which the eye cannot see. A silhouette is None where the probe has one class only."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     epoch: int
     knn_accuracy: Measurement
@@ -111,7 +112,7 @@ class Panel:
 class ProjectionFinding:
     """One projection of the probe's features at several epochs; `name` is its key in arrays.npz."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     name: str
     how: str
@@ -122,7 +123,7 @@ class ProjectionFinding:
 class PositionsFinding:
     """Position embeddings: `kind` is learned, fixed, interpolated, relative, rotary or none; `grid` None where there is nothing to show."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     kind: str
     how: str
@@ -133,7 +134,7 @@ class PositionsFinding:
 class Findings:
     """Everything that was found inside one model."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     pellucid: str
     model: str

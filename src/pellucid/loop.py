@@ -22,6 +22,7 @@ from pellucid.checkpoint import Checkpoint, save_checkpoint
 from pellucid.data.loader import Cutting, Reader, epoch_windows
 from pellucid.distributed import Processes
 from pellucid.errors import DataError, DivergedError, InterruptedError, RunError
+from pellucid.frozen import read_of, use_frozen
 from pellucid.models import layer_ids, save_weights, train_mode
 from pellucid.optim import LossScale, build_optimizer, learning_rate, parameter_groups, parameters_of, set_learning_rate
 from pellucid.prepare import Position, Tally, Training
@@ -47,13 +48,19 @@ def fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> No
     all_windows = partial(epoch_windows, labels, batch_size=size, seed=recipe.seed, balanced=balanced, no_single=t.batch_norm)
     scale = LossScale(enabled=recipe.train.precision == "fp16")
     if checkpoint is None:
+        use_frozen(t, fresh=True)
         find_micro_batch(t, all_windows(epoch=0)[0])
         begin(t, -1)
         _snapshot(t, 0)
+        if t.task.from_the_start:
+            _look_back(t, 0)
+            if "val" in t.dataset.splits:
+                _validate(t, 0)
     first_epoch = 0
+    pixels, workers = read_of(t)
     with Reader(
-        t.pixels["train"],
-        workers=recipe.data.workers,
+        pixels,
+        workers=workers,
         partners=t.task.needs_partners,
         pin=t.runtime.device.type == "cuda",
         cutting=Cutting(t.runtime.processes, no_single=t.batch_norm, together=t.synchronized),
@@ -66,6 +73,7 @@ def fit(t: Training, checkpoint: Checkpoint | None, stop: threading.Event) -> No
                     first_epoch = last_epoch
                     continue
                 _restore(t, checkpoint, stage)
+                use_frozen(t, fresh=False)
                 checkpoint, at = None, t.at
                 begin(t, at.epoch)
             make_room(t, stage)
@@ -164,8 +172,10 @@ def _end_epoch(t: Training, lr: float) -> None:
     line = f"epoch {at.epoch + 1}/{t.recipe.epochs}  train loss {tally.loss / max(tally.weight, 1e-12):.4f}"
     last = at.epoch + 1 == t.recipe.epochs
     if "val" in t.dataset.splits and (last or (at.epoch + 1) % t.recipe.train.evaluate_every == 0):
-        numbers = _validate(t)
-        line += f"  val loss {numbers['loss']:.4f}  val {t.task.headline} {numbers[t.task.headline]:.4f}"
+        numbers = _validate(t, at.epoch + 1)
+        line += f"  val loss {numbers['loss']:.4f}" if "loss" in numbers else ""
+        line += f"  val {t.task.headline} {numbers[t.task.headline]:.4f}"
+    line += "".join(f"  {name} {value:.3g}" for name, value in _look_back(t, at.epoch + 1).items())
     t.progress.line(f"{line}  {tally.seconds:.1f} s")
     _snapshot(t, at.epoch + 1)
     _share_notes(t)
@@ -183,16 +193,30 @@ def _snapshot(t: Training, epoch: int) -> None:
         take(t, epoch, partial(snapshot_maps, t))
 
 
-def _validate(t: Training) -> dict[str, float]:
+def _look_back(t: Training, epoch: int) -> dict[str, float]:
+    """What the task watches after an epoch (0: before the first step), in the first process; what is wrong by it stands in the record until it is mended."""
+    watched = t.runtime.processes.told(t.task.watch(t.evaluated, t.recipe.data.workers) if t.first else None)
+    if not watched or not t.first:
+        return watched or {}
+    t.log({"kind": "watch", "epoch": epoch, "step": t.at.step, **watched})
+    alarms = t.task.alarms([*t.run.metrics(), *t.lines])
+    for line in alarms:
+        if line not in t.record.alarms:
+            t.progress.line(line)
+    t.record.alarms = alarms
+    return watched
+
+
+def _validate(t: Training, epoch: int) -> dict[str, float]:
     at, began = t.at, time.perf_counter()
     predictions = predict_split(t, t.evaluated, "val", keep=False)
     numbers: dict[str, float] = t.runtime.processes.told(t.task.quick(predictions) if predictions is not None else None)
-    t.log({"kind": "val", "epoch": at.epoch + 1, "step": at.step, **numbers, "seconds": round(time.perf_counter() - began, 3)})
+    t.log({"kind": "val", "epoch": epoch, "step": at.step, **numbers, "seconds": round(time.perf_counter() - began, 3)})
     stopping = t.recipe.train.early_stop
     metric = (stopping.metric if stopping is not None else None) or t.task.headline
     value = -numbers["loss"] if metric == "loss" else numbers[metric]
     if at.best is None or value > at.best:
-        at.best, at.best_epoch, at.stale = value, at.epoch + 1, 0
+        at.best, at.best_epoch, at.stale = value, epoch, 0
         if t.recipe.train.keep == "best" and t.first:
             save_weights(t.evaluated, t.run.best_weights(at.best_epoch), {"epoch": str(at.best_epoch)})
             _drop_best(t)
@@ -200,7 +224,7 @@ def _validate(t: Training) -> dict[str, float]:
         at.stale += 1
     if stopping is not None and at.stale >= stopping.patience:
         at.stopped = True
-        t.record.note(f"stopped early after epoch {at.epoch + 1}: {metric} on val did not improve for {at.stale} evaluations (best in epoch {at.best_epoch})")
+        t.record.note(f"stopped early after epoch {epoch}: {metric} on val did not improve for {at.stale} evaluations (best in epoch {at.best_epoch})")
         if at.phase + 1 < len(t.recipe.train.phases):
             t.record.note(f"because of the early stop, phase {at.phase + 2} and later were not run")
     return numbers

@@ -30,9 +30,10 @@ from pellucid.files import replacing
 from pellucid.palettes import IGNORED, MaskFormat
 from pellucid.predictions import CONFIDENCE_BINS, MaskPredictions
 from pellucid.readings import Calibration
-from pellucid.run import Measurement, read_record, write_json
+from pellucid.records import read_record, write_json
+from pellucid.run import Measurement
 
-_CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 FINDINGS, ARRAYS, PICTURES = "masks.json", "masks.npz", "masks"
 KEPT_SIDE = 640  # pixels of the long side of what is kept
@@ -42,7 +43,7 @@ KEPT_SIDE = 640  # pixels of the long side of what is kept
 class EpochNumbers:
     """What a predicted mask is worth after an epoch, over this picture alone; None where the picture has no pixel that counts, or no mask."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     epoch: int
     pixel_accuracy: Measurement | None
@@ -53,7 +54,7 @@ class EpochNumbers:
 class MaskedPicture:
     """One picture. `size` is its own (height, width) in pixels; `classes` are those in its mask, largest first; `epochs` as in `MaskFindings.epochs`."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     file: str
     size: tuple[int, int]
@@ -65,7 +66,7 @@ class MaskedPicture:
 class MaskFindings:
     """The record of masks.json. epochs: ascending, 0 is before training. selected: which weights the run's own numbers belong to."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     pellucid: str
     classes: list[str]

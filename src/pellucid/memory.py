@@ -24,7 +24,7 @@ from pellucid.pixel_losses import Term, kept_floats
 from pellucid.recipe import Recipe
 from pellucid.runtime import Runtime, free_memory
 
-_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
+_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1, "lars": 1}
 ROOM = 0.9  # share of the free memory that a plan fills
 
 
@@ -78,7 +78,7 @@ def forward_cost(module: nn.Module, recipe: Recipe, frozen: list[str]) -> tuple[
     images = torch.zeros((2, 3, *recipe.data.size), device="meta")
     try:
         with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda t: t), FlopCounterMode(display=False) as counter:
-            output = meta(images)
+            output = meta(images, images) if recipe.method is not None else meta(images)  # pre-training: two views of each
     except (NotImplementedError, RuntimeError) as error:
         height, width = recipe.data.size
         raise PellucidError(f"{recipe.model.name} does not run on images of {height}x{width} pixels: {str(error).splitlines()[0]}") from None

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from timm.optim.lars import Lars
 from torch import Tensor, nn
 
 from pellucid.recipe import (
@@ -61,19 +62,22 @@ def learning_rate(schedule: Schedule, *, peak: float, step: int, total_steps: in
 
 
 def parameter_groups(module: nn.Module, settings: OptimizerSection, layer_ids: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Groups of trainable parameters with `weight_decay`, `lr_scale` and `names`.
+    """Groups of trainable parameters with `weight_decay`, `lr_scale`, `always_adapt` and `names`.
 
-    lr_scale = layer_decay^(top - layer), 1 for the classifier. Order is that of named_parameters, so that a saved
-    optimiser state finds its parameters again.
+    lr_scale = layer_decay^(top - layer), 1 for the classifier. always_adapt: whether lars scales the rate by the tensor's norm: not where
+    exclude_norm_bias leaves biases and normalisation out, of decay and adaptation alike (Grill et al. 2020, sec. 3.3). Order is that of
+    named_parameters, so that a saved optimiser state finds its parameters again.
     """
     top = max(layer_ids.values(), default=0)
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        decay = 0.0 if settings.exclude_norm_bias and parameter.ndim <= 1 else settings.weight_decay
+        excluded = settings.exclude_norm_bias and parameter.ndim <= 1
+        decay = 0.0 if excluded else settings.weight_decay
         scale = settings.layer_decay ** (top - layer_ids[name]) if settings.layer_decay < 1.0 else 1.0
-        group = groups.setdefault((decay, scale), {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale})
+        key = (decay, scale, excluded and settings.name == "lars")
+        group = groups.setdefault(key, {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale, "always_adapt": not key[2]})
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
@@ -88,6 +92,8 @@ def build_optimizer(groups: list[dict[str, Any]], settings: OptimizerSection) ->
             return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.betas[0], settings.betas[1]), eps=settings.eps, fused=True)
         case "sgd":
             return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True)
+        case "lars":  # timm's: SGD with each tensor's rate scaled by trust_coefficient |w| / (|g| + decay |w|) (You et al. 2017, alg. 1)
+            return Lars(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov, trust_coeff=settings.trust_coefficient)
 
 
 def make_state(optimizer: torch.optim.Optimizer) -> None:
@@ -99,7 +105,7 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state[parameter]
-            if isinstance(optimizer, torch.optim.SGD):
+            if isinstance(optimizer, torch.optim.SGD | Lars):
                 if group["momentum"] and "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
             elif len(state) < 3:  # none, or half of it when memory ran out

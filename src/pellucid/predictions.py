@@ -1,4 +1,4 @@
-"""What a model said of the samples of a split, as tables: logits of images, counts of masks. Needs no torch."""
+"""What a model said of the samples of a split, as tables: logits of images, counts of masks, features. Needs no torch."""
 
 from __future__ import annotations
 
@@ -121,4 +121,52 @@ class MaskTotals:
         return cls([files[i] for i in order], np.concatenate([part.loss for part in parts])[order], np.sum([part.confusion for part in parts], axis=0))
 
 
+@dataclass(frozen=True)
+class FeaturePredictions:
+    """What a pre-trained model made of the n samples of a split, in the order of samples/<split>.csv, and of the images that these are compared with.
+
+    files: n relative names; labels: (n,) int64. features: (n, D) float32, the backbone's, of each image as it is evaluated. views: (2, n, P) float32,
+    projections of two augmented views of each, not normalised. bank_rows: (m,) int64 rows of the training split, ascending, bank_labels: (m,) int64 and
+    bank: (m, D) float32 their features; m = 0 where the labels are of one class alone, or where an epoch needs no neighbours.
+    """
+
+    files: list[str]
+    labels: np.ndarray
+    features: np.ndarray
+    views: np.ndarray
+    bank_rows: np.ndarray
+    bank_labels: np.ndarray
+    bank: np.ndarray
+
+    @classmethod
+    def of(cls, names: np.ndarray, arrays: Mapping[str, np.ndarray]) -> FeaturePredictions:
+        """The table of arrays as a run keeps them. ValueError says what does not fit."""
+        n, m = (len(names) if names.ndim else -1), (len(arrays["bank_rows"]) if arrays["bank_rows"].ndim else -1)
+        D, P = (arrays[name].shape[-1] if arrays[name].ndim else -1 for name in ("features", "views"))
+        shapes = {"labels": (n,), "features": (n, D), "views": (2, n, P), "bank_rows": (m,), "bank_labels": (m,), "bank": (m, D)}
+        odd = [name for name, array in arrays.items() if array.shape != shapes[name] or array.dtype != FEATURE_ARRAYS[name]]
+        if names.dtype.kind != "U" or names.shape != (n,) or odd:
+            got = ", ".join(f"{name} {arrays[name].dtype} {arrays[name].shape}" for name in odd) or f"name {names.dtype} {names.shape}"
+            raise ValueError(f"expected text (n,) and the arrays of features; got {got}")
+        if any(not np.isfinite(arrays[name]).all() for name in ("features", "views", "bank")):
+            raise ValueError("expected finite numbers")
+        return cls([str(name) for name in names], **{name: arrays[name] for name in FEATURE_ARRAYS})
+
+    @property
+    def diverged(self) -> np.ndarray:
+        """(n,) bool: samples with NaN or infinite features or projections."""
+        return np.asarray(~(np.isfinite(self.features).all(axis=1) & np.isfinite(self.views).all(axis=(0, 2))))
+
+    @classmethod
+    def joined(cls, parts: Sequence[FeaturePredictions], order: np.ndarray) -> FeaturePredictions:
+        """One table of several, behind each other and then in the order of `order` (n,); the bank in the order of its rows."""
+        files = [name for part in parts for name in part.files]
+        labels, features = (np.concatenate([getattr(part, name) for part in parts])[order] for name in ("labels", "features"))
+        rows, bank_labels, bank = (np.concatenate([getattr(part, name) for part in parts]) for name in ("bank_rows", "bank_labels", "bank"))
+        by_row = np.argsort(rows, kind="stable")
+        views = np.concatenate([part.views for part in parts], axis=1)[:, order]
+        return cls([files[i] for i in order], labels, features, views, rows[by_row], bank_labels[by_row], bank[by_row])
+
+
+FEATURE_ARRAYS = {"labels": "int64", "features": "float32", "views": "float32", "bank_rows": "int64", "bank_labels": "int64", "bank": "float32"}
 MASK_ARRAYS = {"confusion": "i", "loss": "f", "boundary": "i", "calibration": "f", "digests": "u"}  # of MaskPredictions: their kinds of numbers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pellucid.cached import check_cached
 from pellucid.data.dataset import Dataset
 from pellucid.data.draws import derived_seed
 from pellucid.data.loader import Window, num_windows
@@ -21,6 +22,7 @@ from pellucid.distributed import Processes
 from pellucid.errors import PellucidError, UsageError
 from pellucid.memory import fitting_micro_batch, forward_cost, step_memory
 from pellucid.models import Built, set_trainable
+from pellucid.models.backbones import MODELS_OWN
 from pellucid.models.recompute import recompute_blocks
 from pellucid.models.tiles import sees_everything
 from pellucid.optim import schedule_notes
@@ -29,7 +31,7 @@ from pellucid.recipe import Recipe
 from pellucid.run import DataProblem, DataRecord, Run, RunRecord
 from pellucid.runtime import Runtime, describe, free_memory, seed_torch, start
 from pellucid.snapshots import Looked, looked_at
-from pellucid.tasks import MODELS, Task, build_task
+from pellucid.tasks import MODELS, Stored, Task, build_task
 
 EVALUATION_BATCH = 64
 
@@ -128,7 +130,7 @@ class Training:
         self.buffers = Buffers(module)
         self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.batch_norm = bool(self.norms)  # then no pack and no window may hold one image alone
-        self.synchronized = self.batch_norm and self.recipe.train.sync_batch_norm and not self.runtime.processes.alone
+        self.synchronized = self.batch_norm and self.recipe.train.sync_batch_norm and not self.runtime.processes.alone and not self.recipe.model.cached_views
         self.random = any(_draws(m) for m in module.modules())
         if self.average is not None:
             self.averaged = list(self.average.state_dict().values()), list(module.state_dict().values())
@@ -201,7 +203,7 @@ def prepare(recipe: Recipe, record: RunRecord, progress: Progress, processes: Pr
 
 def _prepare(recipe: Recipe, record: RunRecord, progress: Progress, runtime: Runtime, start_weights: bool) -> Prepared:
     t, d = recipe.train, recipe.data
-    dataset = load_dataset(d, seed=recipe.seed, masks=recipe.masked, least=recipe.least_size, progress=progress)
+    dataset = load_dataset(d, seed=recipe.seed, masks=recipe.masked, least=recipe.least_size, fewest_classes=recipe.fewest_classes, progress=progress)
     if "val" not in dataset.splits and (t.keep == "best" or t.early_stop is not None):
         raise UsageError(f"train.{'keep: best' if t.keep == 'best' else 'early_stop'} needs a val split, and the data has {', '.join(dataset.splits)}.")
     looked = looked_at(recipe, dataset)
@@ -210,8 +212,14 @@ def _prepare(recipe: Recipe, record: RunRecord, progress: Progress, runtime: Run
     for line in [*built.notes, *(weights.lines() if weights else [])]:
         record.note(line)
     frozen = set_trainable(built.module, recipe.model.freeze, built.classifier, built.backbone)
+    for path in built.untrained:
+        built.module.get_submodule(path).requires_grad_(False)
     runtime.place(built.module)
     _try_model(built.module, recipe, runtime)
+    if recipe.model.cached_views:
+        check_cached(
+            built.module, recipe, runtime, classifier=built.classifier, frozen=frozen, images={name: len(split) for name, split in dataset.splits.items()}
+        )
     if recipe.inside is not None:
         from pellucid.look import check_methods  # here and not when it is first used: an import that fails must not end a training
 
@@ -268,8 +276,10 @@ def _tile_notes(recipe: Recipe, pixels: Mapping[str, Pixels], module: nn.Module)
 def assemble(run: Run, record: RunRecord, recipe: Recipe, prepared: Prepared, progress: Progress, *, micro_batch_size: int | None = None) -> Training:
     """The state of the loop; writes what the run says of its data and machine. micro_batch_size: that of a checkpoint, instead of a first one by count."""
     dataset, runtime, built = prepared.dataset, prepared.runtime, prepared.built
-    mean, std, source = _normalization(recipe, built, prepared.pixels["train"])
-    task = build_task(recipe, dataset, runtime, mean, std, prepared.targets)
+    mean, std, source = _normalization(recipe, built, prepared.pixels["train"], run.data if run.has_data else None)
+    for line in _normalization_notes(built, mean, std):
+        record.note(line)
+    task = build_task(recipe, dataset, runtime, mean, std, Stored(prepared.pixels, prepared.targets))
     average = None
     if recipe.train.ema is not None:
         average = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=False)[0].module
@@ -364,11 +374,14 @@ def _try_model(module: nn.Module, recipe: Recipe, runtime: Runtime) -> None:
         raise UsageError(f"model.name: {recipe.model.name} does not run on images of {height}x{width} pixels: {str(error).splitlines()[0]}") from None
 
 
-def _normalization(recipe: Recipe, built: Built, train_pixels: Pixels) -> tuple[list[float], list[float], str]:
-    """Mean, std and where they come from."""
+def _normalization(recipe: Recipe, built: Built, train_pixels: Pixels, before: DataRecord | None) -> tuple[list[float], list[float], str]:
+    """Mean, std and where they come from. before: what data.json of a run that is resumed says."""
     match recipe.data.normalize:
         case "model":
-            return list(built.mean), list(built.std), "the model's own"
+            # From a checkpoint on the weights file is not read again, and it may have stated these.
+            if before is not None and built.normalized_by == MODELS_OWN and (recipe.model.weights or recipe.model.backbone_weights):
+                return before.mean, before.std, before.normalize
+            return list(built.mean), list(built.std), built.normalized_by
         case "dataset":
             return *channel_statistics(train_pixels), "measured from the training set"
         case "imagenet":
@@ -377,3 +390,17 @@ def _normalization(recipe: Recipe, built: Built, train_pixels: Pixels) -> tuple[
             return [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], "none"
         case given:
             return list(given.mean), list(given.std), "given in the recipe"
+
+
+def _normalization_notes(built: Built, mean: list[float], std: list[float]) -> list[str]:
+    """A line where the weights file states a normalisation: that it is taken, or that the recipe has another."""
+    if built.normalized_by == MODELS_OWN:
+        return []
+    stated = f"mean {_listed(built.mean)}, std {_listed(built.std)}, {built.normalized_by}"
+    if (mean, std) == (list(built.mean), list(built.std)):
+        return [f"pixels are normalised by {stated}"]
+    return [f"pixels are normalised by mean {_listed(mean)}, std {_listed(std)} (data.normalize); the weights were trained with {stated}"]
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return f"[{', '.join(f'{number:.4g}' for number in numbers)}]"

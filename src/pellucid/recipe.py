@@ -15,6 +15,7 @@ import io
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +27,31 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from pellucid.errors import MissingError, Problem, RecipeError, did_you_mean
 from pellucid.schema import (
     AugmentSection,
+    ByolMethod,
     ConstantSchedule,
     CosineSchedule,
     DataSection,
     EarlyStopSection,
     EmaSection,
     EverySection,
+    HeadSection,
     InsideSection,
     LinearSchedule,
     LossSection,
+    Method,
     ModelSection,
     NoamSchedule,
     Normalization,
     OptimizerSection,
     PhaseSection,
+    ProbeSection,
     Recipe,
     SamSection,
     Schedule,
+    SecondView,
     Section,
+    SimClrMethod,
+    SimSiamMethod,
     StepSchedule,
     StoreSection,
     TrainSection,
@@ -51,24 +59,31 @@ from pellucid.schema import (
 
 __all__ = [
     "AugmentSection",
+    "ByolMethod",
     "ConstantSchedule",
     "CosineSchedule",
     "DataSection",
     "EarlyStopSection",
     "EmaSection",
     "EverySection",
+    "HeadSection",
     "InsideSection",
     "LinearSchedule",
     "LossSection",
+    "Method",
     "ModelSection",
     "NoamSchedule",
     "Normalization",
     "OptimizerSection",
     "PhaseSection",
+    "ProbeSection",
     "Recipe",
     "SamSection",
     "Schedule",
+    "SecondView",
     "Section",
+    "SimClrMethod",
+    "SimSiamMethod",
     "StepSchedule",
     "StoreSection",
     "TrainSection",
@@ -82,7 +97,8 @@ __all__ = [
 ]
 
 Path_ = tuple[str | int, ...]
-Places = dict[Path_, tuple[str, int | None, int | None]]
+Place = tuple[str, int | None, int | None]
+Places = dict[Path_, Place]
 
 # Values that are paths; each is resolved against the folder of the file that holds it.
 _PATH_FIELDS = (
@@ -113,13 +129,25 @@ _OPENED = re.compile(rf"(?:[\[{{]\s*){{{MAX_DEPTH + 1}}}")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), *, most_bytes: int = MAX_BYTES) -> Recipe:
-    """The checked recipe of a file, with `key.path=value` overrides laid over it.
+@dataclass(frozen=True)
+class Change:
+    """A value for a dotted key of a recipe. places: where it stands, and what is in it, by the path within the value. folder: where its relative paths start."""
+
+    key: str
+    value: Any
+    places: Places
+    folder: Path
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), *, changes: Sequence[Change] = (), most_bytes: int = MAX_BYTES) -> Recipe:
+    """The checked recipe of a file, with changes and then `key.path=value` overrides laid over it.
 
     Raises RecipeError with every fault found, MissingError when the file is not there.
     """
     file = Path(path)
     values, places, problems = _read(file, extendable=True, most_bytes=most_bytes)
+    for change in changes:
+        _lay(values, places, problems, change)
     for override in overrides:
         apply_override(values, places, problems, override)
     return _check(values, places, problems, str(file))
@@ -177,24 +205,29 @@ def flat(recipe: Recipe) -> dict[str, Any]:
     return dict(walk(recipe.model_dump(mode="json"), ""))
 
 
-def _read(file: Path, *, extendable: bool, most_bytes: int) -> tuple[dict[str, Any], Places, list[Problem]]:
+def read_text(file: Path, what: str, *, most_bytes: int = MAX_BYTES) -> str:
+    """The text of a YAML file that holds a `what`. Raises RecipeError where it is none, MissingError when it is not there."""
     try:
         with file.open("rb") as stream:
             data = stream.read(most_bytes + 1)
         text = data.decode("utf-8")
     except FileNotFoundError:
-        raise MissingError(f"{file}: no such recipe. `pellucid recipes ls` shows those that come with Pellucid.") from None
+        raise MissingError(f"{file}: no such {what}." + " `pellucid recipes ls` shows those that come with Pellucid." * (what == "recipe")) from None
     except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, and names that no file can have
         raise RecipeError([Problem(str(file), None, None, f"expected a YAML text file in UTF-8: {error}")]) from None
     if len(data) > most_bytes:
         raise RecipeError(
             [
                 Problem(
-                    str(file), None, None, f"expected a recipe, got more than {most_bytes:,} bytes; a long list of classes belongs into a file (data.classes)"
+                    str(file), None, None, f"expected a {what}, got more than {most_bytes:,} bytes; a long list of classes belongs into a file (data.classes)"
                 )
             ]
         )
-    values, places, problems = _parse(text, str(file), file.parent)
+    return text
+
+
+def _read(file: Path, *, extendable: bool, most_bytes: int) -> tuple[dict[str, Any], Places, list[Problem]]:
+    values, places, problems = _parse(read_text(file, "recipe", most_bytes=most_bytes), str(file), file.parent)
     parent = values.pop("extends", None)
     if parent is None:
         return values, places, problems
@@ -210,7 +243,7 @@ def _read(file: Path, *, extendable: bool, most_bytes: int) -> tuple[dict[str, A
 
 
 def _parse(text: str, name: str, folder: Path) -> tuple[dict[str, Any], Places, list[Problem]]:
-    values, places = _plain(text, name)
+    values, places = plain(text, name)
     if not isinstance(values, dict):
         raise RecipeError([Problem(name, 1, 1, f"expected a mapping with task, data, model and train, got {_kind(values)}")])
     problems: list[Problem] = []
@@ -219,7 +252,7 @@ def _parse(text: str, name: str, folder: Path) -> tuple[dict[str, Any], Places, 
     return values, places, problems
 
 
-def _plain(text: str, name: str) -> tuple[Any, Places]:
+def plain(text: str, name: str) -> tuple[Any, Places]:
     """What a YAML text says, built of text, numbers, truth values, lists and mappings only, and the place of each key."""
     yaml = YAML(typ="safe", pure=True)
     if opened := _OPENED.search(text):  # on which the library takes seconds before it gives up
@@ -285,7 +318,7 @@ def _tag(node: Node) -> str:
     return str(node.tag).removeprefix("tag:yaml.org,2002:")
 
 
-def place_of(places: Places, path: Path_) -> tuple[str, int | None, int | None]:
+def place_of(places: Places, path: Path_) -> Place:
     """Where a path stands, or the nearest thing around it: keys that came in by a merge have no place of their own."""
     while path not in places:
         path = path[:-1]
@@ -343,16 +376,21 @@ def apply_override(values: dict[str, Any], places: Places, problems: list[Proble
         problems.append(Problem(name, None, None, "expected key.path=value, for example train.batch_size=64"))
         return
     try:
-        value, _ = _plain(text, name)
+        value, _ = plain(text, name)
     except RecipeError as error:
         problems.append(Problem(name, None, None, f"the value is {error.problems[0].message}"))
         return
-    path: Path_ = tuple(int(part) if part.isdecimal() and part.isascii() else part for part in key.split("."))
+    _lay(values, places, problems, Change(key, value, {(): (name, None, None)}, Path.cwd()))
+
+
+def _lay(values: dict[str, Any], places: Places, problems: list[Problem], change: Change) -> None:
+    """Put a change's value at its key, its paths resolved; a list index must exist."""
+    path: Path_ = tuple(int(part) if part.isdecimal() and part.isascii() else part for part in change.key.split("."))
     holder: Any = values
     for depth, part in enumerate(path[:-1], 1):
         if isinstance(holder, dict) and isinstance(part, str):
             if part not in holder:
-                places[path[:depth]] = (name, None, None)
+                places[path[:depth]] = change.places[()]
             holder = holder.setdefault(part, {})
         elif isinstance(holder, list) and isinstance(part, int) and part < len(holder):
             holder = holder[part]
@@ -361,16 +399,16 @@ def apply_override(values: dict[str, Any], places: Places, problems: list[Proble
             break
     last = path[-1]
     if isinstance(holder, dict) or (isinstance(holder, list) and isinstance(last, int) and last < len(holder)):
-        holder[last] = value  # type: ignore[index]
+        holder[last] = copy.deepcopy(change.value)  # type: ignore[index]
     else:
-        problems.append(Problem(name, None, None, f"there is nothing at {key!r} that could be set"))
+        problems.append(Problem(*change.places[()], f"there is nothing at {change.key!r} that could be set"))
         return
     for old in [p for p in places if p[: len(path)] == path]:
         del places[old]
-    places[path] = (name, None, None)
-    if path in _PATH_FIELDS or path[:-1] in _LISTS:
-        field = path if path in _PATH_FIELDS else path[:-1]  # the other items of a list are absolute already
-        _resolve_path(values, tuple(str(part) for part in field), Path.cwd(), places, problems)
+    places.update({(*path, *below): place for below, place in change.places.items()})
+    for field in _PATH_FIELDS:
+        if field[: len(path)] == path or (field in _LISTS and path[:-1] == field):  # the other items of a list are absolute already
+            _resolve_path(values, field, change.folder, places, problems)
 
 
 def _check(values: dict[str, Any], places: Places, problems: list[Problem], file: str) -> Recipe:
@@ -419,16 +457,16 @@ def joined_problems(problems: list[Problem]) -> list[Problem]:
     return list(joined.values())
 
 
-def as_problem(error: dict[str, Any], values: dict[str, Any], places: Places, file: str) -> Problem:
-    """One pydantic error as a sentence with its place in the file."""
-    path, section = _locate(error["loc"], values)
+def as_problem(error: dict[str, Any], values: dict[str, Any], places: Places, file: str, *, root: type[Section] = Recipe, whole: str = "recipe") -> Problem:
+    """One pydantic error of a `whole`, which `root` describes, as a sentence with its place in the file."""
+    path, section = _locate(error["loc"], values, root)
     key = str(path[-1]) if path else ""
     dotted = ".".join(str(part) for part in path)
     context, kind, got = error.get("ctx", {}), error["type"], error["input"]
     match kind:
         case "extra_forbidden":
             hint = did_you_mean(key, section) or f" Known: {', '.join(section)}."
-            message = f"unknown key {key!r} in {_section_name(path[:-1])}.{hint}"
+            message = f"unknown key {key!r} in {'.'.join(map(str, path[:-1])) or f'the {whole}'}.{hint}"
         case "missing":
             message = f"{dotted} is missing"
         case "literal_error" | "union_tag_invalid":
@@ -457,14 +495,14 @@ def as_problem(error: dict[str, Any], values: dict[str, Any], places: Places, fi
     return Problem(*place_of(places, path), message)
 
 
-def _locate(loc: tuple[str | int, ...], values: dict[str, Any]) -> tuple[Path_, list[str]]:
+def _locate(loc: tuple[str | int, ...], values: dict[str, Any], root: type[Section] = Recipe) -> tuple[Path_, list[str]]:
     """The path in the file for a pydantic location (which also names union members), and the keys known at its parent."""
     path: list[str | int] = []
     holder: Any = values
-    model: Any = Recipe
+    model: Any = root
     for i, part in enumerate(loc):
         in_file = (isinstance(holder, dict) and part in holder) or (isinstance(holder, list) and isinstance(part, int))
-        fields = model.model_fields if isinstance(model, type) and issubclass(model, Section) else {}
+        fields = _fields(model)
         if not in_file and part not in fields and i > 0:
             model = _member(model, str(part))  # the name of a union's member, not a key
             continue
@@ -475,8 +513,13 @@ def _locate(loc: tuple[str | int, ...], values: dict[str, Any]) -> tuple[Path_, 
         model = fields[str(part)].annotation if part in fields else _element(model)
         if isinstance(holder, dict) and (section := _only_section(model)):
             model = section
-    fields = model.model_fields if isinstance(model, type) and issubclass(model, Section) else {}
-    return tuple(path), list(fields)
+    return tuple(path), list(_fields(model))
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    """{key as a file has it: field} of a section; {} of any other type."""
+    known = model.model_fields if isinstance(model, type) and issubclass(model, Section) else {}
+    return {field.alias or name: field for name, field in known.items()}
 
 
 def _sections(annotation: Any) -> list[type[Section]]:
@@ -501,10 +544,6 @@ def _member(annotation: Any, name: str) -> Any:
 def _element(annotation: Any) -> Any:
     arguments = getattr(annotation, "__args__", ())
     return arguments[0] if arguments else annotation
-
-
-def _section_name(path: Path_) -> str:
-    return ".".join(str(part) for part in path) or "the recipe"
 
 
 def _kind(value: Any) -> str:

@@ -13,25 +13,23 @@ snapshots/         probe.npz, epoch-<n>.npz        inside/              what loo
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from pellucid import recipe as recipes
 from pellucid.errors import RunError
 from pellucid.files import replacing
 from pellucid.palettes import MaskFormat
-from pellucid.predictions import MASK_ARRAYS, MaskPredictions, Predictions
-
-_CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # what a record read from JSON may hold: its own fields, of their types
+from pellucid.predictions import FEATURE_ARRAYS, MASK_ARRAYS, FeaturePredictions, MaskPredictions, Predictions
+from pellucid.records import CLOSED, read_arrays, read_record, write_arrays, write_json
 
 MAX_NUMBER = 1e300  # of a loss in metrics.jsonl: a chart of more would leave the range of floats; NaN and infinity are gaps in it
 _MASK_OF_SNAPSHOT = re.compile(r"(predicted|confidence|confusion)/\d+")
@@ -46,7 +44,7 @@ class Measurement:
     95 % interval that `interval_how` names, over the `n` samples of `split`.
     """
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     name: str
     value: float
@@ -86,7 +84,7 @@ class SplitRecord:
     counts: samples of each class. pixels: of masks, the pixels of each class, the ignored ones last; [] without masks.
     """
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     name: str
     n: int
@@ -99,7 +97,7 @@ class SplitRecord:
 class DataProblem:
     """A fault of one file or of a split: `kind` is one of those that `data check` lists."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     split: str
     file: str
@@ -117,7 +115,7 @@ class DataProblem:
 class DataRecord:
     """What data.json holds."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     source: str
     classes: list[str]
@@ -134,7 +132,7 @@ class DataRecord:
 class RunRecord:
     """What run.json holds; rewritten as a whole."""
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     pellucid: str
     status: str
@@ -153,6 +151,7 @@ class RunRecord:
     files: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     error: str | None = None
+    alarms: list[str] = field(default_factory=list)  # what is wrong with the training as it stands; rewritten after every epoch
     began_with: dict[str, str] = field(default_factory=dict)  # hashes of what decides the result, and of the recipe file
 
     def note(self, line: str) -> None:
@@ -213,6 +212,11 @@ class Run:
     def final_weights(self) -> Path:
         """The weights that the measurements belong to."""
         return self.path / "checkpoints" / "final.safetensors"
+
+    @property
+    def backbone_weights(self) -> Path:
+        """The backbone of a pre-training as a plain file, which other tasks start from."""
+        return self.path / "checkpoints" / "backbone.safetensors"
 
     def best_weights(self, epoch: int) -> Path:
         """The weights of the best evaluation so far (train.keep: best), that of this epoch, counted from 1."""
@@ -347,16 +351,25 @@ class Run:
     def predictions(self, split: str) -> Predictions:
         path = self._open(f"predictions/{split}.npz")
         try:
-            return Predictions.of(*_arrays(path, "predictions", "name", "label", "logits").values())
+            return Predictions.of(*read_arrays(path, "predictions", "name", "label", "logits").values())
         except ValueError as error:
             raise RunError(f"{path}: {error}. The file was changed.") from None
 
     def mask_predictions(self, split: str) -> MaskPredictions:
         """What was predicted for the masks of a split, without the masks themselves, which are files of `masks_folder`."""
         path = self._open(f"predictions/{split}.npz")
-        arrays = _arrays(path, "predictions", "name", *MASK_ARRAYS)
+        arrays = read_arrays(path, "predictions", "name", *MASK_ARRAYS)
         try:
             return MaskPredictions.of(arrays.pop("name"), arrays)
+        except ValueError as error:
+            raise RunError(f"{path}: {error}. The file was changed.") from None
+
+    def feature_predictions(self, split: str) -> FeaturePredictions:
+        """Features and projections of a split, of a pre-training run."""
+        path = self._open(f"predictions/{split}.npz")
+        arrays = read_arrays(path, "predictions", "name", *FEATURE_ARRAYS)
+        try:
+            return FeaturePredictions.of(arrays.pop("name"), arrays)
         except ValueError as error:
             raise RunError(f"{path}: {error}. The file was changed.") from None
 
@@ -367,7 +380,7 @@ class Run:
     def probe(self) -> Probe:
         """The images whose features are kept. RunError where the run keeps none, or the file was changed."""
         path = self._open("snapshots/probe.npz")
-        split, rows, labels = _arrays(path, "a probe", "split", "rows", "labels").values()
+        split, rows, labels = read_arrays(path, "a probe", "split", "rows", "labels").values()
         kinds = (split.dtype.kind, str(rows.dtype), str(labels.dtype))
         if kinds != ("U", "int64", "int64") or split.shape or rows.ndim != 1 or rows.shape != labels.shape:
             got = ", ".join(f"{a.dtype} {a.shape}" for a in (split, rows, labels))
@@ -379,7 +392,7 @@ class Run:
     def snapshot(self, epoch: int) -> Snapshot:
         """What was kept after an epoch, 0: before training. RunError where there is nothing or the file was changed."""
         path = self._open(f"snapshots/{self.snapshot_file(epoch).name}")
-        arrays = _arrays(path, "a snapshot")
+        arrays = read_arrays(path, "a snapshot")
         step, features = arrays.pop("step", None), arrays.pop("features", None)
         masks = {name: arrays.pop(name) for name in list(arrays) if _MASK_OF_SNAPSHOT.fullmatch(name)}
         for name, mask in masks.items():
@@ -433,7 +446,7 @@ class Run:
     def write_predictions(self, split: str, predictions: Predictions, classes: list[str]) -> list[Path]:
         """The arrays as .npz and a table for readers as .csv; returns both files."""
         arrays = self.predictions_file(split)
-        _write_arrays(arrays, {"name": np.array(predictions.files, dtype=np.str_), "label": predictions.labels, "logits": predictions.logits})
+        write_arrays(arrays, {"name": np.array(predictions.files, dtype=np.str_), "label": predictions.labels, "logits": predictions.logits})
         table = arrays.with_suffix(".csv")
         probabilities = predictions.probabilities()
         with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
@@ -443,12 +456,19 @@ class Run:
                 writer.writerow([name, classes[label], classes[int(row.argmax())], f"{row.max():.6f}"])
         return [arrays, table]
 
+    def write_feature_predictions(self, split: str, predictions: FeaturePredictions) -> list[Path]:
+        """The arrays as .npz; returns the file."""
+        arrays = self.predictions_file(split)
+        named = {"name": np.array(predictions.files, dtype=np.str_)}
+        write_arrays(arrays, named | {name: getattr(predictions, name) for name in FEATURE_ARRAYS})
+        return [arrays]
+
     def write_mask_predictions(self, split: str, predictions: MaskPredictions, classes: list[str], mask_format: MaskFormat) -> list[Path]:
         """The arrays as .npz, a table for readers as .csv and the masks as PNG files; returns all files."""
         arrays = self.predictions_file(split)
         named = {"name": np.array(predictions.files, dtype=np.str_)}
         # Compressed: of many classes most pairs are never confused.
-        _write_arrays(arrays, named | {name: getattr(predictions, name) for name in MASK_ARRAYS}, compressed=True)
+        write_arrays(arrays, named | {name: getattr(predictions, name) for name in MASK_ARRAYS}, compressed=True)
         table, files = arrays.with_suffix(".csv"), []
         names = [mask_format.file_of(name) for name in predictions.files]
         with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
@@ -466,11 +486,11 @@ class Run:
 
     def write_probe(self, probe: Probe) -> None:
         self.snapshots.mkdir(exist_ok=True)
-        _write_arrays(self.snapshots / "probe.npz", {"split": np.array(probe.split), "rows": probe.rows, "labels": probe.labels})
+        write_arrays(self.snapshots / "probe.npz", {"split": np.array(probe.split), "rows": probe.rows, "labels": probe.labels})
 
     def write_snapshot(self, epoch: int, step: int, arrays: Mapping[str, np.ndarray]) -> None:
         """The arrays of an epoch: `features`, `maps/<method>` and those of masks, as `snapshot` reads them."""
-        _write_arrays(self.snapshot_file(epoch), {"step": np.array(step, np.int64), **arrays}, compressed=any(map(_MASK_OF_SNAPSHOT.fullmatch, arrays)))
+        write_arrays(self.snapshot_file(epoch), {"step": np.array(step, np.int64), **arrays}, compressed=any(map(_MASK_OF_SNAPSHOT.fullmatch, arrays)))
 
     # ── use ──
     def predict(self, images: Any) -> list[Any]:
@@ -527,7 +547,6 @@ class Run:
 
 
 _RUN_RECORD, _DATA_RECORD = TypeAdapter(RunRecord), TypeAdapter(DataRecord)
-_T = TypeVar("_T")
 
 
 def _metrics_fault(line: Any) -> str:
@@ -542,38 +561,9 @@ def _metrics_fault(line: Any) -> str:
     return f"expected a number as {odd[0]}" if odd else ""
 
 
-def _arrays(path: Path, what: str, *names: str) -> dict[str, np.ndarray]:
-    """The named arrays of a .npz file in their order, all of them without names; RunError where it cannot be read as `what`."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names or arrays.files}
-    except Exception as error:  # a damaged zip raises half a dozen types
-        raise RunError(f"{path}: cannot be read as {what}: {error}") from None
-
-
-def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
-    """Equal arrays give equal bytes: the times in the archive are fixed."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        (np.savez_compressed if compressed else np.savez)(file, **cast("dict[str, Any]", dict(arrays)))
-
-
 def _is_table(array: np.ndarray, ndim: int, length: int) -> bool:
     """Whether an array holds finite floats in `ndim` dimensions, the first of `length`."""
     return array.ndim == ndim and len(array) == length and array.dtype in (np.float16, np.float32) and bool(np.isfinite(array).all())
-
-
-def read_record(path: Path, adapter: TypeAdapter[_T]) -> _T:
-    """The record in a JSON file; RunError says what in it is not as it was written."""
-    try:
-        return adapter.validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise RunError(f"{path}: not readable as JSON of a run: {_why(error)}; the file was changed or is from another version of Pellucid") from None
-
-
-def _why(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def seed_folders(folder: Path) -> list[str]:
@@ -583,10 +573,3 @@ def seed_folders(folder: Path) -> list[str]:
         return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))["runs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{file}: expected the runs of `pellucid train --seeds`: {error}") from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a dataclass or a mapping as JSON through a temporary file and a rename, so that a reader sees all of it or none."""
-    plain = asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -289,7 +289,9 @@ def _pass(t: Training, module: nn.Module, windows: list[Window]) -> np.ndarray:
             for pack in reader.packs(window, len(window)):
                 images = evaluate_view(pack.images.to(t.runtime.device), size=t.recipe.data.size, mean=t.mean, std=t.std)
                 with t.runtime.autocast():
-                    features = penultimate(module, images.to(memory_format=t.runtime.memory_format), t.built.classifier)
+                    images = images.to(memory_format=t.runtime.memory_format)
+                    # Without a classifier a model's output are its features.
+                    features = penultimate(module, images, t.built.classifier) if t.built.classifier else module(images).float()
                 found.append(features.cpu())
             t.progress(f"features of {split}", number, len(windows))
     return torch.cat(found).numpy()

@@ -65,6 +65,7 @@ def take_step(t: Training, stage: Stage, reader: Reader, window: Window) -> None
         if t.recipe.train.clip_grad_norm is not None:
             clip_gradients(stage.parameters, t.recipe.train.clip_grad_norm)
         stage.optimizer.step()
+        t.task.after_step(t.module, t.at.step, t.record.total_steps)
         if t.averaged is not None and t.recipe.train.ema is not None:
             # Early on a short memory, else the average would stay near the random start: min(decay, (1 + t) / (10 + t)).
             decay = min(t.recipe.train.ema.decay, (1 + t.at.step) / (10 + t.at.step))

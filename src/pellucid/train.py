@@ -25,8 +25,9 @@ from pellucid.loop import fit, resumed_micro_batch, settings, stop_signals
 from pellucid.prepare import Training, assemble, prepare
 from pellucid.progress import Progress
 from pellucid.recipe import Recipe
+from pellucid.records import write_json
 from pellucid.results import draw, report_numbers
-from pellucid.run import DONE, FAILED, INTERRUPTED, RUNNING, Run, RunRecord, seed_folders, write_json
+from pellucid.run import DONE, FAILED, INTERRUPTED, RUNNING, Run, RunRecord, seed_folders
 from pellucid.runtime import DECIDES_BITS, Runtime, describe, named_nondeterminism
 
 # ── entry points ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -37,7 +37,8 @@ from pellucid.files import file_hash
 from pellucid.intervals import bootstrap
 from pellucid.predictions import Predictions
 from pellucid.recipe import Recipe
-from pellucid.run import DONE, Measurement, Run, rounded, write_json
+from pellucid.records import write_json
+from pellucid.run import DONE, Measurement, Run, rounded
 from pellucid.runtime import DECIDES_BITS, Runtime, describe
 from pellucid.tasks import load_model, runtime_of
 from pellucid.tasks.classification import CALIBRATION_BINS
@@ -190,7 +191,9 @@ def _weights_are_readable(run: Run, checks: list[Check]) -> bool:
 
 def _data_checks(run: Run, recipe: Recipe, progress: Callable[[str, int, int], None] | None) -> tuple[Dataset | None, list[Check]]:
     try:
-        dataset = load_dataset(recipe.data, seed=recipe.seed, masks=recipe.masked, least=recipe.least_size, progress=progress)
+        dataset = load_dataset(
+            recipe.data, seed=recipe.seed, masks=recipe.masked, least=recipe.least_size, fewest_classes=recipe.fewest_classes, progress=progress
+        )
     except PellucidError as error:
         return None, [Check("data", False, f"MISMATCH data: {error}")]
     if list(dataset.classes) != run.data.classes:

@@ -29,7 +29,8 @@ from pellucid.data.images import Finding, decode, findings, upright_size
 from pellucid.data.store import cache_folder
 from pellucid.errors import DataError
 from pellucid.palettes import MaskFormat
-from pellucid.run import DataProblem, write_json
+from pellucid.records import write_json
+from pellucid.run import DataProblem
 
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T")

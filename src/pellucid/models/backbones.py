@@ -14,6 +14,7 @@ import re
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ from pellucid.models.weights import load_weights
 
 HOMES = ("timm", "torchvision")
 Color = tuple[float, float, float]
+MODELS_OWN = "the model's own"  # normalisation, where no weights file states one
 
 # timm fixes the width of these by their name; their generators take any, which is how narrower published weights (0.25, 0.5) are built.
 WIDTH_GENERATORS: dict[str, Callable[..., nn.Module]] = {
@@ -51,6 +53,7 @@ class Built:
 
     mean, std: the model's own normalisation of RGB pixels in [0, 1]. classifier: path prefixes of the layers whose shape depends on the number of
     classes. notes: one line about each thing that was decided. backbone: path of the part that came from a classifier, "" where that is all the rest.
+    untrained: paths of parts that no gradient moves, whatever is frozen. normalized_by: where mean and std come from, in words.
     """
 
     module: nn.Module
@@ -59,6 +62,8 @@ class Built:
     classifier: tuple[str, ...]
     notes: list[str]
     backbone: str = ""
+    untrained: tuple[str, ...] = ()
+    normalized_by: str = MODELS_OWN
 
 
 def build_classifier(
@@ -83,6 +88,29 @@ def build_classifier(
         raise UsageError(f"{name}: {reserved[0]} is not an option; it follows from the data and from model.pretrained or model.weights. Remove it.")
     build = _build_timm if home == "timm" else _build_torchvision
     return build(model, num_classes, pretrained, arguments, drop_rate, drop_path_rate, image_size)
+
+
+def build_backbone(
+    name: str, *, pretrained: bool, options: Mapping[str, Any], drop_rate: float | None, drop_path_rate: float | None, image_size: tuple[int, int]
+) -> tuple[Built, int]:
+    """(the model `name` without its classifier, which gives features (B, D), D). Arguments and errors as of `build_classifier`."""
+    home, _ = _home(name)
+    built = build_classifier(
+        name, num_classes=0 if home == "timm" else 2, pretrained=pretrained, options=options, drop_rate=drop_rate, drop_path_rate=drop_path_rate,
+        image_size=image_size,
+    )  # fmt: skip
+    if home == "torchvision":
+        parent, _, child = built.classifier[0].rpartition(".")
+        setattr(built.module.get_submodule(parent) if parent else built.module, child, nn.Identity())
+    try:
+        features = deepcopy(built.module).to("meta").eval()(torch.zeros((2, 3, *image_size), device="meta"))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UsageError(f"model.name: {name} does not run on images of {image_size[0]}x{image_size[1]} pixels: {str(error).splitlines()[0]}") from None
+    if features.ndim != 2:
+        raise UsageError(
+            f"model.name: {name} without its classifier gives {tuple(features.shape[1:])} for an image, not a row of features; choose another model."
+        )
+    return built, features.shape[1]
 
 
 def normalization(name: str) -> tuple[Color, Color]:

@@ -135,3 +135,44 @@ def as_now() -> AbstractContextManager[None]:
     There the block's own mode is off, because torch switches a function mode off within the call that it handles.
     """
     return synchronized_batch_norm(counted=_active[-1]) if _active else nullcontext()
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes behind each other; the gradient of a process's rows is the sum of what all processes say of them."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int) -> Tensor:
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: counts[rank]] = rows[: counts[rank]]
+        every = [torch.empty_like(padded) for _ in counts]
+        with others_may_end():
+            dist.all_gather(every, padded)
+        ctx.counts, ctx.rank, ctx.own = counts, rank, len(rows)
+        return torch.cat([part[:count] for part, count in zip(every, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        gradient = gradients[0].contiguous()
+        with others_may_end():
+            dist.all_reduce(gradient)
+        start, count = sum(ctx.counts[: ctx.rank]), ctx.counts[ctx.rank]
+        own = gradient.new_zeros(ctx.own, *gradient.shape[1:])
+        own[:count] = gradient[start : start + count]
+        return own, None, None
+
+
+def of_all_processes(rows: Tensor) -> tuple[Tensor, int]:
+    """(rows (M, ...) of all processes that count, index of this one's first) where BatchNorm is synchronised, else the rows (B, ...) themselves and 0.
+
+    A process whose images do not count finds its own behind those of the others.
+    """
+    if not _active:
+        return rows, 0
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
+    with others_may_end():
+        dist.all_gather(counts, torch.tensor([len(rows) if _active[-1] else 0], device=rows.device))
+    sizes, rank = [int(count) for count in counts], dist.get_rank()
+    every: Tensor = _Gather.apply(rows, sizes, rank)  # type: ignore[no-untyped-call]
+    if not _active[-1]:
+        return torch.cat([every, rows.detach()]), sum(sizes)
+    return every, sum(sizes[:rank])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pellucid.schema.data import DRAWN_SOURCES, MASK_SOURCES, SOURCES, AugmentSection, Channel, Colour, DataSection, Normalization, StoreSection
 from pellucid.schema.inside import EPOCH_WORDS, EpochWord, EverySection, InsideSection, MapMethod, MaskValue
-from pellucid.schema.recipe import HOMES_OF_TASK, MODEL_HOMES, ModelSection, Recipe, ScoringSection
+from pellucid.schema.pretraining import ByolMethod, Method, ProbeSection, SecondView, SimClrMethod, SimSiamMethod
+from pellucid.schema.recipe import HOMES_OF_TASK, MODEL_HOMES, HeadSection, ModelSection, Recipe, ScoringSection
 from pellucid.schema.section import MOST_DRAWN, MOST_EPOCHS, Count, Fraction, NonNegative, Positive, Section, Threads
 from pellucid.schema.training import (
     ConstantSchedule,
@@ -37,6 +38,7 @@ __all__ = [
     "MOST_EPOCHS",
     "SOURCES",
     "AugmentSection",
+    "ByolMethod",
     "Channel",
     "Colour",
     "ConstantSchedule",
@@ -48,12 +50,14 @@ __all__ = [
     "EpochWord",
     "EverySection",
     "Fraction",
+    "HeadSection",
     "InsideSection",
     "LinearSchedule",
     "LossSection",
     "LossTerm",
     "MapMethod",
     "MaskValue",
+    "Method",
     "ModelSection",
     "NoamSchedule",
     "NonNegative",
@@ -61,11 +65,15 @@ __all__ = [
     "OptimizerSection",
     "PhaseSection",
     "Positive",
+    "ProbeSection",
     "Recipe",
     "SamSection",
     "Schedule",
     "ScoringSection",
+    "SecondView",
     "Section",
+    "SimClrMethod",
+    "SimSiamMethod",
     "StepSchedule",
     "StoreSection",
     "Threads",

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pellucid.errors import did_you_mean
 from pellucid.schema.section import MOST_DRAWN, Count, Fraction, NonNegative, Positive, Section
 
-SOURCES = ("folder", "prefix", "table", "pairs", "scenes", "digits", "torchvision:<Name>", "huggingface:<name>")
+SOURCES = ("folder", "prefix", "table", "images", "pairs", "scenes", "digits", "torchvision:<Name>", "huggingface:<name>")
 DRAWN_SOURCES = ("scenes", "digits")
 MASK_SOURCES = ("pairs", "scenes")  # those with a mask for each image
 Channel = Annotated[int, Field(ge=0, le=255)]
@@ -33,7 +33,7 @@ class StoreSection(Section):
 class DataSection(Section):
     """Where images and labels come from and how they become arrays of one size."""
 
-    source: str = Field(description="Layout: folder, prefix, table, pairs, scenes, digits, torchvision:<Name>, huggingface:<name>.")
+    source: str = Field(description="Layout: folder, prefix, table, images (without labels), pairs, scenes, digits, torchvision:<Name>, huggingface:<name>.")
     train: str | Count | None = Field(None, description="Training images: a folder, a CSV (table) or a count (scenes, digits).")
     val: str | Count | float | None = Field(None, description="Validation images: as train, or a fraction of train in (0, 1) split by content hash.")
     test: str | Count | None = Field(None, description="Test images, evaluated once after training.")
@@ -67,7 +67,9 @@ class DataSection(Section):
     resize_size: Count | None = Field(None, description="crop: length in pixels of the short side before the centre crop; default: image_size.")
     interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="Filter when images are resized; both are antialiased.")
     normalize: Literal["model", "dataset", "imagenet", "none"] | Normalization = Field(
-        "model", description="Mean and std: the model's own, measured from the training set, ImageNet's, none, or given as {mean, std}."
+        "model",
+        description="Mean and std: the model's own, or those that the backbone file states from which it starts; measured from the training set, ImageNet's, "
+        "none, or given as {mean, std}.",
     )
     on_bad: Literal["refuse", "skip"] = Field("refuse", description="A bad image: refuse to start, or leave it out and name it in run and report.")
     store: StoreSection = Field(default_factory=lambda: StoreSection.model_validate({}), description="Where decoded images are kept.")
@@ -100,6 +102,8 @@ class DataSection(Section):
         for name in ("mask_dir", "pair_names", "palette", "threshold", "ignored"):
             if getattr(self, name) and self.source != "pairs":
                 raise ValueError(f"{name} belongs to source pairs, not to {self.source}")
+        if self.classes is not None and self.source == "images":
+            raise ValueError("classes belongs to sources with labels, and images has none; leave it out")
         if self.pair_names is not None and any(name.count("{}") != 1 for name in self.pair_names):
             raise ValueError(f"pair_names: each holds {{}} once, for what image and mask have in common; got {self.pair_names}")
         if self.palette is not None:
@@ -154,6 +158,13 @@ class AugmentSection(Section):
     cutmix: NonNegative = Field(
         0.0, description="Alpha of the Beta distribution of CutMix (Yun et al. 2019); 0 is off. With mixup, each batch takes one of the two."
     )
+
+    @property
+    def changes(self) -> bool:
+        """Whether any of the random changes is on."""
+        chances = ("horizontal_flip", "vertical_flip", "rotation", "grayscale", "gaussian_blur", "solarize", "random_erasing", "mixup", "cutmix")
+        jittered = self.color_jitter is not None and any(self.color_jitter) and self.color_jitter_probability > 0
+        return self.random_resized_crop is not None or self.random_crop is not None or jittered or any(getattr(self, name) for name in chances)
 
     @field_validator("random_resized_crop")
     @classmethod

@@ -9,12 +9,22 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pellucid.errors import did_you_mean
 from pellucid.schema.data import MASK_SOURCES, AugmentSection, DataSection
 from pellucid.schema.inside import EverySection, InsideSection
-from pellucid.schema.section import Fraction, Section
+from pellucid.schema.pretraining import Method, ProbeSection
+from pellucid.schema.section import Count, Fraction, Section
 from pellucid.schema.training import LossSection, TrainSection
 
 MODEL_HOMES = ("timm", "torchvision", "smp", "pellucid")
 OWN_MODELS = ("fcn32s", "fcn16s", "fcn8s")  # of the home pellucid
-HOMES_OF_TASK = {"classification": ("timm", "torchvision"), "segmentation": ("pellucid", "torchvision", "smp")}
+HOMES_OF_TASK = {"classification": ("timm", "torchvision"), "pretraining": ("timm", "torchvision"), "segmentation": ("pellucid", "torchvision", "smp")}
+
+
+class HeadSection(Section):
+    """What stands in the place of the model's classifier: a linear layer or a small network, on features as they are or standardised."""
+
+    hidden: list[Count] = Field([], description="Widths of hidden layers, each followed by a ReLU; none: a linear layer (linear probe).")
+    standardize: bool = Field(
+        True, description="Each feature minus its mean over its standard deviation on the training images; measured once, so freeze: backbone alone."
+    )
 
 
 class ModelSection(Section):
@@ -33,6 +43,12 @@ class ModelSection(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the model's constructor, e.g. {channel_multiplier: 0.25}.")
     freeze: Literal["none", "backbone"] | list[str] = Field(
         "none", description="Parts that are not trained: none, backbone (all but the classifier), or a list of module-path prefixes."
+    )
+    head: HeadSection | None = Field(None, description="classification: a classifier of our own in the place of the model's.")
+    cached_views: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        0,
+        description="freeze: backbone: features are computed once, for so many augmented views of each training image (1 without augmentation), and kept; "
+        "0: the backbone runs in every epoch.",
     )
     drop_rate: Fraction | None = Field(None, description="Dropout before the classifier; default: the model's own.")
     drop_path_rate: Fraction | None = Field(None, description="Stochastic depth (Huang et al. 2016); default: the model's own.")
@@ -72,13 +88,15 @@ class ScoringSection(Section):
 class Recipe(Section):
     """Everything that decides a run."""
 
-    task: Literal["classification", "segmentation"] = Field(description="What is learned.")
+    task: Literal["classification", "pretraining", "segmentation"] = Field(description="What is learned.")
     data: DataSection = Field(description="Images and labels.")
     model: ModelSection = Field(description="The network.")
+    method: Method | None = Field(None, validate_default=True, description="pretraining: what is learned without labels.")
     augment: AugmentSection = Field(default_factory=lambda: AugmentSection.model_validate({}), description="Random changes of training images.")
     loss: LossSection = Field(default_factory=lambda: LossSection.model_validate({}), description="What is minimised.")
     train: TrainSection = Field(description="How the weights are found.")
     scoring: ScoringSection | None = Field(None, validate_default=True, description="segmentation: how predicted masks are scored.")
+    probe: ProbeSection | None = Field(None, validate_default=True, description="pretraining: how labelled images measure the features.")
     inside: InsideSection | None = Field(None, description="What is kept at chosen epochs for looking inside the model.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="Seed of every random draw.")
 
@@ -91,6 +109,11 @@ class Recipe(Section):
     def masked(self) -> bool:
         """Whether a sample is an image with a mask."""
         return self.task == "segmentation"
+
+    @property
+    def fewest_classes(self) -> int:
+        """How many classes the data must have at least: pre-training learns from no label."""
+        return 1 if self.task == "pretraining" else 2
 
     @property
     def least_size(self) -> tuple[int, int] | None:
@@ -108,6 +131,10 @@ class Recipe(Section):
             raise ValueError(f"source: segmentation needs a mask for each image: {' or '.join(MASK_SOURCES)}; {data.source} has none")
         if task == "classification" and data.source == "pairs":
             raise ValueError("source: pairs has masks and no labels; set task: segmentation")
+        if task == "classification" and data.source == "images":
+            raise ValueError("source: images has no labels and belongs to pretraining; classification takes folder, prefix or table")
+        if task == "pretraining" and data.source == "pairs":
+            raise ValueError("source: pairs has masks, and pretraining looks at images alone; take source: images")
         return data
 
     @field_validator("model")
@@ -123,13 +150,43 @@ class Recipe(Section):
             raise ValueError("a backbone with weights of its own belongs to segmentation; give pretrained: true or weights: FILE")
         if task == "segmentation" and (model.drop_rate is not None or model.drop_path_rate is not None):
             raise ValueError("drop_rate and drop_path_rate belong to classification; give dropout in options, by the name that the model has for it")
+        if task != "classification" and (model.head is not None or model.cached_views):
+            raise ValueError(f"{'head' if model.head is not None else 'cached_views'} belongs to classification")
+        if model.cached_views and model.freeze != "backbone":
+            raise ValueError("cached_views: features can be kept only of a backbone that does not change; set freeze: backbone")
+        if model.head is not None and model.head.standardize and model.freeze != "backbone":
+            raise ValueError("head.standardize: features are measured once, before training; set freeze: backbone, or standardize: false")
+        if task == "pretraining" and model.freeze != "none":
+            raise ValueError("freeze: a backbone that is pre-trained is trained whole; set freeze: none")
         return model
+
+    @field_validator("method")
+    @classmethod
+    def _method_fits(cls, method: Method | None, info: ValidationInfo) -> Method | None:
+        task = info.data.get("task")
+        if task == "pretraining" and method is None:
+            raise ValueError("pretraining needs a method, e.g. method: {name: byol}; there are byol, simclr and simsiam")
+        if task in ("classification", "segmentation") and method is not None:
+            raise ValueError(f"method {method.name} belongs to pretraining; the task is {task}")
+        return method
 
     @field_validator("augment")
     @classmethod
     def _augment_fits(cls, augment: AugmentSection, info: ValidationInfo) -> AugmentSection:
-        if info.data.get("task") == "segmentation" and (augment.mixup or augment.cutmix):
+        task, model = info.data.get("task"), info.data.get("model")
+        if task in ("segmentation", "pretraining") and (augment.mixup or augment.cutmix):
             raise ValueError(f"{'mixup' if augment.mixup else 'cutmix'} mixes labels of images and belongs to classification")
+        if task == "pretraining" and not augment.changes:
+            raise ValueError(
+                "the two views of an image would be equal, and nothing could be learned; the paper's: {random_resized_crop: [0.08, 1.0], horizontal_flip: 0.5, "
+                "color_jitter: [0.4, 0.4, 0.2, 0.1], color_jitter_probability: 0.8, grayscale: 0.2, gaussian_blur: 1.0}"
+            )
+        if model is not None and model.cached_views and (augment.mixup or augment.cutmix):
+            raise ValueError(
+                f"{'mixup' if augment.mixup else 'cutmix'} mixes images, and model.cached_views keeps features of single ones; choose one of the two"
+            )
+        if model is not None and model.cached_views > 1 and not augment.changes:
+            raise ValueError(f"model.cached_views: {model.cached_views} views of an image are {model.cached_views} times the same without augment; set it to 1")
         return augment
 
     @field_validator("loss")
@@ -137,6 +194,8 @@ class Recipe(Section):
     def _loss_fits(cls, loss: LossSection, info: ValidationInfo) -> LossSection:
         if info.data.get("task") == "classification" and loss.name != "cross_entropy":
             raise ValueError(f"name: classification is trained with cross_entropy; {loss.name} is a loss over pixels and belongs to segmentation")
+        if info.data.get("task") == "pretraining" and loss.model_fields_set:
+            raise ValueError(f"{sorted(loss.model_fields_set)[0]}: the loss of pretraining follows from its method; leave loss out")
         model = info.data.get("model")
         if loss.auxiliary_weight != 0.5 and model is not None and not model.options.get("aux_loss") and not model.options.get("aux_params"):
             raise ValueError(
@@ -149,6 +208,11 @@ class Recipe(Section):
     @field_validator("train")
     @classmethod
     def _train_fits(cls, train: TrainSection, info: ValidationInfo) -> TrainSection:
+        task, model = info.data.get("task"), info.data.get("model")
+        if task == "pretraining":
+            _check_pretraining(train)
+        if model is not None and model.cached_views and any(phase.optimizer.layer_decay != 1.0 for phase in train.phases):
+            raise ValueError("optimizer.layer_decay is for layers below the classifier, and model.cached_views freezes them all; leave it out")
         metric, wrong = train.early_stop.metric if train.early_stop else None, {"classification": "miou", "segmentation": "accuracy"}
         if metric is not None and metric == wrong.get(str(info.data.get("task"))):
             raise ValueError(f"early_stop.metric: {info.data['task']} has no {metric}")
@@ -159,9 +223,18 @@ class Recipe(Section):
     def _scoring_fits(cls, scoring: ScoringSection | None, info: ValidationInfo) -> ScoringSection | None:
         """Segmentation always has one, so that every value stands in resolved.yaml."""
         task = info.data.get("task")
-        if task == "classification" and scoring is not None:
+        if task in ("classification", "pretraining") and scoring is not None:
             raise ValueError("scoring says how masks are scored and belongs to segmentation")
         return ScoringSection.model_validate({}) if task == "segmentation" and scoring is None else scoring
+
+    @field_validator("probe")
+    @classmethod
+    def _probe_fits(cls, probe: ProbeSection | None, info: ValidationInfo) -> ProbeSection | None:
+        """Pre-training always has one, so that every value stands in resolved.yaml."""
+        task = info.data.get("task")
+        if task in ("classification", "segmentation") and probe is not None:
+            raise ValueError("probe measures features of pretraining; to probe a finished backbone train a classification with model.freeze: backbone")
+        return ProbeSection.model_validate({}) if task == "pretraining" and probe is None else probe
 
     @model_validator(mode="after")
     def _early_stop_needs_val(self) -> Self:
@@ -180,6 +253,8 @@ class Recipe(Section):
             return inside
         if info.data.get("task") == "segmentation":
             inside = _for_masks(inside)
+        if info.data.get("task") == "pretraining":
+            inside = _for_features(inside)
         total = sum(phase.epochs for phase in train.phases)
         asked = [inside.epochs.every] if isinstance(inside.epochs, EverySection) else inside.chosen_epochs(total)
         if beyond := [epoch for epoch in asked if epoch > total]:
@@ -193,6 +268,26 @@ class Recipe(Section):
         if inside.masks is None and data.source != "scenes" and (inside.mask_target or inside.mask_ignore):
             raise ValueError(f"{'mask_target' if inside.mask_target else 'mask_ignore'} needs masks, the folder of the masks")
         return inside
+
+
+def _check_pretraining(train: TrainSection) -> None:
+    """ValueError for settings that need labels or a second average."""
+    if train.ema is not None:
+        raise ValueError("ema: the target network of byol is its own moving average, method.momentum; leave ema out")
+    if train.balanced_sampling:
+        raise ValueError("balanced_sampling draws by label, and pretraining knows none; leave it out")
+    if train.early_stop is not None or train.keep == "best":
+        raise ValueError(f"{'keep: best' if train.keep == 'best' else 'early_stop'} would choose by labels; pretraining ends after its epochs")
+    if any(phase.optimizer.sam is not None for phase in train.phases):
+        raise ValueError("optimizer.sam takes every step twice and a moving target moves between; pretraining has none")
+
+
+def _for_features(inside: InsideSection) -> InsideSection:
+    """`inside` of pre-training: features and their projections; maps need a class that the model names."""
+    for name in ("images", "samples", "methods", "masks", "mask_target", "mask_ignore", "classes"):
+        if getattr(inside, name) and name in inside.model_fields_set:
+            raise ValueError(f"{name}: maps ask what a model saw of a class, and pretraining knows none; features and projections can be kept")
+    return inside.model_copy(update={"samples": 0})
 
 
 def _for_masks(inside: InsideSection) -> InsideSection:

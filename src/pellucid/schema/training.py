@@ -19,12 +19,15 @@ class SamSection(Section):
 class OptimizerSection(Section):
     """The update rule of a phase."""
 
-    name: Literal["adam", "adamw", "sgd"] = Field(description="adam (weight decay in the gradient), adamw (decoupled) or sgd.")
+    name: Literal["adam", "adamw", "sgd", "lars"] = Field(
+        description="adam (weight decay in the gradient), adamw (decoupled), sgd, or lars (You et al. 2017: sgd whose rate each tensor scales by its norm)."
+    )
     lr: Positive = Field(description="Peak learning rate; the schedule multiplies it.")
     weight_decay: NonNegative = Field(0.0, description="Weight decay.")
     exclude_norm_bias: bool = Field(False, description="No weight decay on biases and normalisation weights (tensors of one dimension).")
-    momentum: Fraction = Field(0.9, description="sgd: momentum.")
-    nesterov: bool = Field(False, description="sgd: Nesterov momentum.")
+    momentum: Fraction = Field(0.9, description="sgd, lars: momentum.")
+    nesterov: bool = Field(False, description="sgd, lars: Nesterov momentum.")
+    trust_coefficient: Positive = Field(0.001, description="lars: the rate of a tensor is this times the norm of its weights over that of its gradient.")
     betas: Annotated[list[Annotated[float, Field(ge=0.0, lt=1.0)]], Field(min_length=2, max_length=2)] = Field(
         [0.9, 0.999], description="adam, adamw: decay rates of the two moments."
     )

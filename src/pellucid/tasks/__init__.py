@@ -9,26 +9,37 @@ import torch
 from torch import nn
 
 from pellucid.data.dataset import Dataset
-from pellucid.data.store import Pixels
 from pellucid.errors import MissingError
 from pellucid.models.backbones import Built
 from pellucid.models.weights import WeightsReport, read_weights
 from pellucid.recipe import Recipe
 from pellucid.run import Run
 from pellucid.runtime import Runtime, start
-from pellucid.tasks import classification, segmentation
-from pellucid.tasks.protocol import PackLoss, Task
+from pellucid.tasks import classification, pretraining, segmentation
+from pellucid.tasks.protocol import NOTHING_STORED, PackLoss, Stored, Task
 
-__all__ = ["MODELS", "PREDICTORS", "TASKS", "PackLoss", "Task", "backbone_of", "build_task", "load_model", "predict", "runtime_of"]
+__all__ = ["MODELS", "PREDICTORS", "TASKS", "PackLoss", "Stored", "Task", "backbone_of", "build_task", "load_model", "predict", "runtime_of"]
 
-TASKS: dict[str, Callable[..., Task]] = {"classification": classification.Classification, "segmentation": segmentation.Segmentation}
-MODELS: dict[str, Callable[..., tuple[Built, WeightsReport | None]]] = {"classification": classification.build, "segmentation": segmentation.build}
-PREDICTORS: dict[str, Callable[..., list[Any]]] = {"classification": classification.predict, "segmentation": segmentation.predict}
+TASKS: dict[str, Callable[..., Task]] = {
+    "classification": classification.Classification,
+    "pretraining": pretraining.Pretraining,
+    "segmentation": segmentation.Segmentation,
+}
+MODELS: dict[str, Callable[..., tuple[Built, WeightsReport | None]]] = {
+    "classification": classification.build,
+    "pretraining": pretraining.build,
+    "segmentation": segmentation.build,
+}
+PREDICTORS: dict[str, Callable[..., list[Any]]] = {
+    "classification": classification.predict,
+    "pretraining": pretraining.predict,
+    "segmentation": segmentation.predict,
+}
 
 
-def build_task(recipe: Recipe, dataset: Dataset, runtime: Runtime, mean: Sequence[float], std: Sequence[float], targets: Pixels | None = None) -> Task:
-    """The task of a recipe. targets: the masks of the training images in the form in which these are stored, where training asks for some."""
-    return TASKS[recipe.task](recipe, dataset, runtime, mean, std, targets)
+def build_task(recipe: Recipe, dataset: Dataset, runtime: Runtime, mean: Sequence[float], std: Sequence[float], stored: Stored = NOTHING_STORED) -> Task:
+    """The task of a recipe. stored: what training decoded, some of which a task asks for."""
+    return TASKS[recipe.task](recipe, dataset, runtime, mean, std, stored)
 
 
 def load_model(run: Run) -> nn.Module:

@@ -6,7 +6,7 @@ be asked for (its model, predictions for new images).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
+from pellucid.cached import CachedFeatures, classifier_input
 from pellucid.data.augment import Augment, Images, Mix, evaluate_view, mix_pair, mix_targets, window_mix
 from pellucid.data.dataset import Dataset, Split
 from pellucid.data.images import opened, resize
@@ -24,13 +25,15 @@ from pellucid.data.store import Pixels
 from pellucid.errors import DataError
 from pellucid.intervals import bootstrap, wilson
 from pellucid.losses import balanced_class_weights, cross_entropy, soft_targets, target_weight
+from pellucid.models.backbone_file import load_into
 from pellucid.models.backbones import Built, build_classifier
-from pellucid.models.weights import WeightsReport, load_weights
+from pellucid.models.heads import with_head
+from pellucid.models.weights import WeightsReport
 from pellucid.predictions import Predictions
 from pellucid.recipe import Recipe
 from pellucid.run import Measurement, Run
 from pellucid.runtime import Runtime
-from pellucid.tasks.protocol import PackLoss
+from pellucid.tasks.protocol import NOTHING_STORED, PackLoss, Stored
 
 CALIBRATION_BINS = 15
 
@@ -46,13 +49,20 @@ class Prediction:
 
 
 class Classification:
-    """Targets, loss and measurements of a classification run; built once, before the model."""
+    """Targets, loss and measurements of a classification run; built once, before the model.
+
+    features: of a frozen backbone, where the run keeps them. The module that `loss` is given is then the classifier, and images are not looked at.
+    """
 
     name = "classification"
     headline = "accuracy"
     accuracy = "accuracy"
+    from_the_start = False
+    features: CachedFeatures | None = None
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, runtime: Runtime, mean: Sequence[float], std: Sequence[float], targets: Pixels | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, runtime: Runtime, mean: Sequence[float], std: Sequence[float], stored: Stored = NOTHING_STORED
+    ) -> None:
         # Its import takes two seconds where transformers is installed, and memory: here, as one that fails at the end would lose a training.
         import torchmetrics.functional.classification  # noqa: F401
 
@@ -88,23 +98,43 @@ class Classification:
     def loss(self, module: nn.Module, pack: Pack) -> PackLoss:
         """Summed loss and number of correct images of a pack, on the device; no count when targets are mixed."""
         device = self._runtime.device
-        images = self._augment(pack.images.to(device), samples=pack.draws, epoch=pack.window.epoch)
+        inputs = self.view(pack, pack.window.epoch) if self.features is None else self.features.of(pack).to(device)
         labels = self._labels[torch.from_numpy(pack.rows)].to(device)
         targets = soft_targets(labels, len(self._classes))
         mix = window_mix(self._seed, pack.window.epoch, pack.window.index, mixup=self._mixup, cutmix=self._cutmix, size=self._view[0])
         if mix is not None:
-            images, targets, labels = self._mixed(images, targets, labels, mix)
-        images = images.to(memory_format=self._runtime.memory_format)
+            inputs, targets, labels = self._mixed(inputs, targets, labels, mix)
+        if self.features is None:
+            inputs = inputs.to(memory_format=self._runtime.memory_format)
         with self._runtime.autocast():
-            logits = module(images)
+            logits = module(inputs).flatten(1)
         loss = cross_entropy(logits, targets, class_weights=self._class_weights, label_smoothing=self._smoothing)
         return PackLoss(loss, None if mix is not None else torch.count_nonzero(logits.detach().argmax(1) == labels), len(pack))
+
+    def view(self, pack: Pack, epoch: int | None) -> Tensor:
+        """(B, 3, H, W) normalised images of a pack on the device: as augmented in an epoch, or, for None, as evaluated."""
+        images = pack.images.to(self._runtime.device)
+        if epoch is not None:
+            return self._augment(images, samples=pack.draws, epoch=epoch)
+        size, mean, std = self._view
+        return evaluate_view(images, size=size, mean=mean, std=std)
 
     def _mixed(self, images: Tensor, targets: Tensor, labels: Tensor, mix: Mix) -> tuple[Tensor, Tensor, Tensor]:
         """Images and targets without the one in front, mixed with their neighbours."""
         partners, images = images[:-1], images[1:]
         partner_targets, targets = targets[:-1], targets[1:]
         return mix_pair(images, partners, mix), mix_targets(targets, partner_targets, mix), labels[1:]
+
+    def after_step(self, module: nn.Module, step: int, total_steps: int) -> None:
+        """Nothing follows the weights."""
+
+    def watch(self, module: nn.Module, workers: int) -> dict[str, float]:
+        """Nothing is watched between evaluations."""
+        return {}
+
+    def alarms(self, lines: Sequence[dict[str, Any]]) -> list[str]:
+        """None: a training that fails says so itself."""
+        return []
 
     @torch.inference_mode()
     def predictions(
@@ -119,18 +149,40 @@ class Classification:
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Predictions:
         """Logits of the samples of some windows of a split, in their order. The module is put into eval mode and stays there."""
-        module.eval()
-        found: list[Tensor] = []
-        with Reader(pixels, workers=workers) as reader:
-            reader.plan(list(windows), max(map(len, windows), default=1))
-            for number, window in enumerate(windows, 1):
-                for pack in reader.packs(window, len(window)):
-                    found.append(logits_of(module, pack.images, self._runtime, *self._view))
-                if progress is not None:
-                    progress(f"evaluating {split.name}", number, len(windows))
+        packs = self._packs(split, pixels, windows, workers, progress)
+        if self.features is None:
+            module.eval()
+            found = [logits_of(module, pack.images, self._runtime, *self._view) for pack in packs]
+        else:
+            found = self._logits_of_features(self.features, module, split, windows, packs)
         rows = np.concatenate([window.rows for window in windows]) if windows else np.empty(0, np.int64)
         logits = torch.cat(found).numpy() if found else np.empty((0, len(self._classes)), np.float32)
         return Predictions([split.names[int(row)] for row in rows], split.labels[rows], logits)
+
+    def _packs(self, split: Split, pixels: Pixels, windows: Sequence[Window], workers: int, progress: Callable[[str, int, int], None] | None) -> Iterator[Pack]:
+        """Each window as a pack, read ahead; reading begins when the first is asked for."""
+        with Reader(pixels, workers=workers) as reader:
+            reader.plan(list(windows), max(map(len, windows), default=1))
+            for number, window in enumerate(windows, 1):
+                yield from reader.packs(window, len(window))
+                if progress is not None:
+                    progress(f"evaluating {split.name}", number, len(windows))
+
+    def _logits_of_features(self, cached: CachedFeatures, module: nn.Module, split: Split, windows: Sequence[Window], packs: Iterator[Pack]) -> list[Tensor]:
+        """(B, C) float32 logits of each window, from features; images are read only where these are not kept yet."""
+
+        def compute() -> list[Tensor]:
+            module.eval()
+            found = []
+            for pack in packs:
+                images = self.view(pack, None).to(memory_format=self._runtime.memory_format)
+                with self._runtime.autocast():
+                    found.append(classifier_input(module, images, cached.path)[0].cpu())
+            return found
+
+        kept, classifier = cached.of_windows(split.name, windows, compute), cached.classifier(module).eval()
+        with self._runtime.autocast():
+            return [classifier(features.to(self._runtime.device)).flatten(1).float().cpu() for features in kept]
 
     def quick(self, predictions: Predictions) -> dict[str, float]:
         """{loss, accuracy} for the curves."""
@@ -268,8 +320,9 @@ def build(recipe: Recipe, num_classes: int, *, start_weights: bool = True) -> tu
         m.name, num_classes=num_classes, pretrained=m.pretrained and start_weights, options=m.options,
         drop_rate=m.drop_rate, drop_path_rate=m.drop_path_rate, image_size=recipe.data.size,
     )  # fmt: skip
-    report = load_weights(built.module, Path(m.weights), classifier=built.classifier) if m.weights and start_weights else None
-    return built, report
+    if m.head is not None:
+        built = with_head(built, m.name, num_classes, hidden=m.head.hidden, standardize=m.head.standardize)
+    return load_into(built, Path(m.weights), name=m.name, options=m.options) if m.weights and start_weights else (built, None)
 
 
 # ── new images ────────────────────────────────────────────────────────────────────────────────────────────────

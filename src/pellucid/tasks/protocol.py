@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -27,16 +28,28 @@ class PackLoss(NamedTuple):
     counted: int
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a run has decoded: the images of each split; targets: the masks of the training images in the form in which these are stored."""
+
+    pixels: Mapping[str, Pixels] = field(default_factory=dict)
+    targets: Pixels | None = None
+
+
+NOTHING_STORED = Stored()
+
+
 class Task(Protocol):
     """A task, built once for a run, before its model.
 
-    headline: the number that `keep: best` and early stopping watch. accuracy: what the share of right things is called. Predictions are of the task's own
-    type, with `files`, `diverged` and `joined` (run.Predictions, run.MaskPredictions).
+    headline: the number that `keep: best` and early stopping watch. accuracy: what the share of right things is called. from_the_start: whether the curves
+    begin before the first step. Predictions are of the task's own type, with `files`, `diverged` and `joined` (as in `predictions`).
     """
 
     name: str
     headline: str
     accuracy: str
+    from_the_start: bool
 
     @property
     def needs_partners(self) -> bool:
@@ -49,6 +62,18 @@ class Task(Protocol):
 
     def loss(self, module: nn.Module, pack: Pack) -> PackLoss:
         """The summed loss of a pack, on the device."""
+        ...
+
+    def after_step(self, module: nn.Module, step: int, total_steps: int) -> None:
+        """Move what follows the weights, after the optimiser's step `step` (from 0) of a run of `total_steps`."""
+        ...
+
+    def watch(self, module: nn.Module, workers: int) -> dict[str, float]:
+        """Numbers that are looked at after every epoch, evaluated or not; {} where the task has none."""
+        ...
+
+    def alarms(self, lines: Sequence[dict[str, Any]]) -> list[str]:
+        """What the curves so far (lines as in metrics.jsonl) say is wrong with the training as it stands, in words."""
         ...
 
     def predictions(
@@ -66,7 +91,7 @@ class Task(Protocol):
         ...
 
     def quick(self, predictions: Any) -> dict[str, float]:
-        """The numbers of an epoch for the curves: loss, accuracy and the headline."""
+        """The numbers of an epoch for the curves, the headline among them."""
         ...
 
     def measure(self, predictions: Any, split: str, note: str) -> list[Measurement]:

@@ -37,7 +37,7 @@ from pellucid.recipe import Recipe
 from pellucid.run import Measurement, Run
 from pellucid.runtime import Runtime
 from pellucid.tasks.fullsize import Forward, FullSize, View, predict_images
-from pellucid.tasks.protocol import PackLoss
+from pellucid.tasks.protocol import NOTHING_STORED, PackLoss, Stored
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,12 @@ class Segmentation:
     name = "segmentation"
     headline = "miou"
     accuracy = "pixel accuracy"
+    from_the_start = False
     needs_partners = False
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, runtime: Runtime, mean: Sequence[float], std: Sequence[float], targets: Pixels | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, runtime: Runtime, mean: Sequence[float], std: Sequence[float], stored: Stored = NOTHING_STORED
+    ) -> None:
         assert recipe.scoring is not None
         assert dataset.mask_format is not None
         self._runtime, self._seed, self._classes, self._format = runtime, recipe.seed, dataset.classes, dataset.mask_format
@@ -75,7 +78,7 @@ class Segmentation:
             recipe.augment, size=recipe.data.size, mean=mean, std=std, seed=recipe.seed, interpolation=recipe.data.interpolation
         )
         self._view = view_of(recipe, mean, std)
-        self._targets = targets
+        self._targets = stored.targets
         self._terms = [Term(term.name, term.weight, term.epsilon, term.gamma) for term in recipe.loss.summed]
         self._smoothing, self._auxiliary = recipe.loss.label_smoothing, recipe.loss.auxiliary_weight
         weights = _class_weights(recipe, dataset)
@@ -92,8 +95,8 @@ class Segmentation:
         """((n, H, W) uint8 masks of a window on the CPU, what they weigh), kept until another window is asked for."""
         if self._at is None or self._at[0] is not window:
             assert self._targets is not None, "a task without masks of the training images cannot train"
-            stored = [self._targets.image(int(row)) for row in window.rows]
-            masks = torch.from_numpy(augmented_masks(self._augment, stored, samples=window.draws, epoch=window.epoch))
+            kept = [self._targets.image(int(row)) for row in window.rows]
+            masks = torch.from_numpy(augmented_masks(self._augment, kept, samples=window.draws, epoch=window.epoch))
             weights = self._class_weights.cpu() if self._class_weights is not None else None
             self._at = window, masks, window_weights(masks, self._terms, ignored=IGNORED, class_weights=weights)
         return self._at[1], self._at[2]
@@ -116,6 +119,17 @@ class Segmentation:
         if auxiliary is not None and self._auxiliary:
             loss = loss + self._auxiliary * pixel_loss(auxiliary, targets, self._terms, **settings)
         return PackLoss(loss, _right(logits.detach(), targets), int((own != IGNORED).sum()))
+
+    def after_step(self, module: nn.Module, step: int, total_steps: int) -> None:
+        """Nothing follows the weights."""
+
+    def watch(self, module: nn.Module, workers: int) -> dict[str, float]:
+        """Nothing is watched between evaluations."""
+        return {}
+
+    def alarms(self, lines: Sequence[dict[str, Any]]) -> list[str]:
+        """None: a training that fails says so itself."""
+        return []
 
     @torch.inference_mode()
     def predictions(

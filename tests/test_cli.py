@@ -23,7 +23,7 @@ from pellucid.run import Run
 Command = Callable[..., tuple[int, str, str]]
 
 COMMANDS = [
-    "demo", "train", "resume", "plan", "validate", "verify", "evaluate", "predict", "inside", "export", "report", "compare", "data check", "recipes ls", "recipes cp",
+    "demo", "train", "resume", "study", "plan", "validate", "verify", "evaluate", "predict", "inside", "export", "report", "compare", "data check", "recipes ls", "recipes cp",
     "recipes schema", "doctor",
 ]  # fmt: skip
 OF_MASKS = """\

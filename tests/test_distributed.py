@@ -20,6 +20,7 @@ from pellucid.data.loader import Cutting
 from pellucid.distributed import ALONE, Processes, _buckets
 from pellucid.errors import UsageError
 from pellucid.files import file_hash
+from pellucid.models.self_supervised import Byol, SelfSupervised, SimClr
 from pellucid.models.synchronized import synchronized_batch_norm
 from pellucid.models.weights import read_weights
 from pellucid.run import Run
@@ -31,6 +32,13 @@ MASKS = [
     "task=segmentation", "loss={name: sum, terms: [{name: poly1}, {name: lovasz}], class_weights: balanced}", "augment={random_crop: 4, rotation: 20}",
     "model={name: smp/Unet, encoder: tu-test_convnext, options: {encoder_depth: 3, decoder_channels: [16, 8, 8], decoder_use_norm: false}}",
 ]  # fmt: skip
+# The views of batches of 16, 16 and 17, the last in 9 and 8: 49 images, whose last would be alone.
+VIEWS = [
+    *SGD, "task=pretraining", "model={name: timm/test_resnet}", "data.train=49", "train.sync_batch_norm=true", "train.phases.0.optimizer.lr=1e-3",
+    "augment={random_resized_crop: [0.3, 1.0], horizontal_flip: 0.5}", "probe={linear: false}",
+]  # fmt: skip
+BYOL = "method={name: byol, projector_hidden: 32, projector_output: 16, predictor_hidden: 32, momentum: 0.9}"
+SIMCLR = "method={name: simclr, projector_output: 16}"
 # 50 images in batches of 16 and 17: the last windows hold 2 and 16; packs of 3 are ragged.
 GRADIENTS = {
     "whole": SGD,
@@ -45,6 +53,9 @@ RUNS = {
     "synchronized": [*SGD, *RESNET, "train.phases.0.optimizer.lr=1e-3", "train.sync_batch_norm=true", "train.keep=best"],
     "apart": [*SGD, *RESNET],
     "masks": [*SGD, *MASKS, "data.val=31"],
+    "byol": [*VIEWS, BYOL],
+    "simclr": [*VIEWS, SIMCLR],
+    "simclr apart": [*VIEWS, SIMCLR, "train.sync_batch_norm=false", "train.phases.0.epochs=1"],
 }
 
 DRIVER = """
@@ -61,10 +72,11 @@ with joined() as processes:
         found = window_gradients(text, out / f"g-{name}", overrides)
         if processes.first:
             torch.save(found, out / f"{name}.pt")
-    from test_distributed import normalized_gradient
-    found = normalized_gradient(processes)
+    from test_distributed import normalized_gradient, steps_of_views
+    found = normalized_gradient(processes), [steps_of_views(method, processes) for method in ("byol", "simclr")]
     if processes.first:
-        torch.save(found, out / "double.pt")
+        torch.save(found[0], out / "double.pt")
+        torch.save(found[1], out / "views.pt")
     for name, overrides in jobs["runs"].items():
         pellucid.train(sys.argv[1], overrides=overrides, out=out / name, quiet=True, figures=False)
 """
@@ -133,8 +145,67 @@ def test_synchronized_statistics_are_those_of_one_process(two: Path) -> None:
         assert apart(ours, one) < 1e-10
 
 
+def steps_of_views(method: str, processes: Processes) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss of each step, all that the module then holds) of three steps in float64 on 9, 2 and 9 images, shared out; the last process has none of the 2."""
+    import timm
+
+    torch.manual_seed(0)
+    backbone, heads = timm.create_model("test_resnet", num_classes=0), {"projector_hidden": 24, "projector_output": 8}
+    module: SelfSupervised
+    if method == "byol":
+        module = Byol(backbone, backbone.num_features, **heads, predictor_hidden=24, momentum=0.9, stop_gradient=True)
+    else:
+        module = SimClr(backbone, backbone.num_features, **heads, temperature=0.2)
+    module = module.double().train()
+    trained, losses = [p for p in module.parameters() if p.requires_grad], []
+    for step, n in enumerate((9, 2, 9)):
+        first, second = torch.randn(2, n, 3, 32, 32, dtype=torch.float64)
+        start, stop = processes.share(n) if n > 2 else (0, 2 if processes.first else 0)
+        counted = stop > start
+        module.zero_grad(set_to_none=True)
+        with synchronized_batch_norm(counted=counted) if not processes.alone else nullcontext():
+            loss = module(first[start:stop] if counted else first[:1], second[start:stop] if counted else second[:1]).sum() * counted / n
+            loss.backward()
+        gradients = [p.grad for p in trained if p.grad is not None]
+        processes.add(gradients)
+        total = loss.detach().reshape(1)
+        processes.add([total])
+        losses.append(total)
+        with torch.no_grad():
+            torch._foreach_add_([p for p in trained if p.grad is not None], gradients, alpha=-0.02)
+        module.after_step(step, 3)
+    return torch.cat(losses), torch.cat([value.double().flatten() for value in module.state_dict().values()])
+
+
+@pytest.mark.parametrize(("place", "method"), [(0, "byol"), (1, "simclr")])
+def test_steps_of_two_views_are_those_of_one_process(two: Path, place: int, method: str) -> None:
+    """In float64: BatchNorm and negatives over all processes, weights, running statistics and the target network, one process idle in the second step."""
+    for ours, one in zip(torch.load(two / "views.pt")[place], steps_of_views(method, ALONE), strict=True):
+        assert apart(ours, one) < 1e-9
+
+
 def lines(run: Run) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in ("kind", "seconds", "images_per_second", "micro_batch_size")} for line in run.metrics()]
+
+
+@pytest.mark.parametrize("name", ["byol", "simclr"])
+def test_two_processes_pretrain_as_one_does(two: Path, recipe_file: Path, tmp_path: Path, name: str) -> None:
+    run = Run(two / name)
+    one = train(recipe_file, overrides=RUNS[name], out=tmp_path / "one", quiet=True, figures=False)
+    ours, theirs = ([line["loss"] for line in r.metrics() if line["kind"] == "train"] for r in (run, one))
+    assert ours == pytest.approx(theirs, rel=1e-5)  # float32 through BatchNorm, as above
+    a, b = (torch.cat([w.double().flatten() for w in read_weights(r.final_weights).values()]) for r in (run, one))
+    assert apart(a, b) < 1e-4
+    found, alone = (np.load(r.predictions_file("val")) for r in (run, one))
+    assert found["name"].tolist() == alone["name"].tolist()
+    assert found["bank_rows"].tolist() == alone["bank_rows"].tolist()
+    np.testing.assert_allclose(found["features"], alone["features"], atol=1e-3)
+
+
+def test_negatives_that_are_not_of_all_processes_are_named(two: Path) -> None:
+    notes = Run(two / "simclr apart").record.notes
+    assert "simclr tells an image from those of its micro-batch of 8, not of the batch of 16" in notes
+    assert "BatchNorm sees micro-batches of 8 images, not the batch of 16" in notes
 
 
 @pytest.mark.parametrize("name", ["sam", "synchronized"])

@@ -26,6 +26,8 @@ LAYERS = (
         "verify_inside",
         "verify_masks",
         "verify_mask_findings",
+        "verify_features",
+        "frozen",
         "compare",
         "study",
         "study_table",
@@ -65,17 +67,19 @@ LAYERS = (
         "predictions",
         "records",
         "representation",
+        "cached",
         "study_readings",
         "memory",
     },
-    {"models", "losses", "pixel_losses", "view_losses", "recipe", "schema"},
-    {"errors", "runtime", "distributed", "files", "palettes"},
+    {"models", "losses", "pixel_losses", "view_losses", "recipe", "schema", "study_file"},
+    {"errors", "runtime", "distributed", "files", "palettes", "openmp"},
 )
 READERS = {  # of runs; they never train
     "verify",
     "verify_inside",
     "verify_masks",
     "verify_mask_findings",
+    "verify_features",
     "report",
     "compare",
     "explore",
@@ -83,7 +87,7 @@ READERS = {  # of runs; they never train
     "study_record",
     "study_table",
 }
-LOOP = {"train", "loop", "step", "trial", "prepare", "results", "snapshots", "mask_snapshots"}
+LOOP = {"train", "loop", "frozen", "step", "trial", "prepare", "results", "snapshots", "mask_snapshots"}
 
 
 def module_name(file: Path) -> str:

@@ -82,6 +82,44 @@ def test_groups_split_decay_and_layer_rates() -> None:
     assert {g["lr"] for g in optimizer.param_groups} == {0.2, 0.1}
 
 
+@pytest.mark.parametrize("excluded", [True, False])
+def test_lars_is_its_equation_and_leaves_out_what_byol_leaves_out(excluded: bool) -> None:
+    """You et al. 2017, alg. 1: local rate = trust |w| / (|g| + decay |w|); biases and norms without both (Grill et al. 2020, sec. 3.3)."""
+    module = small().double()
+    settings = OptimizerSection(name="lars", lr=0.5, weight_decay=0.1, momentum=0.8, trust_coefficient=0.02, exclude_norm_bias=excluded)
+    optimizer = optim.build_optimizer(optim.parameter_groups(module, settings, dict.fromkeys(dict(module.named_parameters()), 0)), settings)
+    optim.make_state(optimizer)
+    weights = {name: p.detach().clone() for name, p in module.named_parameters()}
+    moving = {name: torch.zeros_like(w) for name, w in weights.items()}
+    for k in range(4):
+        optim.set_learning_rate(optimizer, 0.5 / (k + 1))
+        module.zero_grad()
+        module(torch.linspace(-1, 2, 12, dtype=torch.float64).view(2, 6)).square().sum().backward()
+        for name, p in module.named_parameters():
+            assert p.grad is not None
+            w, step = weights[name], p.grad.clone()
+            if p.ndim > 1 or not excluded:
+                norm, size = math.sqrt(float((w**2).sum())), math.sqrt(float((p.grad**2).sum()))
+                local = 0.02 * norm / (size + 0.1 * norm) if norm > 0 else 1.0
+                step = local * (p.grad + 0.1 * w)
+            moving[name] = 0.8 * moving[name] + step
+            weights[name] = w - 0.5 / (k + 1) * moving[name]
+        optimizer.step()
+        for name, p in module.named_parameters():
+            torch.testing.assert_close(p.detach(), weights[name], rtol=1e-8, atol=1e-10)
+
+
+def test_lars_adapts_without_decay_too() -> None:
+    module, settings = small(), OptimizerSection(name="lars", lr=1.0, momentum=0.0, trust_coefficient=0.5)
+    optimizer = optim.build_optimizer(optim.parameter_groups(module, settings, dict.fromkeys(dict(module.named_parameters()), 0)), settings)
+    before = [p.detach().clone() for p in module.parameters()]
+    module(torch.ones(2, 6)).square().sum().backward()
+    optimizer.step()
+    for old, new in zip(before, module.parameters(), strict=True):
+        if old.norm() > 0:
+            assert float((old - new.detach()).norm() / old.norm()) == pytest.approx(0.5, rel=1e-5)
+
+
 def _loss(weights: list[torch.Tensor]) -> torch.Tensor:
     return ((weights[0] * weights[0]).sum() * weights[1].sin().sum() + (weights[1] ** 4).sum()).double()
 

@@ -5,6 +5,7 @@ A row of one run keeps that run's own interval, which is over samples, and says 
 
     both rows have two or more seeds          Welch interval over seeds
     both rows are one run on equal samples    paired interval over the samples (accuracy, top5_accuracy)
+    both are one pre-training on these        paired interval over the images (knn_accuracy, linear_accuracy), recomputed from the stored features
     both are one run on equal images          paired bootstrap over the images (miou, iou[<class>] and what else follows from the confusion of pixels)
     anything else                             no interval, with the reason
 
@@ -29,14 +30,16 @@ from pellucid.errors import RunError, UsageError, did_you_mean
 from pellucid.predictions import MaskPredictions
 from pellucid.report.comparison import signed, to_html, to_json, to_text
 from pellucid.report.settings import shown
+from pellucid.representation import fit_probe, knn_votes
 from pellucid.run import DONE, Measurement, Run, rounded, seed_folders
 
 __all__ = ["ClassCell", "ClassTable", "Comparison", "Row", "SeedSummary", "compare", "expand", "summarize_seeds", "to_html", "to_json", "to_text"]
 
-LOWER_IS_BETTER = ("loss", "calibration_error")
+LOWER_IS_BETTER = ("loss", "calibration_error", "alignment", "uniformity")
 FAMILIES = {"miou": "iou", "frequency_weighted_iou": "iou", "accuracy": "recall", "macro_f1": "recall"}  # a number -> its numbers of single classes
-_TOP = {"accuracy": 1, "top5_accuracy": 5}  # numbers that each sample is either right or wrong for
-_OF_CONFUSION = ("miou", "pixel_accuracy", "class_accuracy", "frequency_weighted_iou")  # attributes of overlap.Overlaps, besides iou of each class
+TOP = {"accuracy": 1, "top5_accuracy": 5}  # numbers that each sample is either right or wrong for
+OF_FEATURES = ("knn_accuracy", "linear_accuracy")  # the same of features, by what is near them and by a linear classifier
+OF_CONFUSION = ("miou", "pixel_accuracy", "class_accuracy", "frequency_weighted_iou")  # attributes of overlap.Overlaps, besides iou of each class
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ def compare(runs: Sequence[Run], *, baseline: str | None = None, final: str | No
     groups = _groups(unique, key)
     everywhere = dict.fromkeys(k for group in groups for k in group.settings)
     differing = tuple(k for k in everywhere if len({group.settings.get(k) for group in groups}) > 1)
-    rows = [_row(name, group, key, differing) for name, group in zip(_names(groups), groups, strict=True)]
+    rows = [seed_row(name, group, key, differing) for name, group in zip(_names(groups), groups, strict=True)]
     if final is not None:
         marked = _find(rows, final, "--final")
         rows = [replace(row, final=row is marked) for row in rows]
@@ -200,13 +203,13 @@ def compare(runs: Sequence[Run], *, baseline: str | None = None, final: str | No
     measured = [row for row in rows if row.measurement]
     data = chosen.data_hash if chosen else _commonest(row.data_hash for row in measured)
     scoring = chosen.scoring if chosen and chosen.measurement else _commonest(row.scoring for row in measured if row.data_hash == data)
-    rows = [row if row.measurement is None else replace(row, other=_unlike(row, data, scoring)) for row in rows]
+    rows = [row if row.measurement is None else replace(row, other=unlike(row, data, scoring)) for row in rows]
     rows.sort(key=lambda row: _rank(row, key))
     scored = [row for row in rows if row.measurement and row.comparable]
     base = next((row for row in rows if chosen and row.name == chosen.name), None) or (scored[-1] if len(scored) > 1 else None)
     if base is not None:
         rows = [_against(row, base) for row in rows]
-    return Comparison(key, differing, tuple(rows), (*notes, *said), _class_table(rows, key))
+    return Comparison(key, differing, tuple(rows), (*notes, *said), class_table(rows, key))
 
 
 # ── which runs are one row ───────────────────────────────────────────────────────────────────────────────────────
@@ -243,7 +246,7 @@ def _data_hash(run: Run, key: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """The runs of one row, by seed, with the seed of each and their common settings as text."""
 
     runs: list[Run]
@@ -251,9 +254,9 @@ class _Group:
     settings: dict[str, str]
 
 
-def _groups(runs: Sequence[Run], key: str) -> list[_Group]:
+def _groups(runs: Sequence[Run], key: str) -> list[Group]:
     """Runs of equal recipes but for the seed, and of equal data; an unfinished run joins the first row of its recipe."""
-    found: dict[str, dict[str | None, _Group]] = {}
+    found: dict[str, dict[str | None, Group]] = {}
     for run in sorted(runs, key=lambda run: run.record.status != DONE):  # stable: the finished ones make the rows
         settings = {k: shown(v) for k, v in recipe.flat(run.recipe).items()}  # read once a run: it costs as much as all the rest
         seed = int(settings.pop("seed"))
@@ -263,7 +266,7 @@ def _groups(runs: Sequence[Run], key: str) -> list[_Group]:
         content = _data_hash(run, key)
         if run.record.status != DONE and by_data:
             content = next(iter(by_data))
-        group = by_data.setdefault(content, _Group([], [], settings))
+        group = by_data.setdefault(content, Group([], [], settings))
         place = bisect.bisect(group.seeds, seed)
         group.seeds.insert(place, seed)
         group.runs.insert(place, run)
@@ -279,7 +282,7 @@ def _home(runs: Sequence[Run]) -> Path:
     return parent if together else runs[0].path.resolve()
 
 
-def _names(groups: Sequence[_Group]) -> list[str]:
+def _names(groups: Sequence[Group]) -> list[str]:
     """One unique name a row: the folder, preceded by as many of its parents as it takes."""
     homes = [_home(group.runs) for group in groups]
     names = [home.name for home in homes]
@@ -311,13 +314,15 @@ def _find(rows: Sequence[Row], asked: str, option: str) -> Row:
 # ── the number of a row ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _row(name: str, group: _Group, key: str, differing: Sequence[str]) -> Row:
+def seed_row(name: str, group: Group, key: str, differing: Sequence[str]) -> Row:
+    """The row of runs that differ in their seed alone, without its difference to another. key: `split/name`; differing: settings that it shows."""
     scored, notes = _scored(group, key)
     unfinished = sorted({run.record.status for run in group.runs if run.record.status != DONE})
     finished = sum(run.record.status == DONE for run in group.runs)
     status = DONE if not unfinished else f"{finished} of {len(group.runs)} finished" if finished else " and ".join(unfinished)
     measured = [run.measurements[key] for run in scored.values()]
     mean, spread = _mean(measured, tuple(scored))
+    first = next(iter([*scored.values(), *group.runs]), None)
     scoring = _scoring(next(iter(scored.values()), None))
     return Row(
         name=name,
@@ -329,7 +334,7 @@ def _row(name: str, group: _Group, key: str, differing: Sequence[str]) -> Row:
         measurement=mean,
         values=tuple(m.value for m in measured),
         spread=spread,
-        data_hash=_data_hash(group.runs[0], key),
+        data_hash=_data_hash(first, key) if first is not None else None,
         scoring=scoring,
         of="samples" if scoring is None else "images",
         notes=tuple(notes),
@@ -345,7 +350,7 @@ def _scoring(run: Run | None) -> Scoring | None:
     return Scoring(found.name, found.excluded, found.void_classes, found.void)
 
 
-def _scored(group: _Group, key: str) -> tuple[dict[int, Run], list[str]]:
+def _scored(group: Group, key: str) -> tuple[dict[int, Run], list[str]]:
     """{seed: run} of those that have the number, and why each of the others does not count."""
     scored: dict[int, Run] = {}
     notes = []
@@ -387,7 +392,7 @@ def _rank(row: Row, key: str) -> tuple[bool, bool, float]:
     return row.measurement is None, not row.comparable, value if key.partition("/")[2] in LOWER_IS_BETTER else -value
 
 
-def _unlike(row: Row, data: str | None, scoring: Scoring | None) -> str:
+def unlike(row: Row, data: str | None, scoring: Scoring | None) -> str:
     """What of a row is not as in the rows that it is compared with: data, scoring, or "" for nothing."""
     return "data" if row.data_hash != data else "scoring" if row.scoring != scoring else ""
 
@@ -403,7 +408,7 @@ def _commonest(values: Iterable[_T]) -> _T | None:
 # ── class by class ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _class_table(rows: Sequence[Row], key: str) -> ClassTable | None:
+def class_table(rows: Sequence[Row], key: str) -> ClassTable | None:
     """The numbers of single classes of all rows; None where the compared number has none, or no run has one of them."""
     split, _, name = key.partition("/")
     family = FAMILIES.get(name) or next((family for family in FAMILIES.values() if name.startswith(f"{family}[")), None)
@@ -483,7 +488,7 @@ def _against(row: Row, base: Row) -> Row:
     if row.measurement is None or base.measurement is None:
         return replace(row, words="no number to compare yet")
     if not row.comparable:
-        return replace(row, words=f"not comparable: {_unlike_words(row, base)}")
+        return replace(row, words=f"not comparable: {unlike_words(row, base)}")
     value = row.measurement.value - base.measurement.value
     interval, reason = _interval(row, base)
     difference = replace(row.measurement, name="difference", value=value, how=f"minus {base.name}", interval=None, interval_how="")
@@ -493,7 +498,8 @@ def _against(row: Row, base: Row) -> Row:
     return replace(row, difference=difference, words=_words(row, base, value, interval))
 
 
-def _unlike_words(row: Row, base: Row) -> str:
+def unlike_words(row: Row, base: Row) -> str:
+    """Why the number of a row is not comparable with the baseline's; for a row whose `other` says so."""
     if row.other == "data":
         split = row.measurement.split if row.measurement else ""
         return f"measured on other samples than {base.name} (the content hash of {split} differs)"
@@ -509,14 +515,16 @@ def _interval(row: Row, base: Row) -> tuple[intervals.Interval | None, str]:
         return intervals.welch(row.values, base.values), ""
     if many != of_base:
         return None, f"{many} {'seed' if many == 1 else 'seeds'} here and {of_base} in {base.name}; train both under two or more seeds"
-    of_masks = row.scoring is not None and (name in _OF_CONFUSION or name.startswith("iou["))
-    if name not in _TOP and not of_masks:
+    of_masks = row.scoring is not None and (name in OF_CONFUSION or name.startswith("iou["))
+    if name not in TOP and name not in OF_FEATURES and not of_masks:
         return None, f"{name} is not right or wrong sample by sample; train both under two or more seeds"
     split = row.measurement.split if row.measurement else ""
     (mine,), (theirs,) = row.scored, base.scored
     for side, run in ((row, mine), (base, theirs)):
         if not run.predictions_file(split).is_file():
             return None, f"the predictions of {side.name} are missing"
+    if name in OF_FEATURES:
+        return _paired_features(mine, theirs, split, name)
     return _paired_masks(mine, theirs, split, name) if of_masks else _paired(mine, theirs, split, name)
 
 
@@ -525,7 +533,26 @@ def _paired(mine: Run, theirs: Run, split: str, name: str) -> tuple[intervals.In
     first, second = mine.predictions(split), theirs.predictions(split)
     if first.files != second.files or not np.array_equal(first.labels, second.labels):
         return None, "the predictions are not of the same samples in the same order"
-    return intervals.paired(_right(first.labels, first.logits, _TOP[name]), _right(second.labels, second.logits, _TOP[name])), ""
+    return intervals.paired(right_samples(first.labels, first.logits, TOP[name]), right_samples(second.labels, second.logits, TOP[name])), ""
+
+
+def _paired_features(mine: Run, theirs: Run, split: str, name: str) -> tuple[intervals.Interval | None, str]:
+    """The interval over the images whose features two runs stored, each judged against its own bank by its own probe."""
+    right = []
+    for run in (mine, theirs):
+        p, probe, num_classes = run.feature_predictions(split), run.recipe.probe, len(run.data.classes)
+        assert probe is not None
+        if not len(p.bank):
+            return None, f"{run.name} stored no features of training images"
+        if name == "knn_accuracy":
+            votes = knn_votes(p.features, p.bank, p.bank_labels, num_classes=num_classes, neighbours=probe.neighbours, temperature=probe.temperature)
+        else:
+            votes = fit_probe(p.bank, p.bank_labels, p.features, num_classes).logits
+        right.append((p.files, p.labels, votes.argmax(axis=1) == p.labels))
+    (files, labels, one), (other_files, other_labels, other) = right
+    if files != other_files or not np.array_equal(labels, other_labels):
+        return None, "the features are not of the same images in the same order"
+    return intervals.paired(one, other), ""
 
 
 def _paired_masks(mine: Run, theirs: Run, split: str, name: str) -> tuple[intervals.Interval | None, str]:
@@ -533,14 +560,14 @@ def _paired_masks(mine: Run, theirs: Run, split: str, name: str) -> tuple[interv
     first, second = mine.mask_predictions(split), theirs.mask_predictions(split)
     if first.files != second.files or not np.array_equal(first.confusion.sum(axis=2), second.confusion.sum(axis=2)):
         return None, "the predictions are not of the same masks in the same order"
-    one, other = (_of_images(run, found, name) for run, found in ((mine, first), (theirs, second)))
+    one, other = (number_of_images(run, found, name) for run, found in ((mine, first), (theirs, second)))
     try:
         return intervals.paired_bootstrap(lambda images: one(images) - other(images), len(first.files)), ""
     except ValueError:
         return None, f"{name} is there in none of the resamples of both"
 
 
-def _of_images(run: Run, found: MaskPredictions, name: str) -> Callable[[np.ndarray], float]:
+def number_of_images(run: Run, found: MaskPredictions, name: str) -> Callable[[np.ndarray], float]:
     """A number of the run over some of the images, by its own scoring convention: indices (m,), some of them repeated -> the number, NaN without one."""
     section, classes = run.recipe.scoring, run.data.classes
     assert section is not None
@@ -556,7 +583,7 @@ def _of_images(run: Run, found: MaskPredictions, name: str) -> Callable[[np.ndar
     return number
 
 
-def _right(labels: np.ndarray, logits: np.ndarray, top: int) -> np.ndarray:
+def right_samples(labels: np.ndarray, logits: np.ndarray, top: int) -> np.ndarray:
     """(n,) bool: whether the label is among the `top` largest logits."""
     chosen = np.argsort(-logits, axis=1, kind="stable")[:, :top]
     return np.asarray((chosen == labels[:, None]).any(axis=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,16 @@ from pellucid.data.inspection import listed
 from pellucid.data.loader import ordered_windows
 from pellucid.data.sources import load_dataset
 from pellucid.data.store import Resizing, Stream
-from pellucid.errors import DataError, UsageError
-from pellucid.export import ExportResult, export_onnx, export_safetensors
+from pellucid.errors import DataError, MissingError, RunError, UsageError
+from pellucid.export import ExportResult, backbone_facts, export_backbone, export_onnx, export_safetensors
 from pellucid.files import replacing
 from pellucid.mask_folders import section_of
+from pellucid.models.backbone_file import read_facts
+from pellucid.models.weights import read_weights
 from pellucid.palettes import MaskFormat, matched
 from pellucid.recipe import DataSection
 from pellucid.run import Measurement, Run
-from pellucid.tasks import PREDICTORS, build_task, load_model, runtime_of
+from pellucid.tasks import MODELS, PREDICTORS, build_task, load_model, runtime_of
 from pellucid.tasks.segmentation import confidence_png
 
 _IMAGES = "images or masks beside them"  # what training takes files in a folder of images for
@@ -34,6 +36,11 @@ def evaluate(run: Run, data: str, *, progress: Callable[[str, int, int], None] |
     The images are matched to the run's classes by name; a class that the run does not know is a DataError, as are masks that are written otherwise.
     """
     recipe = run.recipe
+    if recipe.task == "pretraining":
+        raise UsageError(
+            f"{run.path}: a pre-training is measured against its own training images, on its own val and test: `pellucid verify` does that again. For other "
+            f"images train a classification that starts from its backbone, with model.weights: {run.backbone_weights} and freeze: backbone"
+        )
     if recipe.data.source in ("scenes", "digits") or ":" in recipe.data.source:
         raise UsageError(f"--data takes a path; the run's source {recipe.data.source} has none. Its own splits are checked by `pellucid verify`.")
     section = section_of(run, Path(data)) if recipe.masked else _labelled(run, Path(data))
@@ -190,10 +197,42 @@ def _write(file: Path, data: bytes) -> None:
 
 def export_run(run: Run, out: Path | None, format_: str) -> ExportResult:
     """The run's model as an ONNX or safetensors file that gives the same logits; see `pellucid.export`."""
-    module, recipe, data = load_model(run), run.recipe, run.data
+    recipe, data = run.recipe, run.data
+    if recipe.task == "pretraining" and format_ == "onnx":
+        raise UsageError(
+            f"{run.path}: a pre-trained backbone gives no logits, which an ONNX file of Pellucid is checked by. `pellucid export RUN --backbone` writes its "
+            "backbone, --format safetensors the whole network with its heads."
+        )
+    module = load_model(run)
     target = out or run.path / f"model.{format_}"
     if format_ == "onnx":
         return export_onnx(module, target, image_size=recipe.data.size, class_names=data.classes, mean=data.mean, std=data.std)
     size = str(list(recipe.data.size))
     metadata = {"model": recipe.model.name, "classes": "\n".join(data.classes), "mean": str(data.mean), "std": str(data.std), "image_size": size}
     return export_safetensors(module, target, metadata)
+
+
+def export_run_backbone(run: Run, out: Path | None) -> ExportResult:
+    """The backbone of a run as a file that other tasks start from; see `pellucid.models.backbone_file`. Of a pre-training the one that it left."""
+    target, recipe = out or run.path / "backbone.safetensors", run.recipe
+    if target.suffix != ".safetensors":
+        raise UsageError(f"--out: a backbone is a .safetensors file, got {target}")
+    if recipe.masked:
+        raise UsageError(
+            f"{run.path}: the encoder of {recipe.model.name} is cut into stages whose tensors have other names than the library's own; a backbone file "
+            "comes from a classification or a pretraining. `pellucid export RUN --format safetensors` writes the whole model."
+        )
+    if recipe.task == "pretraining":
+        return _pretrained_backbone(run, target)
+    classifier = MODELS[recipe.task](recipe, len(run.data.classes), start_weights=False)[0].classifier
+    return export_backbone(load_model(run), target, backbone_facts(run, classifier))
+
+
+def _pretrained_backbone(run: Run, out: Path) -> ExportResult:
+    """The backbone file that a pre-training left, with its own facts, as a file elsewhere."""
+    if not run.backbone_weights.is_file():
+        raise MissingError(f"{run.backbone_weights}: the run has no backbone file. Is it finished? `pellucid resume {run.path}`")
+    facts = read_facts(run.backbone_weights)
+    if facts is None:
+        raise RunError(f"{run.backbone_weights}: expected a backbone file, and it does not say that it is one; the file was changed")
+    return replace(export_safetensors(read_weights(run.backbone_weights), out, facts.metadata()), left_out=facts.classifier)

@@ -1,4 +1,4 @@
-"""A trained model as one file for other programs: ONNX for runtimes, safetensors for PyTorch. Each export is checked before it appears.
+"""A trained model as one file for other programs: ONNX for runtimes, safetensors for PyTorch, its backbone for other tasks. Each is checked before it appears.
 
 An ONNX file takes float32 RGB images (B, 3, H, W) of one size and any B, scaled to [0, 1] and normalised by the mean and std that stand in its
 metadata beside the class names (each as JSON), and gives logits (B, C), or (B, C, H, W) where classes are of pixels. It is run by onnxruntime on the same
@@ -13,7 +13,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ from torch import Tensor, nn
 
 from pellucid.errors import MissingError, PellucidError, UsageError
 from pellucid.files import replacing
+from pellucid.models.backbone_file import BackboneFacts, backbone_state
 from pellucid.models.weights import read_weights, save_weights
+from pellucid.recipe import DataSection
+from pellucid.run import Run
 
 TOLERANCE = 1e-3  # largest difference of logits, as a fraction of the largest logit
 BATCHES = (1, 3)  # sizes at which an export is compared: neither is the size it was traced with
@@ -36,7 +39,8 @@ class ExportResult:
 
     difference: largest absolute difference of logits (onnx) or of weights (safetensors). scale: largest absolute logit or weight of the model.
     compared: number of images (onnx) or tensors (safetensors). decided: how often a class is chosen in them, once an image or once a pixel of each, which
-    `of` says; of safetensors the tensors. same_argmax: how many of `decided` are of the same class (onnx), or equal (safetensors).
+    `of` says; of safetensors the tensors. same_argmax: how many of `decided` are of the same class (onnx), or equal (safetensors). left_out: paths of the
+    layers that a backbone does not have.
     """
 
     file: Path
@@ -48,11 +52,13 @@ class ExportResult:
     same_argmax: int
     decided: int
     of: str
+    left_out: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """What was written, and the comparison."""
         if self.format == "safetensors":
-            return [f"{self.file}: {self.num_bytes / 1e6:.1f} MB", f"{self.same_argmax} of {self.compared} tensors read back equal, bit for bit"]
+            without = [f"without the classifier, {', '.join(self.left_out)}"] if self.left_out else []
+            return [f"{self.file}: {self.num_bytes / 1e6:.1f} MB", *without, f"{self.same_argmax} of {self.compared} tensors read back equal, bit for bit"]
         decided = f"{self.decided:,} {self.of}" + (f" of {self.compared:,} images" if self.of != "images" else "")
         return [
             f"{self.file}: {self.num_bytes / 1e6:.1f} MB",
@@ -108,11 +114,12 @@ def export_onnx(
     return ExportResult(out, "onnx", out.stat().st_size, len(ours), difference, scale, int(same.sum()), same.numel(), of)
 
 
-def export_safetensors(module: nn.Module, out: str | Path, metadata: Mapping[str, str] | None = None) -> ExportResult:
-    """Write the weights of `module` and text about them, read back and compared bit for bit."""
+def export_safetensors(weights: nn.Module | Mapping[str, Tensor], out: str | Path, metadata: Mapping[str, str] | None = None) -> ExportResult:
+    """Write the weights of a module, or tensors by name, and text about them, read back and compared bit for bit."""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    own = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    own = {name: tensor.detach().cpu() for name, tensor in state.items()}
     with replacing(out, suffix=".safetensors") as temporary:
         save_weights(own, temporary, metadata)
         written = read_weights(temporary)
@@ -122,6 +129,39 @@ def export_safetensors(module: nn.Module, out: str | Path, metadata: Mapping[str
             raise PellucidError(f"{out}: expected {len(own)} tensors to read back as they were, {len(unequal)} differ: {names}. No file was written.")
     scale = max((float(tensor.abs().max()) for tensor in own.values() if tensor.numel()), default=0.0)
     return ExportResult(out, "safetensors", out.stat().st_size, len(own), 0.0, scale, len(own), len(own), "tensors")
+
+
+def export_backbone(module: nn.Module, out: str | Path, facts: BackboneFacts, *, backbone: str = "") -> ExportResult:
+    """Write the backbone of `module` as models/backbone_file.py describes it, read back and compared bit for bit. backbone: its path in `module`."""
+    result = export_safetensors(backbone_state(module, classifier=facts.classifier, backbone=backbone), out, facts.metadata())
+    return replace(result, left_out=facts.classifier)
+
+
+def backbone_facts(run: Run, classifier: Sequence[str]) -> BackboneFacts:
+    """What the backbone file of a run says of itself. classifier: paths of the layers that the file leaves out."""
+    recipe, data = run.recipe, run.data
+    (red, green, blue), (red_std, green_std, blue_std) = data.mean, data.std
+    return BackboneFacts(
+        model=recipe.model.name,
+        options=recipe.model.options,
+        classifier=tuple(classifier),
+        mean=(red, green, blue),
+        std=(red_std, green_std, blue_std),
+        image_size=recipe.data.size,
+        task=recipe.task,
+        method=recipe.method.name if recipe.method is not None else "backbone frozen" if recipe.model.freeze == "backbone" else "supervised",
+        data=_set_name(recipe.data),
+        run=run.name,
+        pellucid=run.record.pellucid,
+    )
+
+
+def _set_name(data: DataSection) -> str:
+    """A short name of a data set: its folder, of flowers/train.csv flowers; its source where it is no path."""
+    if not isinstance(data.train, str) or ":" in data.source:
+        return data.source
+    path = Path(data.train)
+    return path.parent.name or path.name if path.stem == "train" else path.name
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 Told = Callable[[str, int, int], None]
 FITS: dict[str, tuple[Literal["last", "each"], ...]] = {"pca": ("last", "each"), "tsne": ("each",)}
+CLASSLESS = ("attention", "rollout")  # maps that need no class
 KEPT_SIDE = 640  # pixels of the longer side of a picture that is kept for the report
 DRAWN_IN_A_RUN = 3  # pictures of a run that get figures of their own, 4 seconds each; all of them are in the arrays and the numbers
 
@@ -70,6 +71,8 @@ def look_into(
     if not files:
         raise UsageError("expected at least one photograph")
     chosen = subject(target, overrides, device=device)
+    if chosen.run is not None and chosen.run.recipe.task == "pretraining":
+        methods, deletion = _without_classes(chosen, methods), False
     photos = [decode(file.read_bytes(), str(file)) for file in files]
     sizes = tuple((photo.height, photo.width) for photo in photos)
     found_masks = _masks(files, sizes, masks, mask_target, mask_ignore)
@@ -91,6 +94,23 @@ def look_into(
     write(found, folder, [np.asarray(photo) for photo in photos])
     draw(found, folder, [np.asarray(photo) for photo in photos], most=len(photos), progress=progress)
     return found.findings
+
+
+def _without_classes(chosen: Subject, methods: Sequence[str] | None) -> list[str]:
+    """The maps of a pre-trained backbone, which names no class: those of attention. UsageError where it has none, or another map is wanted."""
+    assert chosen.run is not None
+    remedy = (
+        f"{chosen.run.path}: a pre-trained backbone names no class, and every map but attention and rollout asks what a model saw of one. Train a "
+        f"classification that starts from it (model.weights: {chosen.run.backbone_weights}) and look into that; `inside: {{features: 500}}` in the recipe "
+        "keeps projections of the features while they are learned"
+    )
+    if wanted := [method for method in methods or () if method not in CLASSLESS]:
+        raise UsageError(f"--map {wanted[0]}: {remedy}")
+    try:
+        fitting(chosen.module, chosen.inputs([np.zeros((*chosen.size, 3), np.uint8)]), methods or CLASSLESS)
+    except UsageError:
+        raise UsageError(f"{remedy}; {chosen.name} has no attention that could be shown") from None
+    return list(methods or CLASSLESS)
 
 
 def _masks(

@@ -34,6 +34,7 @@ from pellucid.trial import find_micro_batch
 
 LEARNING_RATE_POINTS = 300
 LOOK_STEPS = 20
+RECORD_SECONDS = 1.0  # how long the record may lag behind short epochs
 # May differ when a run is resumed: where images lie (their content is compared), how they are read, how a batch is cut.
 NOT_PART_OF_THE_RESULT = (
     "train.checkpoint_seconds", "train.micro_batch_size", "data.workers", "data.store.directory", "data.store.limit_gb", "data.train", "data.val", "data.test",
@@ -182,7 +183,7 @@ def _end_epoch(t: Training, lr: float) -> None:
     t.write_log()
     at.epoch, at.window, at.tally = at.epoch + 1, 0, Tally()
     t.record.epoch, t.record.step = at.epoch, at.step
-    t.write_record()
+    t.write_record(at_most_every=RECORD_SECONDS)
 
 
 def _snapshot(t: Training, epoch: int) -> None:

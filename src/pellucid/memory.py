@@ -78,7 +78,7 @@ def forward_cost(module: nn.Module, recipe: Recipe, frozen: list[str]) -> tuple[
     images = torch.zeros((2, 3, *recipe.data.size), device="meta")
     try:
         with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda t: t), FlopCounterMode(display=False) as counter:
-            output = meta(images, images) if recipe.method is not None else meta(images)  # pre-training: two views of each
+            output = meta(images, torch.zeros_like(images)) if recipe.method is not None else meta(images)  # pre-training: two views of each
     except (NotImplementedError, RuntimeError) as error:
         height, width = recipe.data.size
         raise PellucidError(f"{recipe.model.name} does not run on images of {height}x{width} pixels: {str(error).splitlines()[0]}") from None

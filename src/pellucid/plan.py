@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pellucid import recipe as recipes
+from pellucid.cached import KeptSize, check_cached
 from pellucid.data.dataset import Dataset
 from pellucid.data.sources import load_dataset
 from pellucid.inside.features import penultimate
@@ -116,7 +117,7 @@ def plan(recipe: Recipe, *, timing: bool = True, formats: bool = False, progress
     """
     t = recipe.train
     runtime = start(device=t.device, precision=t.precision, threads=t.threads, channels_last=t.channels_last)
-    dataset = load_dataset(recipe.data, seed=recipe.seed, masks=recipe.masked, least=recipe.least_size, progress=progress)
+    dataset = load_dataset(recipe.data, seed=recipe.seed, masks=recipe.masked, least=recipe.least_size, fewest_classes=recipe.fewest_classes, progress=progress)
     built, _ = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=False)
     frozen = set_trainable(built.module, recipe.model.freeze, built.classifier, built.backbone)
     params = list(built.module.parameters())
@@ -130,12 +131,15 @@ def plan(recipe: Recipe, *, timing: bool = True, formats: bool = False, progress
     validation = len(dataset.splits["val"]) / 3 * recipe.epochs / t.evaluate_every if "val" in dataset.splits else 0.0
     snapshots = _snapshots(recipe, dataset, built)
     kept = len(snapshots.epochs) * snapshots.images / 3 if snapshots is not None else 0.0
+    cached = _cached(recipe, dataset, built, runtime, frozen)
+    if cached is not None:
+        passes, validation = cached.views + (recipe.model.head is not None and recipe.augment.changes), 3 * validation / recipe.epochs * t.evaluate_every
     seconds = None if per_image is None else per_image * (passes * len(dataset.splits["train"]) + validation + kept)
     return Plan(
         len(dataset.classes), {name: len(split) for name, split in dataset.splits.items()}, steps_per_epoch, recipe.epochs * steps_per_epoch,
         tuple(_phase_plan(phase, steps_per_epoch) for phase in t.phases), sum(p.numel() for p in params), sum(p.numel() for p in params if p.requires_grad),
         memory.weights, memory.checkpoint, memory.fixed, activations, micro, memory.total(micro), free, flops, per_image, seconds,
-        str(runtime.device), tuple(_notes(recipe, dataset, built.notes)), recipes.to_yaml(recipe),
+        str(runtime.device), tuple(_notes(recipe, dataset, built.notes, cached)), recipes.to_yaml(recipe),
         _formats(built.module, recipe, runtime, frozen) if formats else (), snapshots, dataset.classes, _pixels(dataset),
     )  # fmt: skip
 
@@ -162,7 +166,7 @@ def _snapshots(recipe: Recipe, dataset: Dataset, built: Built) -> SnapshotPlan |
     else:
         images = len(probe_of(inside, dataset).rows)
         with _grids(meta) as grids:
-            width = penultimate(meta, view, built.classifier).shape[1]
+            width = (penultimate(meta, view, built.classifier) if built.classifier else meta(view)).shape[1]  # without a classifier the output are the features
         methods, masks = len(inside.methods or get_args(MapMethod)), 0
     maps = len(epochs) * len(looked) * methods * max(grids, default=1) * 4
     return SnapshotPlan(epochs, inside.split, images, width, len(looked), len(epochs) * images * width * 2, maps, masks)
@@ -201,12 +205,25 @@ def _phase_plan(phase: recipes.PhaseSection, steps_per_epoch: int) -> PhasePlan:
     return PhasePlan(name, phase.schedule.name, phase.epochs, total, rates[0], max(rates), rates[-1])
 
 
-def _notes(recipe: Recipe, dataset: Dataset, built: Any) -> list[str]:
+def _cached(recipe: Recipe, dataset: Dataset, built: Built, runtime: Runtime, frozen: list[str]) -> KeptSize | None:
+    """What features take that the recipe keeps; UsageError where they cannot be kept."""
+    if not recipe.model.cached_views:
+        return None
+    images = {name: len(split) for name, split in dataset.splits.items()}
+    return check_cached(runtime.place(built.module), recipe, runtime, classifier=built.classifier, frozen=frozen, images=images)
+
+
+def _notes(recipe: Recipe, dataset: Dataset, built: Any, cached: KeptSize | None) -> list[str]:
     notes = list(built)
+    if cached is not None:
+        notes.append(f"features of the frozen backbone are computed once and kept: {cached}; the time is that of computing them, the steps come on top")
     if recipe.model.pretrained:
         notes.append(f"training starts from the published weights of {recipe.model.name}: from the local cache, or downloaded when they are not there")
+    if recipe.task == "pretraining":
+        notes.append("the time is that of training alone: k-NN against the bank in each evaluation and the baselines after training come on top")
     if recipe.inside is not None:
         kept = "masks and maps at each kept epoch, their scores" if recipe.masked else "maps at each kept epoch, their scores, projections"
+        kept = "projections of the features" if recipe.task == "pretraining" else kept
         notes.append(f"the time is that of training alone: {kept} and figures come on top")
     if recipe.model.weights:
         notes.append(f"training starts from {recipe.model.weights}")
@@ -255,7 +272,7 @@ def _timed_pass(module: nn.Module, recipe: Recipe, runtime: Runtime, count: int)
     images = torch.zeros((count, 3, *recipe.data.size), device=runtime.device).to(memory_format=runtime.memory_format)
     began = time.perf_counter()
     with runtime.autocast():
-        output = module(images)
+        output = module(images, images) if recipe.task == "pretraining" else module(images)  # two views and their loss
     outputs = output if isinstance(output, tuple) else (output,)  # (logits, auxiliary logits)
     torch.stack([one.float().sum() for one in outputs]).sum().backward()
     module.zero_grad(set_to_none=True)

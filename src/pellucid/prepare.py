@@ -27,7 +27,7 @@ from pellucid.models.recompute import recompute_blocks
 from pellucid.models.tiles import sees_everything
 from pellucid.optim import schedule_notes
 from pellucid.progress import Progress
-from pellucid.recipe import Recipe
+from pellucid.recipe import Recipe, SimClrMethod
 from pellucid.run import DataProblem, DataRecord, Run, RunRecord
 from pellucid.runtime import Runtime, describe, free_memory, seed_torch, start
 from pellucid.snapshots import Looked, looked_at
@@ -116,6 +116,7 @@ class Training:
     synchronized: bool = field(init=False)
     random: bool = field(init=False)  # whether a forward pass draws (dropout)
     last_checkpoint: float = field(default_factory=time.monotonic)
+    last_record: float = -math.inf
     lines: list[dict[str, Any]] = field(default_factory=list)
     saved_best: list[int] = field(default_factory=list)  # the best epoch as each kept checkpoint has it
     forward: Callable[..., Any] = field(init=False)
@@ -163,9 +164,12 @@ class Training:
             self.run.append_metrics(self.lines)
         self.lines.clear()
 
-    def write_record(self) -> None:
-        if self.first:
+    def write_record(self, *, at_most_every: float = 0.0) -> None:
+        """Write run.json; not where it was written less than `at_most_every` seconds ago, because until a file is on the disk takes as long as some epochs."""
+        now = time.monotonic()
+        if self.first and now - self.last_record >= at_most_every:
             self.run.write_record(self.record)
+            self.last_record = now
 
     @property
     def steps_per_epoch(self) -> int:
@@ -340,6 +344,8 @@ def _batch_norm_notes(t: Training) -> list[str]:
     seen = t.micro * (t.runtime.processes.size if t.synchronized else 1)
     if seen < batch:
         notes.append(f"BatchNorm sees micro-batches of {seen} images, not the batch of {batch}")
+        if isinstance(t.recipe.method, SimClrMethod):
+            notes.append(f"simclr tells an image from those of its micro-batch of {seen}, not of the batch of {batch}")
     if not t.runtime.processes.alone and not t.synchronized:
         notes.append("running statistics are the mean of those of the processes (train.sync_batch_norm: true takes them over all images)")
     if len(t.dataset.splits["train"]) % batch == 1:

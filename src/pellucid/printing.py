@@ -26,7 +26,8 @@ def print_run(run: Any, as_json: bool) -> None:
     if rank():
         return
     if as_json:
-        print_json({"run": str(run.path), "measurements": {key: m.value for key, m in run.measurements.items()}})
+        found = {"run": str(run.path), "measurements": {key: m.value for key, m in run.measurements.items()}}
+        print_json(found | ({"alarms": alarms} if (alarms := run.record.alarms) else {}))
     else:
         print(run.path)
 
@@ -40,6 +41,8 @@ def print_measurements(run: Any) -> None:
     for line in record.notes:
         print_note(line)
     print(measurement_table(record.measurements))
+    for line in record.alarms:  # beside the numbers, which they say how to read
+        print(f"ALARM {line}")
 
 
 def measurement_table(measurements: Any) -> str:

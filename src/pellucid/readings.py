@@ -1,4 +1,4 @@
-"""What the plain files of a run say, as arrays: curves of metrics.jsonl, confusion and calibration of predictions. NumPy only.
+"""What the plain files of a run say, as arrays: curves of metrics.jsonl, confusion and calibration of predictions, neighbours of features. Needs no torch.
 
 Report, comparison and figures all read these, so that a curve or a count is the same wherever it is shown.
 A number that is 0/0 (the precision of a class never predicted, the recall of a class without samples) is NaN, never 0.
@@ -14,10 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.representation import COLLAPSED_SPREAD, least_rank, unit_rows
 from pellucid.run import Measurement
 
 MAX_POINTS = 1000  # of a curve: more than a screen has pixels to show
 NUM_BINS = 15  # of the reliability diagram, as in the measured calibration error
+LOSSES = {  # of a pre-training: what an image adds to it, and its unit
+    "byol": ("loss (2 - 2 cos, both ways)", "distance"),
+    "simclr": ("loss (nats)", "nats"),
+    "simsiam": ("loss (-cos, mean of both ways)", "negative cosine"),
+}
+BASELINES = {"untrained": "same backbone untrained", "pixels": "raw pixels"}  # of the accuracies of features: name of the measurement -> in words
+NEIGHBOURS, NEIGHBOURED = 5, 6  # the nearest images that are shown of an image, and of how many images
+_BLOCK = 1 << 22  # cosines at once: 32 MiB
+_DECIMALS = 12  # of a cosine: copies of an image are equally near, wherever they stand in a matrix product
 
 Counts = NDArray[np.int64]
 
@@ -119,3 +129,97 @@ def calibrate(confidence: NDArray[np.float64], right: NDArray[np.bool_], *, spli
     how = f"expected calibration error of the top class, {NUM_BINS} bins of equal width, from the saved predictions"
     measured = Measurement("calibration_error", error, "fraction", split, len(confidence), seed, how)
     return Calibration(edges.tolist(), counts.tolist(), confidences.tolist(), accuracies.tolist(), measured)
+
+
+# ── pre-training ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves that belong into one picture. name: of a file; note: how to read it; unit: of y.
+
+    levels: horizontal lines that the curves are seen against. shown: (low, high) of y that the picture shows at least. collapsed: y at and below which
+    projections count as collapsed.
+    """
+
+    name: str
+    title: str
+    curves: list[Curve]
+    y_label: str
+    unit: str
+    note: str
+    levels: list[Curve]
+    shown: tuple[float, float] | None = None
+    collapsed: float | None = None
+
+
+def pretraining_charts(
+    lines: Sequence[Mapping[str, Any]], measurements: Mapping[str, Measurement], *, method: str, num_classes: int, num_val: int
+) -> list[Chart]:  # fmt: skip
+    """What the epochs of a pre-training say, one chart a question; those without a point are left out.
+
+    measurements: those of the run by `split/name`. method: its name in the recipe. num_val: images of val, 0 without.
+    """
+
+    def read(kind: str, value: str, name: str, style: int = 0) -> list[Curve]:
+        return [curve(lines, kind=kind, value=value, against="epoch", name=name, style=style)]
+
+    epochs = [int(line["epoch"]) for line in lines if line.get("kind") in ("train", "val", "watch")]
+    span = (min(epochs), max(epochs)) if epochs else (0, 0)
+    seen = next((dict(line) for line in lines if line.get("kind") == "watch"), None)
+    floor = least_rank(seen | {"knn_n": num_val}) if seen is not None else None
+    ranked = f", of {seen['num_dims']:,}. Shaded: collapse, below {floor:.1f}." if seen is not None else "."
+    accuracies = {words: measurements.get(f"val/knn_accuracy[{name}]") for name, words in BASELINES.items()}
+    levels = [Curve(words, span, (m.value, m.value), i) for i, (words, m) in enumerate(accuracies.items(), 1) if m is not None]
+    levels.append(Curve("chance", span, (1 / max(1, num_classes),) * 2, 3))
+    y_label, unit = LOSSES[method]
+    charts = [
+        Chart(
+            "loss", "Training loss", read("train", "loss", "train"), y_label, unit,
+            "How well two views of an image find each other; not what the features are worth.", [],
+        ),
+        Chart(
+            "knn_accuracy", "k-NN accuracy on val", read("val", "knn_accuracy", "features of the backbone"), "k-NN accuracy", "fraction",
+            "What the features are worth, after each evaluation; epoch 0 is before the first step.", levels,
+        ),
+        Chart(
+            "spread", "Spread of the projections", read("watch", "spread", "spread"), "spread", "fraction",
+            f"1 where the images lie evenly over the sphere, 0 where all are one. Shaded: collapse, below {COLLAPSED_SPREAD:g}.",
+            [], (0.0, 1.0), COLLAPSED_SPREAD,
+        ),
+        Chart(
+            "rank", "Effective rank of the projections", read("watch", "rank", "rank"), "dimensions", "dimensions",
+            f"How many directions carry weight{ranked}", [], (0.0, 1.0), floor,
+        ),
+        Chart(
+            "alignment", "Alignment", read("val", "alignment", "alignment"), "mean squared distance", "distance",
+            "How far two views of an image lie apart, 0 to 4: lower is closer, and 0 is also what a collapse gives.", [],
+        ),
+        Chart(
+            "uniformity", "Uniformity", read("val", "uniformity", "uniformity"), "log mean potential (nats)", "nats",
+            "How evenly the images fill the sphere, at most 0: lower is more even.", [],
+        ),
+    ]  # fmt: skip
+    return [chart for chart in charts if any(c.points for c in chart.curves)]
+
+
+def neighboured_rows(labels: Counts, most: int = NEIGHBOURED) -> Counts:
+    """At most `most` rows, ascending int64, each class with its share: the images whose neighbours are shown, chosen before any result is known."""
+    n, count = len(labels), min(most, len(labels))
+    order = np.argsort(labels, kind="stable")
+    return np.sort(order[(2 * np.arange(count, dtype=np.int64) + 1) * n // (2 * max(count, 1))])
+
+
+def nearest(features: NDArray[Any], bank: NDArray[Any], most: int = NEIGHBOURS) -> tuple[Counts, NDArray[np.float64]]:
+    """(n, k) places in the bank (m, D) of the k = min(most, m) images most similar to each of `features` (n, D), the most similar first, and their cosines.
+
+    Of equally similar ones the lower place counts, as in the k-NN accuracy.
+    """
+    others, k = unit_rows(bank), min(most, len(bank))
+    places, cosines = np.empty((len(features), k), np.int64), np.empty((len(features), k))
+    for start in range(0, len(features), max(1, _BLOCK // max(1, len(bank)))):
+        block = slice(start, start + max(1, _BLOCK // max(1, len(bank))))
+        found = np.round(unit_rows(features[block]) @ others.T, _DECIMALS)  # (b, m)
+        places[block] = np.argsort(-found, axis=1, kind="stable")[:, :k]
+        cosines[block] = np.take_along_axis(found, places[block], 1)
+    return places, cosines

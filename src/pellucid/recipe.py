@@ -131,7 +131,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 @dataclass(frozen=True)
 class Change:
-    """A value for a dotted key of a recipe. places: where it stands, and what is in it, by the path within the value. folder: where its relative paths start."""
+    """A value for a dotted key of a recipe. places: of it and of what is in it, by the path within. folder: where its relative paths start."""
 
     key: str
     value: Any

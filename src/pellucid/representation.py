@@ -5,7 +5,7 @@
     alignment           how far two views of an image lie apart (Wang and Isola 2020, eq. 1)
     uniformity          how evenly points fill the sphere (Wang and Isola 2020, eq. 2)
     knn_votes           classes by the most similar images of a bank (Wu et al. 2018, sec. 3.4)
-    linear_probe        classes by logistic regression on the standardised features of a bank
+    fit_probe           classes by logistic regression on the standardised features of a bank
     diagnose            what the numbers of the epochs say, in words
 
 Pure functions of arrays, in float64 whatever comes in; no torch. Collapse shows in the *projections* first, often only there, so spread, rank, alignment and
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ ABSENT_BELOW = 50.0  # nats: a class that the bank lacks lies that far below the
 
 COLLAPSED_SPREAD = 0.3  # healthy runs keep about 0.8 to 0.95, collapsed ones 0.06 to 0.26
 COLLAPSED_RANK = 0.02  # a rank below 1 + 0.02 * dimensions
+CLIMBING = 1.05  # times the highest before: what rises like that is on its way from a network that began low, not collapsed
 RANKED_DIMS = 256  # of more dimensions no more count: a rank is of few images, and never higher than their number
 FLAT_EPOCHS, FLAT_EVALUATIONS = 5, 3  # before features are called flat: epochs, and k-NN evaluations after that of the untrained network
 
@@ -148,11 +149,6 @@ class LinearProbe:
     note: str
 
 
-def linear_probe(bank: NDArray[Any], bank_labels: NDArray[np.int64], queries: NDArray[Any], num_classes: int) -> Floats:
-    """(n, C) logits of the queries as `fit_probe` makes them, without its note."""
-    return fit_probe(bank, bank_labels, queries, num_classes).logits
-
-
 def fit_probe(bank: NDArray[Any], bank_labels: NDArray[np.int64], queries: NDArray[Any], num_classes: int) -> LinearProbe:
     """Logistic regression (scikit-learn, L-BFGS) on the bank's features, asked about the queries, which it never saw; deterministic.
 
@@ -240,26 +236,35 @@ def diagnose(history: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     `knn_accuracy` over `knn_n` images and `chance`. Epoch 0 is the untrained network, which is what the others are compared with and never an alarm itself.
     Collapse is told from its commoner cousin, features that stay as good as untrained ones though the projections are healthy.
     """
-    trained = [line for line in history if line["epoch"] > 0 and math.isfinite(line["spread"]) and math.isfinite(line["rank"])]
-    if trained and _collapsed(trained[-1]):
-        return (_collapse_line(history, _since(trained, _collapsed)),)
+    watched = [line for line in history if _watched(line)]
+    since = _since(watched, _collapsed(watched))
+    if since is not None:
+        return (_collapse_line(watched, since),)
     untrained = next((line for line in history if line["epoch"] == 0 and _has_knn(line)), None)
     evaluated = [line for line in history if line["epoch"] > 0 and _has_knn(line)]
-    if untrained is None or len(evaluated) < FLAT_EVALUATIONS or evaluated[-1]["epoch"] < FLAT_EPOCHS or not trained:
+    if untrained is None or len(evaluated) < FLAT_EVALUATIONS or evaluated[-1]["epoch"] < FLAT_EPOCHS or not watched:
         return ()
-
-    def flat(line: Mapping[str, Any]) -> bool:
-        return _gain(line, untrained).low <= 0
-
-    return (_flat_line(trained[-1], untrained, evaluated[-1], _since(evaluated, flat)),) if flat(evaluated[-1]) else ()
+    since = _since(evaluated, [_gain(line, untrained).low <= 0 for line in evaluated])
+    return (_flat_line(watched[-1], untrained, evaluated[-1], since),) if since is not None else ()
 
 
-def _collapsed(line: Mapping[str, Any]) -> bool:
-    return bool(line["spread"] < COLLAPSED_SPREAD or line["rank"] < _least_rank(line))
+def _watched(line: Mapping[str, Any]) -> bool:
+    """Whether spread and rank are numbers: not so where projections diverged."""
+    return all(line[name] is not None and math.isfinite(line[name]) for name in ("spread", "rank"))
 
 
-def _least_rank(line: Mapping[str, Any]) -> float:
-    """The rank below which projections have collapsed."""
+def _collapsed(watched: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Of each epoch, whether spread or rank are that of a collapse and do not climb."""
+    found = []
+    for i, line in enumerate(watched):
+        least = {"spread": COLLAPSED_SPREAD, "rank": least_rank(line)}
+        before = {name: max((earlier[name] for earlier in watched[:i]), default=0.0) for name in least}
+        found.append(line["epoch"] > 0 and any(line[name] < least[name] and line[name] <= CLIMBING * before[name] for name in least))
+    return found
+
+
+def least_rank(line: Mapping[str, Any]) -> float:
+    """The rank below which projections of `num_dims` dimensions have collapsed; of `knn_n` images where that is known."""
     return 1.0 + COLLAPSED_RANK * min(line["num_dims"], line.get("knn_n") or RANKED_DIMS, RANKED_DIMS)
 
 
@@ -267,10 +272,12 @@ def _has_knn(line: Mapping[str, Any]) -> bool:
     return line.get("knn_accuracy") is not None and bool(line.get("knn_n"))
 
 
-def _since(lines: Sequence[Mapping[str, Any]], holds: Callable[[Mapping[str, Any]], bool]) -> int:
-    """The epoch from which on it held without a break until the last of the lines, of which it holds."""
-    healthy = [i for i, line in enumerate(lines) if not holds(line)]
-    return int(lines[healthy[-1] + 1 if healthy else 0]["epoch"])
+def _since(lines: Sequence[Mapping[str, Any]], holds: Sequence[bool]) -> int | None:
+    """The epoch from which on something held without a break until the last of the lines; None where it does not hold of that."""
+    if not holds or not holds[-1]:
+        return None
+    broken = [i for i, held in enumerate(holds) if not held]
+    return int(lines[broken[-1] + 1 if broken else 0]["epoch"])
 
 
 def _gain(now: Mapping[str, Any], before: Mapping[str, Any]) -> Interval:
@@ -290,14 +297,13 @@ def _proportion(line: Mapping[str, Any]) -> tuple[float, float, float]:
     return right / n, interval.low, interval.high
 
 
-def _collapse_line(history: Sequence[Mapping[str, Any]], since: int) -> str:
-    now = next(line for line in reversed(history) if math.isfinite(line["spread"]) and math.isfinite(line["rank"]))
-    untrained = next((line for line in history if line["epoch"] == 0), None)
+def _collapse_line(watched: Sequence[Mapping[str, Any]], since: int) -> str:
+    now, untrained = watched[-1], next((line for line in watched if line["epoch"] == 0), None)
     before = f" (untrained {rounded(untrained['spread'])} and {rounded(untrained['rank'])})" if untrained is not None else ""
     return (
         f"collapse: since epoch {since} the projections of different images are nearly the same and say little of an image; in epoch {now['epoch']} "
         f"their spread is {rounded(now['spread'])} and their effective rank {rounded(now['rank'])} of {now['num_dims']:,} dimensions{before}. "
-        f"Healthy is a spread of at least {COLLAPSED_SPREAD:g}, usually above 0.8, and a rank of at least {_least_rank(now):.1f}. "
+        f"Healthy is a spread of at least {COLLAPSED_SPREAD:g}, usually above 0.8, and a rank of at least {least_rank(now):.1f}. "
         "What helps: a predictor (method.predictor_hidden), method.stop_gradient: true, a momentum nearer 1 (method.momentum), a smaller learning rate."
     )
 

@@ -11,12 +11,14 @@ from torch import nn
 import pellucid
 from pellucid.data.loader import Window, ordered_windows, smaller
 from pellucid.errors import DataError, DivergedError, OutOfMemoryError, PellucidError, RunError
+from pellucid.export import backbone_facts, export_backbone
 from pellucid.files import file_hash
 from pellucid.memory import no_room
 from pellucid.models import read_weights, save_weights
 from pellucid.prepare import Training
 from pellucid.runtime import out_of_memory
 from pellucid.snapshots import end
+from pellucid.tasks.pretraining import Pretraining, left_out
 
 THUMBNAILS = 16
 THUMBNAIL_SIDE = 160  # pixels of the long side
@@ -68,8 +70,9 @@ def _diverged(t: Training, split: str, predictions: Any) -> str | None:
     if not bad.any():
         return None
     first = predictions.files[int(bad.argmax())]
+    what = "features" if t.recipe.method is not None else "logits"
     return (
-        f"after step {t.at.step:,} the model gives NaN or infinite logits for {int(bad.sum())} of {len(bad)} {split} images, {first} the first: "
+        f"after step {t.at.step:,} the model gives NaN or infinite {what} for {int(bad.sum())} of {len(bad)} {split} images, {first} the first: "
         "the weights have diverged. Remedies: a lower train.phases.*.optimizer.lr, a schedule with warmup_steps, train.clip_grad_norm: 1.0."
     )
 
@@ -90,6 +93,10 @@ def report_numbers(t: Training) -> None:
     if t.first:
         save_weights(module, t.run.final_weights, {"pellucid": pellucid.__version__, "task": t.recipe.task, "model": t.recipe.model.name})
     files = [t.run.final_weights]
+    if t.recipe.method is not None:
+        if t.first:
+            export_backbone(module, t.run.backbone_weights, backbone_facts(t.run, left_out(t.recipe)), backbone=t.built.backbone)
+        files.append(t.run.backbone_weights)
     t.record.measurements = []
     for name in [s for s in ("test", "val") if s in t.dataset.splits]:  # the headline is the split that chose nothing
         predictions = predict_split(t, module, name, keep=True)
@@ -106,6 +113,7 @@ def report_numbers(t: Training) -> None:
         return
     if not t.record.measurements:
         t.record.note("no val and no test split: nothing was measured")
+    _write_views(t)
     if t.recipe.inside is not None:
         from pellucid.look import look_into_run
 
@@ -116,7 +124,7 @@ def report_numbers(t: Training) -> None:
 
 
 def _write_thumbnails(t: Training, split: str, predictions: Any) -> None:
-    """Pictures of the worst mistakes for the report."""
+    """Pictures for the report: of the worst mistakes, of a pre-training of images and their neighbours."""
     folder = t.run.thumbnails / split
     folder.mkdir(parents=True, exist_ok=True)
     for row in t.task.mistakes(predictions, THUMBNAILS).tolist():
@@ -129,14 +137,29 @@ def _write_thumbnails(t: Training, split: str, predictions: Any) -> None:
             picture.save(folder / f"{row:06d}{ending}", quality=80)
 
 
+def _write_views(t: Training) -> None:
+    """Pictures of what a pre-training saw: a few training images and their two views."""
+    if not isinstance(t.task, Pretraining):
+        return
+    folder = t.run.thumbnails / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, picture in t.task.view_pictures(THUMBNAIL_SIDE).items():
+            picture.save(folder / name, quality=80)
+    except (DataError, OSError) as error:  # gone or changed since it was trained on: the numbers stand all the same
+        t.record.note(f"no picture of views in the report: {error}")
+
+
 def draw(t: Training, figures: bool) -> None:
     """Figures and report; a run whose drawing fails is still a run, and says so."""
-    from pellucid.figures import write_mask_figures, write_run_figures  # matplotlib takes a second to import
+    from pellucid.figures import write_mask_figures, write_pretraining_figures, write_run_figures  # matplotlib takes a second to import
 
     try:
         with warnings.catch_warnings(record=True) as told:
             if figures and t.recipe.masked:
                 write_mask_figures(t.run)
+            elif figures and t.recipe.task == "pretraining":
+                write_pretraining_figures(t.run)
             elif figures:
                 write_run_figures(t.run, lambda split, row: t.dataset.splits[split].open(row))
             if figures and t.recipe.inside is not None:

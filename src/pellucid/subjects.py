@@ -204,13 +204,14 @@ def _of_run(run: Run, section: SubjectSection, device: str) -> Subject:
             "or give the model by name."
         )
     recipe, data = run.recipe, run.data
+    unnamed = recipe.task == "pretraining"  # features name no class
     runtime = runtime_of(run)
     if device != "auto" and runtime.device.type != device:
         runtime = start(device=device, precision=runtime.precision, threads=runtime.threads, channels_last=runtime.channels_last)
     return Subject(
         name=recipe.model.name,
         weights=f"final weights of {run.path}, {run.record.selected}",
-        module=runtime.place(PixelScores(load_model(run)) if recipe.masked else load_model(run)),
+        module=runtime.place(PixelScores(load_model(run)) if recipe.masked else load_model(run).get_submodule("backbone" if unnamed else "")),
         runtime=runtime,
         size=recipe.data.size,
         mean=tuple(data.mean),
@@ -218,8 +219,8 @@ def _of_run(run: Run, section: SubjectSection, device: str) -> Subject:
         fit=recipe.data.fit,
         resize_size=recipe.data.resize_size,
         interpolation=recipe.data.interpolation,
-        num_classes=len(data.classes),
-        classes=tuple(data.classes),
+        num_classes=None if unnamed else len(data.classes),
+        classes=None if unnamed else tuple(data.classes),
         run=run,
         backbone=backbone_of(run) if recipe.masked else "",
     )

@@ -57,7 +57,7 @@ def train(
             if processes.first:
                 _refuse_used(folder)
             prepared = prepare(checked, record, progress, processes, start_weights=True)
-            record.began_with = {"settings": text_hash(settings(checked)), "recipe.yaml": text_hash(text)}
+            record.began_with = {"settings": text_hash(settings(checked)), "recipe.yaml": text_hash(text)} | _weights_hashes(checked)
             if processes.first:
                 Run.create(folder, record=record, recipe=checked, recipe_text=text)
             processes.wait()
@@ -205,6 +205,12 @@ def _opened(recipe: str | Path | Recipe, overrides: Sequence[str]) -> tuple[Reci
         return changed, recipes.to_yaml(changed), "run"
     checked = recipes.load(recipe, overrides)
     return checked, Path(recipe).read_text(encoding="utf-8"), Path(recipe).stem
+
+
+def _weights_hashes(recipe: Recipe) -> dict[str, str]:
+    """{key of the recipe: hash} of the weights files that training starts from."""
+    files = {"model.weights": recipe.model.weights, "model.backbone_weights": recipe.model.backbone_weights}
+    return {key: file_hash(Path(file)) for key, file in files.items() if file is not None}
 
 
 def _refuse_used(folder: Path) -> None:

@@ -7,7 +7,8 @@
    transforms; the numbers must agree within the tolerance. Decoding and resizing are the functions that training used:
    their oracles are in the tests.
 
-   Of segmentation, `verify_masks` does the third and the fourth, `verify_mask_findings` both for the masks kept over epochs.
+   Of segmentation, `verify_masks` does the third and the fourth, `verify_mask_findings` both for the masks kept over epochs; of pre-training,
+   `verify_features` does both.
 5. *Inside.* Of a run whose recipe has `inside`, scores of maps, projections, maps and features, as `verify_inside` says.
 
 What must be there follows from the recipe, the data and its classes, not from run.json. The class of the promise that held:
@@ -42,6 +43,7 @@ from pellucid.run import DONE, Measurement, Run, rounded
 from pellucid.runtime import DECIDES_BITS, Runtime, describe
 from pellucid.tasks import load_model, runtime_of
 from pellucid.tasks.classification import CALIBRATION_BINS
+from pellucid.verify_features import anew_feature_checks, stored_feature_checks
 from pellucid.verify_inside import anew_checks, open_kept, stored_checks
 from pellucid.verify_mask_findings import anew_picture_checks, stored_picture_checks
 from pellucid.verify_masks import anew_mask_checks, stored_mask_checks
@@ -96,7 +98,7 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
     checks = _file_checks(run)
     runtime = runtime_of(run)
     checks += _listing_checks(run, record.measurements)
-    if not recipe.masked:
+    if recipe.task == "classification":
         checks += _prediction_checks(run, record.measurements)
     kept, lines = open_kept(run)
     lines += stored_checks(kept, progress) if kept is not None else []
@@ -104,7 +106,9 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
     checks += data_checks
     promise = None
     found: list[float | None] = []
-    sound = [split for split in run.prediction_splits if all(check.ok for check in data_checks if check.what == f"data {split}")]
+    sound = [split for split in run.prediction_splits if _sound(data_checks, split)]
+    if recipe.task == "pretraining":
+        lines += stored_feature_checks(run, progress)
     if recipe.masked:
         lines += stored_mask_checks(run, _of_splits(dataset, sound), progress) if dataset is not None else []
         lines += stored_picture_checks(run, dataset, progress)
@@ -114,7 +118,11 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
             anew, found = anew_mask_checks(run, _of_splits(dataset, sound), module, runtime, tolerance, progress)
             equal = bool(found) and all(share == 0.0 for share in found)
             lines += [*anew, *anew_picture_checks(run, dataset, module, runtime, progress, same_bits=equal)]
-        for split in sound if not recipe.masked else ():
+        if recipe.task == "pretraining":
+            bank = ["train"] if _sound(data_checks, "train") else []
+            anew, found = anew_feature_checks(run, _of_splits(dataset, [*sound, *bank]), module, runtime, tolerance, progress)
+            lines += anew
+        for split in sound if recipe.task == "classification" else ():
             recomputed = _recompute(run, module, dataset.splits[split], runtime, progress)
             found.append(_same_bits(run, split, recomputed))
             checks += _number_checks(recomputed, [m for m in record.measurements if m.split == split], run.data.classes, "from checkpoint and data", tolerance)
@@ -126,6 +134,10 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
     if recipe.train.device == "cuda" and runtime.device.type != "cuda":
         checks.append(Check("device", True, "the run was trained on CUDA, which is not here: recomputed on the CPU"))
     return Verification(str(run.path), tuple(checks), promise, tolerance, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+
+
+def _sound(data_checks: Sequence[Check], split: str) -> bool:
+    return all(check.ok for check in data_checks if check.what == f"data {split}")
 
 
 def _of_splits(dataset: Dataset, names: Sequence[str]) -> Dataset:
@@ -162,7 +174,7 @@ def _file_checks(run: Run) -> list[Check]:
     splits = list(run.data.splits)
     wanted = [run.final_weights, *run.hashed_files(splits)]
     for split in (s for s in splits if s != "train"):
-        wanted += [run.predictions_file(split), run.predictions_file(split).with_suffix(".csv")]
+        wanted += [run.predictions_file(split), *([] if run.recipe.task == "pretraining" else [run.predictions_file(split).with_suffix(".csv")])]
     missing = [name for name in (str(path.relative_to(run.path)) for path in wanted) if name not in run.record.files]
     checks = [Check(f"file {name}", False, f"MISMATCH run.json: it holds no hash of {name}") for name in missing]
     for name, expected in run.record.files.items():
@@ -420,6 +432,7 @@ def _promise(run: Run, runtime: Runtime, differences: list[float]) -> str:
 
 def _promise_check(promise: str, found: list[float | None], recipe: Recipe) -> Check:
     largest = max((d for d in found if d is not None), default=float("nan"))
-    other = f"{largest:.1%} of the images have other logits" if recipe.masked else f"largest difference of a logit {largest:.2g}"
-    detail = "all logits are the same bits" if promise == BIT_EQUAL else other
+    what, one = ("features and projections", "feature or projection") if recipe.task == "pretraining" else ("logits", "logit")
+    other = f"{largest:.1%} of the images have other logits" if recipe.masked else f"largest difference of a {one} {largest:.2g}"
+    detail = f"all {what} are the same bits" if promise == BIT_EQUAL else other
     return Check("promise", True, f"promise: {promise} ({detail})")

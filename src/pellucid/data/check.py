@@ -49,12 +49,15 @@ class DataReport:
         return dict(zip(self.classes, self.splits[split].counts, strict=True))
 
 
-def check(data: DataSection, *, seed: int, masks: bool = False, least: tuple[int, int] | None = None, progress: Progress | None = None) -> DataReport:
+def check(
+    data: DataSection, *, seed: int, masks: bool = False, least: tuple[int, int] | None = None, fewest_classes: int = 2, progress: Progress | None = None
+) -> DataReport:
     """All problems of the data, by the code that training starts with. Bad images and masks are listed, never raised.
 
-    DataError where the layout cannot be followed at all: a folder, column or label that is not there. `seed`, `masks` and `least` as in load_dataset.
+    DataError where the layout cannot be followed at all: a folder, column or label that is not there. The other arguments are those
+    of load_dataset.
     """
-    found = gather(data, masks=masks, least=least, progress=progress)
+    found = gather(data, masks=masks, least=least, fewest_classes=fewest_classes, progress=progress)
     splits = {name: _record(split, len(found.classes)) for name, split in found.splits.items()}
     digest = hashlib.blake2b(digest_size=16)
     for name, record in splits.items():

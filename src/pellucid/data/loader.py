@@ -78,7 +78,7 @@ class Cutting:
         start, stop = self.processes.share(n, least=2 if self.no_single and not self.together else 1)
         if not self.together:
             return [(start + a, start + b) for a, b in _cuts(stop - start, micro_batch_size, self.no_single)] if stop > start else []
-        number = -(-n // (self.processes.size * micro_batch_size))
+        number = len(_cuts(n, self.processes.size * micro_batch_size, self.no_single))  # as one process cuts it
         edges = [start + (stop - start) * k // number for k in range(number + 1)]
         return list(itertools.pairwise(edges))
 

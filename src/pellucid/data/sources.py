@@ -3,6 +3,7 @@
   folder   <split>/<class>/**/<name>.jpg; the class is the first folder
   prefix   <split>/**/<class>_<name>.jpg; the class is what stands before the first `_` of the file name
   table    a CSV (comma-separated, UTF-8) with a file name and a label in each row
+  images   <split>/**/<name>.jpg, without labels: all of one class
   pairs    an image and a mask file for each; see pairs.py
   scenes, digits                         embedded, offline, any number (digits: 1,797)
   torchvision:<Name>, huggingface:<name> see hubs.py
@@ -38,18 +39,22 @@ from pellucid.palettes import MaskFormat
 from pellucid.recipe import DataSection
 from pellucid.run import DataProblem
 
+UNLABELLED = "unlabelled"  # the class of images without labels
 _DRAWN = 1000  # scenes between two words of progress
 
 
-def load_dataset(data: DataSection, *, seed: int, masks: bool = False, least: tuple[int, int] | None = None, progress: Progress | None = None) -> Dataset:
+def load_dataset(
+    data: DataSection, *, seed: int, masks: bool = False, least: tuple[int, int] | None = None, fewest_classes: int = 2, progress: Progress | None = None
+) -> Dataset:
     """Classes, splits and problems of the data of a recipe. DataError names what cannot be used and how to go on.
 
     masks: the samples with their masks, whose classes are those of the data set; pairs have nothing else.
     least: smallest (height, width) of a training image file, a smaller one is bad; None where images are resized to what a crop needs.
+    fewest_classes: of fewer labels than that nothing can be learned.
     Every source is a fixed set, so `seed` decides nothing: runs of several seeds are measured on the same images.
     progress(what, done, total) is called while files are read.
     """
-    found = gather(data, masks=masks, least=least, progress=progress)
+    found = gather(data, masks=masks, least=least, fewest_classes=fewest_classes, progress=progress)
     bad = [problem for problem in found.problems if problem.fatal]
     if whole := next((problem for problem in bad if not problem.file), None):
         raise DataError(f"{whole.split}: {whole.detail}")
@@ -77,14 +82,16 @@ def _why_empty(data: DataSection, name: str, bad: Sequence[DataProblem]) -> str:
     return f"Add images or drop data.{name}."
 
 
-def gather(data: DataSection, *, masks: bool = False, least: tuple[int, int] | None = None, progress: Progress | None = None) -> Gathered:
-    """Every split listed, read and inspected. Bad images are problems here; a layout that cannot be followed is a DataError. least: as in load_dataset."""
+def gather(
+    data: DataSection, *, masks: bool = False, least: tuple[int, int] | None = None, fewest_classes: int = 2, progress: Progress | None = None
+) -> Gathered:
+    """Every split listed, read and inspected. Bad images are problems here; a layout that cannot be followed is a DataError. Arguments as of load_dataset."""
     if data.source == "pairs":
         found = pairs.read(data, progress)
     elif masks:
         found = _masked_scenes(data, progress)
     else:
-        found = _labelled(data, least is not None, progress)
+        found = _labelled(data, least is not None, fewest_classes, progress)
     splits = _with_fraction(found.splits, data.val) if isinstance(data.val, float) else found.splits
     if least is not None:
         splits = splits | {"train": large_enough(splits["train"], least)}
@@ -93,10 +100,10 @@ def gather(data: DataSection, *, masks: bool = False, least: tuple[int, int] | N
     return replace(found, splits=splits, problems=found.problems + each)
 
 
-def _labelled(data: DataSection, measured: bool, progress: Progress | None) -> Gathered:
+def _labelled(data: DataSection, measured: bool, fewest_classes: int, progress: Progress | None) -> Gathered:
     """Splits of images with a label each. measured: with the sizes of training images that are files."""
     source = SOURCES[data.source.partition(":")[0]](data, progress)
-    classes, index = _classes(data, source)
+    classes, index = _classes(data, source, fewest_classes)
     splits: dict[str, Inspected] = {}
     for name, listing in source.splits.items():
         labels = np.fromiter((_label(index, label, name, file) for label, file in zip(listing.labels, listing.names, strict=True)), np.int64)
@@ -116,7 +123,7 @@ def _with_fraction(splits: dict[str, Inspected], fraction: float) -> dict[str, I
 # ── classes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _classes(data: DataSection, source: Listed) -> tuple[tuple[str, ...], dict[str, int]]:
+def _classes(data: DataSection, source: Listed, fewest: int) -> tuple[tuple[str, ...], dict[str, int]]:
     """The class names in order, and the index of each label as the source writes it."""
     train = source.splits["train"]
     labels = sorted(set(train.labels), key=_by_value)
@@ -136,7 +143,7 @@ def _classes(data: DataSection, source: Listed) -> tuple[tuple[str, ...], dict[s
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise DataError(f"{origin}: class {twice!r} stands there twice; give each class once.")
-    if len(names) < 2:
+    if len(names) < fewest:
         raise DataError(f"train: expected at least two classes, got {len(names)} ({', '.join(names)}). {_layout_hint(data.source)}")
     return tuple(names), index
 
@@ -173,6 +180,7 @@ def _layout_hint(source: str) -> str:
         "folder": "source: folder reads <train>/<class>/<name>.jpg; with the class in the file name, take source: prefix.",
         "prefix": "source: prefix reads <train>/<class>_<name>.jpg; with one folder for each class, take source: folder.",
         "table": "source: table reads the class from data.label_column.",
+        "images": "source: images reads every image below <train>, without labels, for task: pretraining.",
     }.get(source, "")
 
 
@@ -187,6 +195,11 @@ def folder(data: DataSection, progress: Progress | None) -> Listed:
 def prefix(data: DataSection, progress: Progress | None) -> Listed:
     """The class in the file name."""
     return _of_folders(data, _prefix_label)
+
+
+def images(data: DataSection, progress: Progress | None) -> Listed:
+    """Every image below the folders, all of one class; class names that may lie beside them belong to other sources."""
+    return Listed(_of_folders(data, lambda name: UNLABELLED).splits, (UNLABELLED,), "images")
 
 
 def _folder_label(name: str) -> str | None:
@@ -365,6 +378,7 @@ SOURCES: dict[str, Callable[[DataSection, Progress | None], Listed]] = {
     "folder": folder,
     "prefix": prefix,
     "table": table,
+    "images": images,
     "scenes": drawn_scenes,
     "digits": digits,
     "torchvision": hubs.torchvision,

@@ -1,13 +1,14 @@
 """Arrays -> figures on paper (matplotlib, no display): PNG, SVG and PDF whose bytes depend on the numbers alone.
 
 Each function returns a `matplotlib.figure.Figure` without pyplot's global state; `save` writes it. `runs` draws the numbers of a
-run, `masks` a segmentation's and its masks, `inside` and `projections` what was seen inside a model; `overlays` puts a map on a
-photograph without drawing a figure.
+run, `pretraining` what the epochs of a pre-training say, `masks` a segmentation's and its masks, `inside` and `projections` what was seen
+inside a model; `overlays` puts a map on a photograph without drawing a figure.
 """
 
 from pellucid.figures.inside import attention_sheet, bias_figure, epochs_strip, heads_sheet, positions_figure, scores_figure
 from pellucid.figures.masks import confidence_sheet, error_map, iou_bars, mask_curves, masks_sheet, write_mask_figures, write_mask_sheets
 from pellucid.figures.overlays import overlay
+from pellucid.figures.pretraining import chart_figure, collapse_figure, write_pretraining_figures
 from pellucid.figures.projections import projection_figure
 from pellucid.figures.runs import (
     Shown,
@@ -27,6 +28,8 @@ __all__ = [
     "Shown",
     "attention_sheet",
     "bias_figure",
+    "chart_figure",
+    "collapse_figure",
     "compare_curves",
     "confidence_sheet",
     "confusion_matrix",
@@ -47,5 +50,6 @@ __all__ = [
     "scores_figure",
     "write_mask_figures",
     "write_mask_sheets",
+    "write_pretraining_figures",
     "write_run_figures",
 ]

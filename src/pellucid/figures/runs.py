@@ -40,7 +40,7 @@ def learning_curves(loss: Sequence[Curve], accuracy: Sequence[Curve]) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.2 * len(sides), 3.0), layout="constrained")
         for i, (curves, name) in enumerate(sides):
-            _lines(figure.add_subplot(1, len(sides), i + 1), curves, x_label="epoch", y_label=name)
+            draw_lines(figure.add_subplot(1, len(sides), i + 1), curves, x_label="epoch", y_label=name)
     return figure
 
 
@@ -48,7 +48,7 @@ def learning_rate_curve(curve: Curve) -> Figure:
     """The learning rate by step."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 3.0), layout="constrained")
-        _lines(figure.add_subplot(), [curve], x_label="step", y_label="learning rate")
+        draw_lines(figure.add_subplot(), [curve], x_label="step", y_label="learning rate")
     return figure
 
 
@@ -56,7 +56,7 @@ def compare_curves(curves: Sequence[Curve], *, y_label: str, x_label: str = "epo
     """Curves of several runs over each other; curves of one style share a name in the legend."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-        _lines(figure.add_subplot(), curves, x_label=x_label, y_label=y_label)
+        draw_lines(figure.add_subplot(), curves, x_label=x_label, y_label=y_label)
     return figure
 
 
@@ -100,8 +100,8 @@ def overview(shown: Sequence[Shown], loss: Sequence[Curve], accuracy: Sequence[C
                 note = f"{item.prediction} {rounded(item.confidence)}" + ("" if right else f"\n(is {item.label})")
                 axes.set_title(note, fontsize=8, fontweight="normal", color="#006b4a" if right else "#b03a00", loc="center")
         upper, lower = curves.subplots(2, 1, sharex=True)
-        _lines(upper, loss, x_label="", y_label="loss (nats)")
-        _lines(lower, accuracy, x_label="epoch", y_label="accuracy")
+        draw_lines(upper, loss, x_label="", y_label="loss (nats)")
+        draw_lines(lower, accuracy, x_label="epoch", y_label="accuracy")
         _matrix(matrix.subplots(), np.asarray(counts), classes)
     return figure
 
@@ -138,7 +138,8 @@ def write_run_figures(run: Run, samples: Callable[[str, int], Image] | None = No
     return files
 
 
-def _lines(axes: Axes, curves: Sequence[Curve], *, x_label: str, y_label: str) -> None:
+def draw_lines(axes: Axes, curves: Sequence[Curve], *, x_label: str, y_label: str) -> None:
+    """Draw curves into axes, with a legend where there are several."""
     named: set[tuple[str, int]] = set()
     for curve in curves:
         x = np.asarray(curve.x, dtype=np.float64)

@@ -15,7 +15,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -99,7 +99,10 @@ def build_backbone(
         name, num_classes=0 if home == "timm" else 2, pretrained=pretrained, options=options, drop_rate=drop_rate, drop_path_rate=drop_path_rate,
         image_size=image_size,
     )  # fmt: skip
-    if home == "torchvision":
+    if home == "timm":
+        stated = getattr(built.module, "pretrained_cfg", {}).get("classifier") or ()
+        built = replace(built, classifier=(stated,) if isinstance(stated, str) else tuple(stated))
+    else:
         parent, _, child = built.classifier[0].rpartition(".")
         setattr(built.module.get_submodule(parent) if parent else built.module, child, nn.Identity())
     try:

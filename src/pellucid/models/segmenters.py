@@ -28,6 +28,7 @@ from timm.models import _registry
 from torch import Tensor, nn
 
 from pellucid.errors import MissingError, UsageError, WeightsError, did_you_mean
+from pellucid.models.backbone_file import normalized_as
 from pellucid.models.backbones import (
     WIDTH_GENERATORS,
     Built,
@@ -163,7 +164,7 @@ def build_segmenter(
 
     pretrained: True for published weights of the whole model, "backbone" for those of its backbone. encoder: backbone of an smp model, None for its own.
     options: further arguments of the constructor; lists become tuples. image_size: (height, width) of training, to which encoders that take one size
-    alone are built. backbone_weights: file with a classifier's weights, for the backbone. Random initial weights come from torch's global generator.
+    alone are built. backbone_weights: file with the weights of a classifier or of its backbone. Random initial weights come from torch's global generator.
 
     Raises UsageError (unknown name or option, a setting that the model cannot take), MissingError (weights neither cached nor reachable) and
     WeightsError (a file that does not fit the backbone).
@@ -176,8 +177,10 @@ def build_segmenter(
         raise UsageError(f"{name} has no published weights of the whole model. Give `pretrained: backbone` for those of its backbone, or weights: FILE.")
     wanted = _Wanted(name, model, num_classes, pretrained, {key: tuples(value) for key, value in options.items()}, image_size, backbone_weights)
     if home == "smp":
-        return _build_smp(wanted, _encoder_of(model, encoder))
-    return _build_torchvision(wanted) if home == "torchvision" else _build_fcn(wanted)
+        built = _build_smp(wanted, _encoder_of(model, encoder))
+    else:
+        built = _build_torchvision(wanted) if home == "torchvision" else _build_fcn(wanted)
+    return built if backbone_weights is None else normalized_as(built, backbone_weights)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 `module(images)` gives the backbone's features (B, D), which is what a pre-trained network is used for; `module(first, second)` the loss (B,) of two
 views of each image; `module.projections(images)` what the loss compares. Heads are those of the papers; BatchNorm keeps torch's settings (momentum
-0.1, epsilon 1e-5), which are theirs too. Differs from the papers: nothing that is known.
+0.1, epsilon 1e-5), which are theirs too. The target of BYOL begins as a copy of the online network.
 
   Byol      Grill et al. 2020: online and target network, predictor, the target a moving average of the online one
   SimClr    Chen et al. 2020: two views of an image among all views of the batch

@@ -7,16 +7,24 @@ so that curves stay apart in black and white. Text is drawn at about the size of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from pellucid.readings import Calibration, Curve
 from pellucid.run import rounded
+from pellucid.study_readings import Band, Dots
 
 NUM_COLOURS = 7
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
+MARKS = (  # circle, square, triangle, diamond: the second channel of dots
+    "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0Z",
+    "M-3.5 -3.5H3.5V3.5H-3.5Z",
+    "M0 -4.5L4.3 3.4H-4.3Z",
+    "M0 -5L4.2 0L0 5L-4.2 0Z",
+)
+LONGEST_NAME = 20  # letters of a class beside a dot chart; the whole name is its title
 MARKED = 12  # a curve of at most so many points shows each of them
 
 WIDTH, HEIGHT = 420, 270
@@ -64,22 +72,86 @@ def _nice_step(rough: float) -> float:
     return 10 * power
 
 
-def line_chart(curves: Sequence[Curve], *, title: str, x_label: str, y_label: str, unit: str, whole_x: bool = True) -> Markup:
-    """Curves with axes, ticks and names as SVG; the legend is separate (`legend`). `unit` is that of y, for the spoken summary."""
-    points = [point for curve in curves for point in curve.points]
+def line_chart(
+    curves: Sequence[Curve],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    unit: str,
+    whole_x: bool = True,
+    levels: Sequence[Curve] = (),
+    shown: tuple[float, float] | None = None,
+    shaded_below: float | None = None,
+) -> Markup:
+    """Curves with axes, ticks and names as SVG; the legend is separate (`legend`). `unit` is that of y, for the spoken summary.
+
+    levels: further lines, without a dot at their points. shown: (low, high) of y that is shown at least. shaded_below: y below which the ground is shaded.
+    """
+    points = [point for curve in [*curves, *levels] for point in curve.points]
     if not points:
         raise ValueError(f"{title}: no curve has a point")
     xs = ticks(min(x for x, _ in points), max(x for x, _ in points))
-    ys = ticks(min(y for _, y in points), max(y for _, y in points))
+    heights = [*(y for _, y in points), *(shown or ())]
+    ys = ticks(min(heights), max(heights))
     if whole_x:  # there is no half epoch
         xs = [x for x in xs if x == int(x)]
     lowest, highest = min(x for x, _ in points), max(x for x, _ in points)
     if lowest == highest:
         xs, lowest, highest = [lowest], lowest - 1, highest + 1
     axes = _Axes(lowest, highest, ys[0], ys[-1])
-    drawn = [_frame(axes, [x for x in xs if lowest <= x <= highest], ys, x_label, y_label)]
+    drawn = [_ground(shaded_below, axes)] if shaded_below is not None else []
+    drawn.append(_frame(axes, [x for x in xs if lowest <= x <= highest], ys, x_label, y_label))
+    drawn += [_polyline(level, axes, dots=False) for level in levels]
     drawn += [_polyline(curve, axes) for curve in curves]
-    return _svg(Markup("").join(drawn), label=f"{title}. {_summary(curves, unit)}")
+    return _svg(Markup("").join(drawn), label=f"{title}. {_summary([*curves, *levels], unit)}")
+
+
+def band_chart(bands: Sequence[Band], *, title: str, x_label: str, y_label: str, unit: str) -> Markup:
+    """Means over seeds as lines, each over the area between the lowest and the highest seed; settings of different length end where they end."""
+    points = [point for band in bands for curve in (band.low, band.high) for point in curve.points]
+    lowest, highest = min(x for x, _ in points), max(x for x, _ in points)
+    ys = ticks(min(y for _, y in points), max(y for _, y in points))
+    xs = [x for x in ticks(lowest, highest) if x == int(x) and lowest <= x <= highest]  # there is no half epoch
+    if lowest == highest:
+        xs, lowest, highest = [lowest], lowest - 1, highest + 1
+    axes = _Axes(lowest, highest, ys[0], ys[-1])
+    drawn = [_frame(axes, xs, ys, x_label, y_label)]
+    drawn += [_area(band, axes) for band in bands if band.seeds > 1]
+    drawn += [_polyline(band.mean, axes) for band in bands]
+    return _svg(Markup("").join(drawn), label=f"{title}. {_summary([band.mean for band in bands], unit)}")
+
+
+def dot_chart(dots: Dots, *, title: str) -> Markup:
+    """A line for each class with a mark for each setting on it; the axis from 0 to 1 stands above and below."""
+    left, row, top = 150, 19, 24
+    height = top + row * len(dots.classes) + 24
+    x: Callable[[float], float] = lambda value: left + value * (WIDTH - left - RIGHT)  # noqa: E731
+    drawn: list[Markup] = []
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        drawn.append(Markup('<path class="grid" d="M{:.1f} {}V{}"/>').format(x(tick), top - 4, height - 20))
+        for y in (top - 10, height - 6):
+            drawn.append(Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(x(tick), y, _tick_text(tick, [1.0])))
+    for i, name in enumerate(dots.classes):
+        middle = top + row * (i + 0.5)
+        shown = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+        drawn.append(Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}<title>{}</title></text>').format(left - 10, middle + 4, shown, name))
+        if span := dots.span(i):
+            drawn.append(Markup('<path class="axis" stroke-opacity=".45" d="M{:.1f} {:.1f}H{:.1f}"/>').format(x(span[0]), middle, x(span[1])))
+        for setting, values in dots.values.items():
+            value = values[i]
+            if value is not None:
+                said = f"{name}, {setting}: {rounded(value)}"
+                drawn.append(_mark(x(value), middle, dots.style[setting], Markup("<title>{}</title>").format(said)))
+    spoken = f"{title}. {len(dots.classes)} classes in {len(dots.values)} settings: {', '.join(dots.values)}."
+    return _svg(Markup("").join(drawn), label=spoken, height=height)
+
+
+def dot_legend(dots: Dots) -> Markup:
+    """The settings of a dot chart beside the mark of each, as an HTML list that wraps."""
+    sample = Markup('<svg class="chart key" viewBox="0 0 28 8" aria-hidden="true">{}</svg>')
+    items = [Markup("<li>{}{}</li>").format(sample.format(_mark(14.0, 4.0, dots.style[name], Markup(""))), name) for name in dots.values]
+    return Markup('<ul class="legend">{}</ul>').format(Markup("").join(items))
 
 
 def legend(curves: Sequence[Curve]) -> Markup:
@@ -153,14 +225,34 @@ def _frame(axes: _Axes, xs: Sequence[float], ys: Sequence[float], x_label: str, 
     return Markup("").join(parts)
 
 
-def _polyline(curve: Curve, axes: _Axes) -> Markup:
+def _ground(below: float, axes: _Axes) -> Markup:
+    """The shaded region below a value."""
+    top, floor, left, right = axes.y(min(below, axes.y_high)), axes.y(axes.y_low), axes.x(axes.x_low), axes.x(axes.x_high)
+    shape = Markup('<rect class="ground" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(left, top, right - left, max(0.0, floor - top))
+    return shape + Markup('<text class="ground-name" x="{:.1f}" y="{:.1f}" text-anchor="end">collapse</text>').format(right - 6, floor - 6)
+
+
+def _polyline(curve: Curve, axes: _Axes, *, dots: bool = True) -> Markup:
     pieces = [" ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in piece) for piece in curve.pieces]
     path = "".join(f"M{piece.replace(' ', 'L')}" for piece in pieces)
     drawn = Markup('<path d="{}" {}><title>{}</title></path>').format(path, _stroke(curve.style), curve.name)
-    if len(curve.points) <= MARKED:
+    if dots and len(curve.points) <= MARKED:
         colour = f"s{curve.style % NUM_COLOURS}"
         drawn += Markup("").join(Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(colour, axes.x(x), axes.y(y)) for x, y in curve.points)
     return drawn
+
+
+def _area(band: Band, axes: _Axes) -> Markup:
+    there = [f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in band.high.points]
+    back = [f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in reversed(band.low.points)]
+    text = f"{band.name}: lowest to highest of {band.seeds} seeds"
+    return Markup('<path class="band s{}" d="M{}Z"><title>{}</title></path>').format(band.mean.style % NUM_COLOURS, "L".join(there + back), text)
+
+
+def _mark(x: float, y: float, style: int, title: Markup) -> Markup:
+    """A small filled shape around (x, y); colours and shapes repeat together only after 28."""
+    shape = MARKS[style % len(MARKS)]
+    return Markup('<path class="dot s{}" transform="translate({:.1f} {:.1f})" d="{}">{}</path>').format(style % NUM_COLOURS, x, y, shape, title)
 
 
 def _stroke(style: int) -> Markup:

@@ -55,16 +55,16 @@ def to_text(comparison: Comparison, *, width: int | None = None, per_class: bool
     numbers = [_numbers(row) for row in comparison.rows]
     beside = table([*header, *short.values()], [[*cells, *row.settings.values()] for cells, row in zip(numbers, comparison.rows, strict=True)])
     parts = []
-    if _fits(beside, width):
+    if fits(beside, width):
         parts.append(beside)
     else:
         alone = table(header, numbers)
-        parts.append(alone if _fits(alone, width) else "\n\n".join(_block(header, cells, width) for cells in numbers))
+        parts.append(alone if fits(alone, width) else "\n\n".join(block(header, cells, width) for cells in numbers))
         if comparison.settings:
             lines = [f"{row.name}: {', '.join(f'{short[key]} {value}' for key, value in row.settings.items())}" for row in comparison.rows]
-            parts.append("settings\n" + "\n".join(_wrapped(line, width) for line in lines))
+            parts.append("settings\n" + "\n".join(wrapped(line, width) for line in lines))
     said = [f"{row.name}: {line}" for row in comparison.rows for line in (row.words, *row.notes) if line]
-    parts += ["\n".join(_wrapped(line, width) for line in lines) for lines in (said, comparison.notes) if lines]
+    parts += ["\n".join(wrapped(line, width) for line in lines) for lines in (said, comparison.notes) if lines]
     if per_class:
         parts.append(_class_text(comparison, width))
     return "\n\n".join(parts)
@@ -86,17 +86,17 @@ def _class_text(comparison: Comparison, width: int) -> str:
     parts: list[str] = []
     shown: list[int] = []
     for c in range(len(found.classes)):
-        if shown and not _fits(drawn([*shown, c]), width):
+        if shown and not fits(drawn([*shown, c]), width):
             parts.append(drawn(shown))
             shown = []
         shown.append(c)
     parts.append(drawn(shown))
-    if not all(_fits(part, width) for part in parts):
+    if not all(fits(part, width) for part in parts):
         heads = [found.family, *found.classes]
-        parts = [_block(heads, [name, *(column[r] for column in columns)], width) for r, name in enumerate(names)]
+        parts = [block(heads, [name, *(column[r] for column in columns)], width) for r, name in enumerate(names)]
     seeds = "mean ± sample standard deviation over seeds, " if any(cell.spread for row in found.rows for cell in row) else ""
     title = f"{found.family} of each class: {seeds}* best of its column"
-    return "\n\n".join([_wrapped(title, width), *parts, *(_wrapped(line, width) for line in _below(comparison, found))])
+    return "\n\n".join([wrapped(title, width), *parts, *(wrapped(line, width) for line in _below(comparison, found))])
 
 
 def _cell_text(cell: ClassCell) -> str:
@@ -128,24 +128,28 @@ def _numbers(row: Row) -> list[str]:
         return [name, "n/a", "", "", "", "", ""]
     over = f"{len(row.values)} seeds" if len(row.values) > 1 else f"{found.n:,} {row.of}"
     difference = signed(row.difference.value, row.difference.unit) if row.difference else ""
-    return [name, str(found), interval(found), str(row.spread or ""), over, difference, _signed_interval(row.difference)]
+    return [name, str(found), interval(found), str(row.spread or ""), over, difference, signed_interval(row.difference)]
 
 
-def _signed_interval(difference: Measurement | None) -> str:
+def signed_interval(difference: Measurement | None) -> str:
+    """`+0.0120 to +0.0453`, or an empty text where there is no interval."""
     if difference is None or difference.interval is None:
         return ""
     return " to ".join(signed(end, difference.unit) for end in difference.interval)
 
 
-def _block(header: Sequence[str], cells: Sequence[str], width: int) -> str:
-    return "\n".join([cells[0], *[_wrapped(f"  {name}: {cell}", width, indent="    ") for name, cell in zip(header[1:], cells[1:], strict=True) if cell]])
+def block(header: Sequence[str], cells: Sequence[str], width: int) -> str:
+    """A row as lines below each other, for a terminal that its table does not fit; empty cells are left out."""
+    return "\n".join([cells[0], *[wrapped(f"  {name}: {cell}", width, indent="    ") for name, cell in zip(header[1:], cells[1:], strict=True) if cell]])
 
 
-def _fits(text: str, width: int) -> bool:
+def fits(text: str, width: int) -> bool:
+    """Whether no line is wider than `width` columns."""
     return all(len(line) <= width for line in text.splitlines())
 
 
-def _wrapped(line: str, width: int, indent: str = "  ") -> str:
+def wrapped(line: str, width: int, indent: str = "  ") -> str:
+    """The line in as many lines as it takes, those after the first indented."""
     return textwrap.fill(line, max(width, 20), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
@@ -224,7 +228,7 @@ def to_html(comparison: Comparison) -> str:
         overlays=[d for value, unit in _OVERLAID if (d := _overlay(comparison, value, unit))],
         rates=_rates(comparison),
         signed=signed,
-        signed_interval=_signed_interval,
+        signed_interval=signed_interval,
     )
 
 

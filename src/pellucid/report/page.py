@@ -17,11 +17,12 @@ from markupsafe import Markup
 
 from pellucid import findings, mask_findings
 from pellucid.errors import RunError
-from pellucid.readings import Curve, by_epoch, curve, learning_rate
+from pellucid.readings import Chart, Curve, by_epoch, curve, learning_rate
 from pellucid.recipe import Recipe
 from pellucid.report import charts, masks, pictures, settings
 from pellucid.report.content import Mistake, Reading, read_predictions
 from pellucid.report.inside import Inside, read_inside
+from pellucid.report.pretraining import alarms, read_pretraining
 from pellucid.report.template import render_template
 from pellucid.run import DONE, DataRecord, Measurement, Run, RunRecord, rounded
 
@@ -44,11 +45,12 @@ class Promise:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart with its heading and legend, ready for the page."""
+    """A chart with its heading and legend, ready for the page; note: how to read it."""
 
     title: str
     chart: Markup
     legend: Markup
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ def render(run: Run) -> str:
     data = run.data if _has(run, "data.json") else None
     headline = record.measurements[0] if record.measurements else None
     split = _shown_split(run, headline)
-    of_pixels = recipe.task == "segmentation"
-    reading = None if data is None or split is None or of_pixels else _reading(run, data, split, recipe.seed)
+    of_pixels, of_features = recipe.task == "segmentation", recipe.task == "pretraining"
+    reading = None if data is None or split is None or of_pixels or of_features else _reading(run, data, split, recipe.seed)
+    features = read_pretraining(run, record, recipe, data) if of_features else None
     masked = None if data is None or split is None or not of_pixels else _masked(run, record, data, split, recipe)
     inside = _inside(run)
     room = masks.MAX_PICTURE_BYTES - (0 if masked is None else masked.bytes) - (0 if inside is None else _picture_bytes(inside))
@@ -102,7 +105,9 @@ def render(run: Run) -> str:
         problems=[] if data is None else data.problems[:MAX_PROBLEMS],
         num_problems=0 if data is None else len(data.problems),
         skipped=[] if data is None else data.skipped,
-        drawings=_drawings(run.metrics(), accuracy="Pixel accuracy" if of_pixels else "Accuracy"),
+        alarms=alarms(record),
+        drawings=_drawings(run.metrics(), accuracy="Pixel accuracy" if of_pixels else "Accuracy") if features is None else _charts(run, features.charts),
+        features=features,
         masks=masked,
         masks_over_epochs=masks.read_masks_over_epochs(run, room=room) if of_pixels else None,
         pixel_rows=[] if data is None or data.mask_format is None else masks.pixel_rows(data),
@@ -210,6 +215,22 @@ def _drawings(lines: Sequence[dict[str, Any]], *, accuracy: str) -> list[Drawing
         for title, found, x, y, unit in wanted
         if found
     ]
+
+
+def _charts(run: Run, wanted: Sequence[Chart]) -> list[Drawing]:
+    """Charts of a pre-training, and its learning rate."""
+    found = [
+        Drawing(
+            c.title,
+            charts.line_chart(
+                c.curves, title=c.title, x_label="epoch", y_label=c.y_label, unit=c.unit, levels=c.levels, shown=c.shown, shaded_below=c.collapsed
+            ),
+            charts.legend([*c.curves, *c.levels]) if c.levels else Markup(""),
+            c.note,
+        )
+        for c in wanted
+    ]
+    return found + [drawing for drawing in _drawings(run.metrics(), accuracy="") if drawing.title == "Learning rate"]
 
 
 def _shown_split(run: Run, headline: Measurement | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pellucid.schema.section import Count, Fraction, NonNegative, Positive, Section
 
@@ -17,6 +17,13 @@ class SecondView(Section):
     grayscale: Fraction | None = Field(None, description="As augment.grayscale.")
     gaussian_blur: Fraction | None = Field(None, description="As augment.gaussian_blur.")
     solarize: Fraction | None = Field(None, description="As augment.solarize.")
+
+    @field_validator("color_jitter")
+    @classmethod
+    def _hue_range(cls, strengths: list[float] | None) -> list[float] | None:
+        if strengths is not None and strengths[3] > 0.5:
+            raise ValueError(f"expected a hue (the fourth number) of at most 0.5, got {strengths[3]:g}")
+        return strengths
 
 
 class ByolMethod(Section):

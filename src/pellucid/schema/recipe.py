@@ -37,9 +37,9 @@ class ModelSection(Section):
         False,
         description="Start from the published weights of that name, or of its backbone alone (segmentation); downloaded or from the hub's local cache.",
     )
-    weights: str | None = Field(None, description="Start from a local .safetensors, .pth or .pt file.")
+    weights: str | None = Field(None, description="Start from a local .safetensors, .pth or .pt file: of a whole model or of its backbone.")
     encoder: str | None = Field(None, description="smp: name of the backbone, e.g. resnet50 or tu-<name of timm>; default: the model's own.")
-    backbone_weights: str | None = Field(None, description="segmentation: start the backbone from a local file of a classifier's weights.")
+    backbone_weights: str | None = Field(None, description="segmentation: start the backbone from a local file of a classifier's weights or of its backbone.")
     options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the model's constructor, e.g. {channel_multiplier: 0.25}.")
     freeze: Literal["none", "backbone"] | list[str] = Field(
         "none", description="Parts that are not trained: none, backbone (all but the classifier), or a list of module-path prefixes."
@@ -92,7 +92,9 @@ class Recipe(Section):
     data: DataSection = Field(description="Images and labels.")
     model: ModelSection = Field(description="The network.")
     method: Method | None = Field(None, validate_default=True, description="pretraining: what is learned without labels.")
-    augment: AugmentSection = Field(default_factory=lambda: AugmentSection.model_validate({}), description="Random changes of training images.")
+    augment: AugmentSection = Field(
+        default_factory=lambda: AugmentSection.model_validate({}), validate_default=True, description="Random changes of training images."
+    )
     loss: LossSection = Field(default_factory=lambda: LossSection.model_validate({}), description="What is minimised.")
     train: TrainSection = Field(description="How the weights are found.")
     scoring: ScoringSection | None = Field(None, validate_default=True, description="segmentation: how predicted masks are scored.")
@@ -194,8 +196,9 @@ class Recipe(Section):
     def _loss_fits(cls, loss: LossSection, info: ValidationInfo) -> LossSection:
         if info.data.get("task") == "classification" and loss.name != "cross_entropy":
             raise ValueError(f"name: classification is trained with cross_entropy; {loss.name} is a loss over pixels and belongs to segmentation")
-        if info.data.get("task") == "pretraining" and loss.model_fields_set:
-            raise ValueError(f"{sorted(loss.model_fields_set)[0]}: the loss of pretraining follows from its method; leave loss out")
+        chosen = [name for name, value in LossSection.model_validate({}) if getattr(loss, name) != value]  # resolved.yaml holds every default
+        if info.data.get("task") == "pretraining" and chosen:
+            raise ValueError(f"{chosen[0]}: the loss of pretraining follows from its method; leave loss out")
         model = info.data.get("model")
         if loss.auxiliary_weight != 0.5 and model is not None and not model.options.get("aux_loss") and not model.options.get("aux_params"):
             raise ValueError(
@@ -278,6 +281,8 @@ def _check_pretraining(train: TrainSection) -> None:
         raise ValueError("balanced_sampling draws by label, and pretraining knows none; leave it out")
     if train.early_stop is not None or train.keep == "best":
         raise ValueError(f"{'keep: best' if train.keep == 'best' else 'early_stop'} would choose by labels; pretraining ends after its epochs")
+    if any(phase.optimizer.layer_decay != 1.0 for phase in train.phases):
+        raise ValueError("optimizer.layer_decay counts layers below a classifier, and pretraining has none; leave it out")
     if any(phase.optimizer.sam is not None for phase in train.phases):
         raise ValueError("optimizer.sam takes every step twice and a moving target moves between; pretraining has none")
 

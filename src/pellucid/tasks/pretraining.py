@@ -8,6 +8,7 @@ untrained and beside raw pixels). After every epoch the spread and rank of the p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from pellucid.data.loader import Pack, Reader, Window, ordered_windows
 from pellucid.data.store import Pixels
 from pellucid.errors import UsageError
 from pellucid.intervals import wilson
+from pellucid.models.backbone_file import load_into
 from pellucid.models.backbones import Built, build_backbone
 from pellucid.models.self_supervised import Byol, SelfSupervised, SimClr, SimSiam
-from pellucid.models.weights import WeightsReport, load_weights
+from pellucid.models.weights import WeightsReport
 from pellucid.predictions import FeaturePredictions
+from pellucid.readings import nearest, neighboured_rows
 from pellucid.recipe import AugmentSection, ByolMethod, Recipe, SecondView, SimClrMethod
 from pellucid.representation import alignment, diagnose, effective_rank, fit_probe, knn_votes, spread, uniformity
 from pellucid.run import Measurement, Run
@@ -35,7 +38,9 @@ from pellucid.tasks.protocol import NOTHING_STORED, PackLoss, Stored
 
 EVALUATED = 2**32 - 1  # the epoch that keys the views of an evaluation: the same at all times, and of no training epoch
 WATCHED = 256  # images whose projections are looked at after every epoch
+BANK_BATCH = 64  # images of the bank that go through the network at once, whatever the number of processes and however batches were cut
 PIXEL_SIDE = 16  # raw pixels are compared at this size: 768 numbers an image
+SHOWN_VIEWS = 8  # training images whose two views of the first epoch a report shows
 
 
 class Pretraining:
@@ -120,8 +125,8 @@ class Pretraining:
             projections.append(self._projections(module, pack))
             if progress is not None:
                 progress(f"evaluating {split.name}", number, len(windows))
-        processes, size = self._runtime.processes, max(map(len, windows), default=1)
-        own = [_chosen(window, self._bank_rows) for window in ordered_windows(len(self._bank_rows), size)][processes.rank :: processes.size]
+        processes = self._runtime.processes
+        own = [_chosen(window, self._bank_rows) for window in ordered_windows(len(self._bank_rows), BANK_BATCH)][processes.rank :: processes.size]
         bank = [self._features(module, pack.images) for pack in _packs(self._pixels["train"], own, workers)] if own else []
         rows, bank_rows = (np.concatenate([np.empty(0, np.int64), *(window.rows for window in some)]) for some in (windows, own))
         nothing = self._nothing(module)
@@ -198,6 +203,8 @@ class Pretraining:
             return Measurement(name, value, unit, split, n, self._recipe.seed, f"{how}; {note}")
 
         found = self._accuracies(predictions, split, note) if self.labelled else []
+        if n < 2:
+            return found  # of a single image nothing can be said to lie apart
         unit = f"of the unit projections ({P} dimensions)"
         found.append(
             number(
@@ -262,14 +269,34 @@ class Pretraining:
         return run.write_feature_predictions(split, predictions)
 
     def mistakes(self, predictions: FeaturePredictions, most: int) -> np.ndarray:
-        """Nothing is classified, so nothing is mistaken."""
-        return np.empty(0, np.int64)
+        """Nothing is classified and nothing mistaken: rows of the images whose nearest training images are shown; none without a bank."""
+        return neighboured_rows(predictions.labels) if len(predictions.bank) else np.empty(0, np.int64)
 
     def thumbnails(self, split: Split, row: int, predictions: FeaturePredictions, side: int) -> dict[str, PIL.Image.Image]:
-        """The image."""
-        image = split.open(row)
-        image.thumbnail((side, side))
-        return {".webp": image}
+        """The image and, as -near-1 and so on, the training images that are nearest to it."""
+        places, _ = nearest(predictions.features[row : row + 1], predictions.bank)
+        train = self._dataset.splits["train"]
+        pictures = {".webp": split.open(row)}
+        pictures |= {f"-near-{i}.webp": train.open(int(predictions.bank_rows[place])) for i, place in enumerate(places[0].tolist(), 1)}
+        for picture in pictures.values():
+            picture.thumbnail((side, side))
+        return pictures
+
+    def view_pictures(self, side: int) -> dict[str, PIL.Image.Image]:
+        """{file name: picture} of a few training images and of the two views that the first epoch made of each, as `<row>-view-1` and `-view-2`."""
+        train = self._dataset.splits["train"]
+        rows = neighboured_rows(train.labels, SHOWN_VIEWS)
+        pictures = {f"{row:06d}.webp": train.open(int(row)) for row in rows}
+        _, mean, std = self._view
+        scale, offset = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (std, mean))
+        for pack in _packs(self._pixels["train"], [Window(0, 0, rows, rows)], self._recipe.data.workers):
+            for number, made in enumerate(self._augmented(pack.images, pack.draws, 0), 1):
+                shown = (made.float().cpu() * scale + offset).mul(255).round().clamp(0, 255).to(torch.uint8)
+                for row, view in zip(rows, shown, strict=True):
+                    pictures[f"{row:06d}-view-{number}.webp"] = PIL.Image.fromarray(view.permute(1, 2, 0).contiguous().numpy())
+        for picture in pictures.values():
+            picture.thumbnail((side, side))
+        return pictures
 
 
 def views(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> tuple[Augment, Augment]:
@@ -337,9 +364,17 @@ def build(recipe: Recipe, num_classes: int, *, start_weights: bool = True) -> tu
         m.name, pretrained=m.pretrained and start_weights, options=m.options, drop_rate=m.drop_rate, drop_path_rate=m.drop_path_rate,
         image_size=recipe.data.size,
     )  # fmt: skip
-    report = load_weights(built.module, Path(m.weights), classifier=built.classifier) if m.weights and start_weights else None
+    built, report = load_into(built, Path(m.weights), name=m.name, options=m.options) if m.weights and start_weights else (built, None)
     module = _with_heads(recipe, built.module, num_features)
-    return Built(module.train(), built.mean, built.std, (), built.notes, "backbone", module.untrained), report
+    return replace(built, module=module.train(), classifier=(), backbone="backbone", untrained=module.untrained), report
+
+
+def left_out(recipe: Recipe) -> tuple[str, ...]:
+    """Paths of the classifier that the backbone of a recipe goes without."""
+    m = recipe.model
+    return build_backbone(
+        m.name, pretrained=False, options=m.options, drop_rate=m.drop_rate, drop_path_rate=m.drop_path_rate, image_size=recipe.data.size
+    )[0].classifier  # fmt: skip
 
 
 def _with_heads(recipe: Recipe, backbone: nn.Module, num_features: int) -> SelfSupervised:

@@ -1,0 +1,205 @@
+"""Commands that run a trained model: its numbers again or on other images, labels, masks, maps, a file for elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pellucid.cli.options import AsJson, Quiet, RunFolder, Tolerance
+from pellucid.errors import MismatchError, PellucidError, RunError, UsageError
+from pellucid.printing import measurement_table, print_json, print_labels, print_masks, print_note
+
+
+def verify(
+    run: RunFolder,
+    tolerance: Tolerance = 0.005,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train again from the recipe and compare.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Recompute every reported number twice: from the predictions, and from checkpoint and data. Exit 3 on a mismatch."""
+    from pellucid.progress import Progress
+    from pellucid.run import Run
+    from pellucid.verify import verify as verify_
+
+    opened = Run(run)
+    if retrain:
+        verification = _retrained(opened, tolerance, quiet)
+    else:
+        with Progress(quiet=quiet) as progress:
+            verification = verify_(opened, tolerance=tolerance, progress=progress)
+        verification.save(opened)
+        _renew_report(opened)
+    if as_json:
+        print_json({**asdict(verification), "result": verification.result})
+    else:
+        print("\n".join(verification.lines()))
+        print(f"{verification.result}: {run} ({len(verification.checks)} checks, {sum(not c.ok for c in verification.checks)} failed)")
+    if not verification.ok:
+        raise MismatchError(f"{run}: " + "; ".join(c.line for c in verification.checks if not c.ok))
+
+
+def _renew_report(run: Any) -> None:
+    """The report with the new verdict; a run too damaged to draw is still judged."""
+    try:
+        run.report()
+    except PellucidError as error:
+        print(f"the report could not be written: {error}", file=sys.stderr)
+
+
+def _retrained(run: Any, tolerance: float, quiet: bool) -> Any:
+    import tempfile
+
+    from pellucid.recipe import override
+    from pellucid.run import DONE
+    from pellucid.train import train as train_
+    from pellucid.verify import compare_retrained
+
+    if run.record.status != DONE:
+        raise RunError(f"{run.path}: the run is {run.record.status}; only a finished run can be compared with a second training.")
+    recipe = override(run.recipe, [f"train.threads={run.environment['threads']}"])  # the number of threads decides the bits
+    with tempfile.TemporaryDirectory() as folder:
+        return compare_retrained(run, train_(recipe, out=Path(folder) / "again", quiet=quiet, figures=False), tolerance)
+
+
+def evaluate(
+    target: Annotated[Path, typer.Argument(metavar="RUN|RECIPE", help="A run folder; with --masks also a recipe (YAML).")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="PATH", help="Labelled images as the run's source has them: a folder, a CSV for table, a folder of pairs, or of masks alone."
+        ),
+    ] = None,
+    masks: Annotated[Path | None, typer.Option("--masks", metavar="DIR", help="Score these predicted masks, without any model.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="--masks without --data: split of the recipe with the true masks; default: val.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """The run's numbers on other labelled images of the same classes, or those of a folder of predicted masks."""
+    from pellucid.progress import Progress
+    from pellucid.run import Run
+
+    if split is not None and (masks is None or data is not None):
+        raise UsageError("--split names a split of the recipe that --masks are scored against; it goes with --masks and without --data")
+    run = None if target.is_file() else Run(target)
+    with Progress(quiet=quiet) as progress:
+        if masks is not None:
+            from pellucid import recipe as recipes
+            from pellucid.mask_folders import evaluate_masks
+
+            source = run or recipes.load(target)
+            measurements = evaluate_masks(source, masks, data=data, split=split or "val", told=print_note, progress=progress)
+        elif run is None or data is None:
+            missing = "a recipe has no model: give a run folder, or --masks" if run is None else "give --data PATH (images for the run's model) or --masks"
+            raise UsageError(f"{target}: {missing} DIR (masks that are predicted already)")
+        else:
+            from pellucid.evaluate import evaluate as evaluate_
+
+            measurements = evaluate_(run, str(data), progress=progress)
+    if as_json:
+        given = {"data": data, "masks": masks, "split": (split or "val") if masks is not None and data is None else None}
+        print_json({"run" if run else "recipe": str(target), **{k: str(v) for k, v in given.items() if v}, "measurements": [asdict(m) for m in measurements]})
+    else:
+        print(measurement_table(measurements))
+
+
+def predict(
+    run: RunFolder,
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Images and folders of images.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="PATH", help="CSV to write; of a segmentation run the folder for its masks.")] = None,
+    confidence: Annotated[bool, typer.Option("--confidence", help="Segmentation: also write <mask>_confidence.png, 8-bit grey.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Segmentation: replace files in --out; never true masks or what training reads.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Label images: CSV with filename, label and confidence. Of a segmentation run: a mask for each, and the share of each class."""
+    from pellucid.run import Run
+
+    opened = Run(run)
+    if opened.recipe.masked:
+        from pellucid.evaluate import write_masks
+        from pellucid.progress import Progress
+
+        if out is None:
+            raise UsageError(f"{run} predicts masks: give --out DIR, the folder to write them into")
+        with Progress(quiet=quiet) as progress:
+            written = write_masks(opened, paths, out, confidence=confidence, overwrite=overwrite, told=print_note, progress=progress)
+            print_masks(written, opened.data.classes, as_json)
+        return
+    if confidence:
+        raise UsageError("--confidence writes pictures beside masks and belongs to segmentation; the confidence of a label stands in the CSV")
+    if overwrite:
+        raise UsageError("--overwrite replaces masks and belongs to segmentation; a CSV is written anew in any case")
+    predictions = opened.predict([str(path) for path in paths])
+    print_labels(predictions, out, as_json)
+
+
+def inside(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, or a model: timm/<name>, torchvision/<name>, transformers/<name>.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Photographs and folders of them.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for figures, arrays.npz and findings.json.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting of the model, e.g. -s pretrained=false or -s image_size=384.")
+    ] = None,
+    maps: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="attention, rollout, relevance, grad_cam, integrated_gradients or occlusion. Repeatable; default: the first four that fit."),
+    ] = None,
+    layer: Annotated[str | None, typer.Option("--layer", help="Path of the layer for attention and grad_cam; default: the last that tells something.")] = None,
+    explained: Annotated[
+        str | None, typer.Option("--class", help="Segmentation: the class whose maps are drawn; default: the largest, or best scored.")
+    ] = None,
+    masks: Annotated[Path | None, typer.Option("--masks", metavar="PATH", help="Folder with <name>.png for each photograph, or one file for one.")] = None,
+    mask_target: Annotated[list[int] | None, typer.Option("--mask-target", help="Value of the masks that is the target; default: all above 0.")] = None,
+    mask_ignore: Annotated[list[int] | None, typer.Option("--mask-ignore", help="Value of the masks that counts neither way.")] = None,
+    deletion: Annotated[bool, typer.Option("--deletion/--no-deletion", help="Without masks, score by deletion and insertion: some hundred passes.")] = True,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """What is inside a model: maps over photographs, each with its measures and baselines; heads; position embeddings."""
+    from pellucid.look import look_into, summary
+    from pellucid.progress import Progress
+    from pellucid.tables import table
+
+    with Progress(quiet=quiet) as progress:
+        found = look_into(
+            target, images, out, overrides=set_ or [], methods=maps, layer=layer, masks=masks, mask_target=mask_target, mask_ignore=mask_ignore or [],
+            explained=explained, deletion=deletion, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json({"out": str(out), **asdict(found)})
+        return
+    for line in [*found.notes, *(f"{image.file}: {flag}" for image in found.images for flag in image.flags)]:
+        print(f"note: {line}", file=sys.stderr)
+    print(table(["map", "measure", "mean", "95 % interval", "baselines"], summary(found)))
+    print(out)
+
+
+def export(
+    run: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Default: model.onnx, model.safetensors or backbone.safetensors in the run folder.")
+    ] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="onnx (default) or safetensors.")] = None,
+    backbone: Annotated[
+        bool, typer.Option("--backbone", help="The model without its classifier, as safetensors that model.weights of another recipe takes.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the model as ONNX or safetensors after checking that it gives the same logits, or its backbone for other recipes."""
+    from pellucid.evaluate import export_run, export_run_backbone
+    from pellucid.run import Run
+
+    if format_ not in (None, "onnx", "safetensors"):
+        raise UsageError(f"--format: expected onnx or safetensors, got {format_!r}")
+    if backbone and format_ == "onnx":
+        raise UsageError("--backbone writes safetensors, which other recipes start from; leave --format out")
+    result = export_run_backbone(Run(run), out) if backbone else export_run(Run(run), out, format_ or "onnx")
+    if as_json:
+        print_json(asdict(result))
+    else:
+        print("\n".join(result.lines()))

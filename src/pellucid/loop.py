@@ -201,8 +201,9 @@ def _look_back(t: Training, epoch: int) -> dict[str, float]:
         return watched or {}
     t.log({"kind": "watch", "epoch": epoch, "step": t.at.step, **watched})
     alarms = t.task.alarms([*t.run.metrics(), *t.lines])
+    told = {line.partition(":")[0] for line in t.record.alarms}
     for line in alarms:
-        if line not in t.record.alarms:
+        if line.partition(":")[0] not in told:  # its numbers change from epoch to epoch
             t.progress.line(line)
     t.record.alarms = alarms
     return watched

@@ -54,7 +54,7 @@ def changed(old: str, new: str) -> str:
         (changed("timm/test_vit", "tim/test_vit"), "r.yaml:7:1: model: name: expected timm/<name> or torchvision/<name> or smp/<name> or pellucid/<name>, got 'tim/test_vit'. Did you mean 'timm'?"),
         (changed("test_vit}", "test_vit, pretrained: no}"), "r.yaml:7:30: model.pretrained: expected true or false; got 'no' (text)"),
         (changed("test_vit}", "test_vit, pretrained: true, weights: w.pth}"), "r.yaml:7:1: model: give pretrained: true or weights: FILE, not both"),
-        (changed("name: adam", "name: adamm"), "r.yaml:11:31: train.phases.0.optimizer.name: expected adam, adamw, sgd; got 'adamm'. Did you mean 'adam'?"),
+        (changed("name: adam", "name: adamm"), "r.yaml:11:31: train.phases.0.optimizer.name: expected adam, adamw, sgd, lars; got 'adamm'. Did you mean 'adam'?"),
         (changed("lr: 1e-3", "lr: 0"), "r.yaml:11:43: train.phases.0.optimizer.lr: expected greater than 0; got 0"),
         (changed("lr: 1e-3", "lr: 1e-3, wieght_decay: 0.1"), "r.yaml:11:53: unknown key 'wieght_decay' in train.phases.0.optimizer. Did you mean 'weight_decay'?"),
         (changed("name: noam", "name: noom"), "r.yaml:11:65: train.phases.0.schedule.name: expected constant, cosine, linear, noam, step; got 'noom'. Did you mean 'noam'?"),

@@ -67,6 +67,13 @@ FIELD: dict[str, dict[str, Any]] = {
     "landcover-fcn32s": LANDCOVER | {"model.name": "pellucid/fcn32s", "loss.name": "cross_entropy"},
     "landcover-deeplabv3plus": LANDCOVER | {"model.name": "smp/DeepLabV3Plus", "model.encoder": "resnet50", "loss.name": "poly1", "loss.epsilon": 1.0},
     "camvid-fcn32s": {"model.name": "pellucid/fcn32s", "data.source": "pairs", "data.ignored": [11]},
+    "byol-resnet50": {
+        "model.name": "torchvision/resnet50", "data.image_size": 128, "train.batch_size": 128, "method.name": "byol", "method.projector_hidden": 4096,
+        "method.projector_output": 256, "method.momentum": 0.996, "method.second_view.gaussian_blur": 0.1, "method.second_view.solarize": 0.2,
+        "augment.gaussian_blur": 1.0, "augment.color_jitter": [0.4, 0.4, 0.2, 0.1], "augment.color_jitter_probability": 0.8, "augment.grayscale": 0.2,
+        "train.phases.0.epochs": 1000, "train.phases.0.optimizer.name": "adam", "train.phases.0.optimizer.lr": 1e-4, "train.phases.0.schedule.name": "cosine",
+    },
+    "office-home-transfer": {"data.source": "table", "model.name": "torchvision/resnet50", "data.label_column": "label", "data.filename_column": "filename"},
     "camvid-deeplabv3": {"model.name": "smp/DeepLabV3", "model.encoder": "resnet18", "loss.name": "poly1", "data.ignored": [11]},
 }  # fmt: skip
 
@@ -86,6 +93,9 @@ def reductions(recipe: Recipe) -> list[str]:
         small += ["inside.samples=2", "inside.images=[]"] if recipe.inside is not None else []
         small += ["model.options={channels: 8, batch_norm: true}"] if recipe.model.name == "pellucid/fcn32s" else []
         small += ["model.encoder=resnet18"] if recipe.model.encoder == "resnet50" else []
+    elif recipe.method is not None:
+        small += ["inside.features=4", "method.projector_hidden=8", "method.projector_output=8"]
+        small += ["method.predictor_hidden=8"] if recipe.method.name != "simclr" else []
     elif recipe.inside is not None:
         small += ["inside.samples=2", "inside.features=4", "inside.masks=null", "inside.mask_target=null", "inside.mask_ignore=[]"]
     for i, phase in enumerate(recipe.train.phases):
@@ -128,7 +138,8 @@ def test_recipe_opens_with_its_command_hardware_minutes_and_metric(name: str) ->
     hardware, minutes, metric = first.split("        ", 1)[1].split(" · ", 2)
     assert re.match(r"\d+x? .*(GPU|CPU cores)", hardware)
     assert re.match(r"(about [\d.]+ (min|s)\b|minutes not measured here)", minutes)
-    assert re.match(("mIoU" if load(name).masked else "accuracy") + r" (0\.\d+|not measured here)", metric)
+    headline = {"classification": "accuracy", "pretraining": "k-NN accuracy", "segmentation": "mIoU"}[load(name).task]
+    assert re.match(headline + r" (0\.\d+|not measured here)", metric)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -165,7 +176,9 @@ def test_recipe_passes_plan(name: str, photographs: Path, monkeypatch: pytest.Mo
     assert planned.micro_batch_size <= recipe.train.batch_size
     for phase, section in zip(planned.phases, recipe.train.phases, strict=True):
         assert phase.peak_lr == pytest.approx(section.optimizer.lr), "the schedule reaches its peak"
-    assert planned.num_trainable == planned.num_params > 0
+    assert planned.num_params > 0
+    # The target of byol is never trained: as large as backbone and projector.
+    assert planned.num_trainable == planned.num_params or (recipe.method is not None and recipe.method.name == "byol")
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
@@ -193,7 +206,7 @@ def test_recipe_trains_end_to_end_at_a_reduced_size(name: str, reduced: Callable
     assert run.record.status == DONE
     assert run.record.step == run.record.total_steps == 3 * len(load(name).train.phases)
     rates = [line["lr"] for line in run.metrics() if line["kind"] == "lr"]
-    losses = [line["loss"] for line in run.metrics() if line["kind"] in ("train", "val")]
+    losses = [line.get("loss", line.get("alignment")) for line in run.metrics() if line["kind"] in ("train", "val") and line["epoch"] > 0]
     values = [m.value for m in run.measurements.values()]
     assert len(losses) == 2 * len(load(name).train.phases)
     assert len(values) >= 5

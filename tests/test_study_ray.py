@@ -191,10 +191,6 @@ def test_a_run_that_no_node_has_room_for_is_refused(small_recipe: str, tmp_path:
 @pytest.mark.proof
 @pytest.mark.filterwarnings("default")
 def test_a_node_that_does_not_see_the_folder_is_named(small_recipe: str, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pellucid.study_workers._seen_from_here", _blind)
+    monkeypatch.setattr("pellucid.study_workers._seen_from_here", lambda token: (False, {}))
     with pytest.raises(UsageError, match="node .* of the Ray cluster does not see this folder. Give --out a folder that all nodes share"):
         run_study(written(tmp_path, small_recipe), out=tmp_path / "out", on="ray", quiet=True)
-
-
-def _blind(token: Path) -> tuple[bool, dict[str, str]]:
-    return Path("/nowhere", token.name).exists(), {}

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 import pellucid
 from pellucid import errors, recipe, run
 from pellucid.cli import app
+from pellucid.schema.study import Study
 from pellucid.subjects import SubjectSection
 
 FILE = Path(__file__).resolve().parent / "reference.md"
@@ -31,7 +32,7 @@ _RELATIONS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 def reference() -> str:
     """The whole page."""
     opening = ("# Reference", "Written by `make reference` from the code; edit the code, not this page.")
-    parts = [*opening, *_recipe(), *_commands(), *_exit_codes(), *_run_folder(), *_names()]
+    parts = [*opening, *_recipe(), *_study(), *_commands(), *_exit_codes(), *_run_folder(), *_names()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -47,11 +48,20 @@ def _recipe() -> Iterator[str]:
     yield from _section(recipe.Recipe, "")
 
 
-def _section(model: type[BaseModel], key: str) -> Iterator[str]:
-    """Heading and table of one mapping, then those of the mappings in it."""
-    yield f"### `{key}`" if key else "### The recipe"
+def _study() -> Iterator[str]:
+    yield "## Study"
+    yield (
+        "A YAML file for `pellucid study`. `-s key.path=value` lays values over the recipe of every setting, `-s NAME:key.path=value` over that of one setting or "
+        "shared run. Relative paths start at the file. [studies.md](studies.md) shows how it is used."
+    )
+    yield from _section(Study, "", whole="study")
+
+
+def _section(model: type[BaseModel], key: str, whole: str = "recipe") -> Iterator[str]:
+    """Heading and table of one mapping, then those of the mappings in it; `whole` is what the one without a key is called."""
+    yield f"### `{key}`" if key else f"### The {whole}"
     yield _first_line(model)
-    rows = [_row(name, field) for name, field in model.model_fields.items()]
+    rows = [_row(field.alias or name, field) for name, field in model.model_fields.items()]
     yield _table(("key", "type", "default", "what it is"), rows)
     for name, field in model.model_fields.items():
         below = f"{key}.{name}" if key else name
@@ -59,7 +69,8 @@ def _section(model: type[BaseModel], key: str) -> Iterator[str]:
         for member in members:
             tag = member.model_fields.get("name") if len(members) > 1 else None
             suffix = f": {typing.get_args(tag.annotation)[0]}" if tag is not None else ""
-            yield from _section(member, f"{below}{'[]' if typing.get_origin(field.annotation) is list else ''}{suffix}")
+            of_many = {list: "[]", dict: ".NAME"}.get(typing.get_origin(field.annotation), "")
+            yield from _section(member, f"{below}{of_many}{suffix}")
 
 
 def _row(name: str, field: FieldInfo) -> tuple[str, str, str, str]:
@@ -73,7 +84,7 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, BaseModel):
         chosen = len(list(_members(field.annotation))) > 1
         return f"`{getattr(value, 'name', '')}`" if chosen else "see below"
-    if value is None:
+    if value is None or value == "":
         return "–"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 

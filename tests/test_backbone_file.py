@@ -143,14 +143,32 @@ def test_a_tag_of_published_weights_is_no_other_architecture(tmp_path: Path) -> 
     assert load_into(built("timm/test_resnet", {}), tmp_path / "b.safetensors", name="timm/test_resnet", options={})[1].loaded > 0
 
 
-def test_other_options_are_told_and_do_not_fit_where_shapes_differ(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "theirs", "mine"),
+    [
+        ({"num_heads": 4}, "num_heads: 2", "num_heads: 4"),  # of the same shapes, and another function
+        ({"embed_dim": 48, "num_heads": 4}, "embed_dim: 32, num_heads: 2", "embed_dim: 48, num_heads: 4"),
+        ({"qk_norm": True, "drop_rate": 0.5}, "qk_norm: not given", "qk_norm: true"),
+    ],
+)
+def test_other_options_are_refused_with_both_values_and_the_remedy(tmp_path: Path, changes: Options, theirs: str, mine: str) -> None:
     saved("timm/test_vit", VIT, tmp_path / "b.safetensors")
-    four = VIT | {"num_heads": 4}  # of the same shapes, and another function
-    notes = load_into(built("timm/test_vit", four), tmp_path / "b.safetensors", name="timm/test_vit", options=four)[0].notes
-    assert notes[-1] == f"b.safetensors: trained with options {json.dumps(VIT, sort_keys=True)}, the model has {json.dumps(four, sort_keys=True)}"
-    wide = VIT | {"embed_dim": 48}
-    with pytest.raises(WeightsError, match="b.safetensors: tensors do not fit the model; .* of another shape"):
-        load_into(built("timm/test_vit", wide), tmp_path / "b.safetensors", name="timm/test_vit", options=wide)
+    other = VIT | changes
+    with pytest.raises(WeightsError) as caught:
+        load_into(built("timm/test_vit", other), tmp_path / "b.safetensors", name="timm/test_vit", options=other)
+    wanted = VIT | {key: value for key, value in changes.items() if key == "drop_rate"}
+    assert str(caught.value) == (
+        f"b.safetensors: the backbone of timm/test_vit, pretraining (simclr) on pretrain, was trained with the options {theirs}; the model has {mine}. "
+        f"Tensors of equal shape would be another function. Set model.options: {json.dumps(wanted, sort_keys=True)}, or give weights of those options."
+    )
+    assert load_into(built("timm/test_vit", wanted), tmp_path / "b.safetensors", name="timm/test_vit", options=wanted)[1].loaded > 0
+
+
+def test_options_of_image_size_and_dropout_are_told_and_fit(tmp_path: Path) -> None:
+    saved("timm/test_vit", VIT, tmp_path / "b.safetensors")
+    dropped = VIT | {"attn_drop_rate": 0.1, "dynamic_img_size": True}
+    notes = load_into(built("timm/test_vit", dropped), tmp_path / "b.safetensors", name="timm/test_vit", options=dropped)[0].notes
+    assert notes[-1] == f"b.safetensors: trained with options {json.dumps(VIT, sort_keys=True)}, the model has {json.dumps(dropped, sort_keys=True)}"
 
 
 def test_a_file_without_facts_leaves_the_models_own_normalisation(tmp_path: Path) -> None:
@@ -172,11 +190,19 @@ def test_a_file_without_facts_leaves_the_models_own_normalisation(tmp_path: Path
     [
         ("backbone", "2", "version 2 instead of 1"),
         ("mean", None, "'mean' is missing"),
-        ("mean", "[0.1, 0.2]", "not enough values to unpack"),
-        ("std", "[0.1, 0.2, 0.0]", "instead of finite numbers and a positive std"),
-        ("std", "[0.1, 0.2, NaN]", "instead of finite numbers and a positive std"),
+        ("mean", "[0.1, 0.2]", r"mean \[0.1, 0.2\] instead of a list of 3 finite numbers"),
+        ("mean", "[true, false, true]", r"mean \[true, false, true\] instead of a list of 3 finite numbers"),
+        ("mean", '["0.1", "0.2", "0.3"]', "instead of a list of 3 finite numbers"),
+        ("mean", f"[0.1, 0.2, 1{400 * '0'}]", "mean .{60}… instead of a list of 3 finite numbers"),
+        ("mean", 3000 * "[" + 3000 * "]", "lists within lists, too deep to be read"),
+        ("std", "[0.1, 0.2, 0.0]", r"std \[0.1, 0.2, 0.0\] instead of numbers above 0"),
+        ("std", "[0.1, 0.2, NaN]", "instead of a list of 3 finite numbers"),
         ("options", "[]", r"options \[\] instead of a mapping"),
-        ("image_size", "32", "not iterable"),
+        ("image_size", "32", "image_size 32 instead of a list of 2 finite numbers"),
+        ("image_size", "[1e400, 3]", "instead of a list of 2 finite numbers"),
+        ("image_size", "[32.5, 0]", r"image_size \[32.5, 0\] instead of whole pixels, 1 or more"),
+        ("classifier", '"head"', 'classifier "head" instead of a list of names'),
+        ("classifier", "[1]", r"classifier \[1\] instead of a list of names"),
         ("classifier", "{", "Expecting property name"),
     ],
 )

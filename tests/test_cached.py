@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from conftest import REPOSITORY
+from gradients import training_of
 from pellucid import frozen
 from pellucid import recipe as recipes
 from pellucid.cached import CachedFeatures, Unread, check_cached, classifier_input
@@ -23,11 +24,12 @@ from pellucid.data.augment import Augment, Images, evaluate_view
 from pellucid.data.loader import Pack, Reader, Window, ordered_windows, pack_images
 from pellucid.data.sources import load_dataset
 from pellucid.data.store import Store
+from pellucid.distributed import ALONE
 from pellucid.errors import InterruptedError, RecipeError, UsageError
 from pellucid.export import export_safetensors
 from pellucid.files import file_hash
 from pellucid.inside.features import penultimate
-from pellucid.models import build_classifier, set_trainable
+from pellucid.models import build_classifier, set_trainable, train_mode
 from pellucid.models.heads import Head, moments, with_head
 from pellucid.models.weights import read_weights
 from pellucid.plan import plan
@@ -203,6 +205,22 @@ def test_view_v_is_the_augmentation_of_epoch_v(tmp_path: Path, monkeypatch: pyte
             expected = classifier_input(module, augment(images, samples=rows, epoch=view), "fc")[0]
         torch.testing.assert_close(kept[0].views[view * 50 : view * 50 + 50], expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(kept[0].views[:50], kept[0].views[50:])
+
+
+@pytest.mark.parametrize("views", [0, 1])
+def test_batch_norm_that_stands_still_asks_for_nothing(tmp_path: Path, views: int) -> None:
+    """49 images in batches of 16, packs of 5: the last image is a window, as without BatchNorm. With one layer that trains it joins the window before."""
+    small = ["data.train=49", "train.micro_batch_size=5"]
+    t = training_of(PROBE, tmp_path / "still", [*small, f"model.cached_views={views}"], ALONE)
+    assert not t.batch_norm
+    assert t.record.total_steps == 3 * 4
+    assert not [note for note in t.record.notes if "BatchNorm" in note]
+    moving = training_of(PROBE, tmp_path / "moving", [*small, "model.cached_views=0", "model.head=null", "model.freeze=[conv1, bn1, layer1]"], ALONE)
+    train_mode(moving.module, moving.frozen)
+    trains = [m for m in moving.module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training]
+    assert moving.norms == trains != []
+    assert moving.record.total_steps == 3 * 3
+    assert len([note for note in moving.record.notes if "BatchNorm" in note]) == 2
 
 
 def test_the_note_says_what_was_computed_once(probe_run: Run) -> None:

@@ -349,6 +349,21 @@ def test_recipes_are_listed_copied_and_have_a_schema(pellucid: Command, tmp_path
     assert (code, err) == (2, f"{tmp_path / 'demo' / 'demo.yaml'}: the file exists; choose another name\n")
 
 
+def test_studies_are_listed_and_copied_with_their_recipes(pellucid: Command, tmp_path: Path) -> None:
+    from pellucid.study_file import load_study
+
+    studies = only_json(pellucid("recipes", "ls", "--json")[1])["studies"]
+    assert "studies/flowers-transfer" in studies
+    assert "studies/flowers-transfer" in pellucid("recipes", "ls")[1]
+    for name in studies:
+        assert pellucid("recipes", "cp", name, tmp_path) == (0, f"{tmp_path / name}.yaml\n", "")
+        assert len(load_study(tmp_path / f"{name}.yaml", folder=tmp_path).settings) > 1
+    assert pellucid("recipes", "cp", "studies/office-home", tmp_path)[0] == 2  # it is there
+    code, _, err = pellucid("recipes", "cp", "studies/office-home", tmp_path / "none.yaml")
+    assert (code, err) == (2, f"{tmp_path / 'none.yaml'}: expected a folder; a study is copied with its recipes, into studies/ and recipes/ of it\n")
+    assert "Did you mean 'studies/office-home'?" in pellucid("recipes", "cp", "studies/ofice-home", tmp_path)[2]
+
+
 def test_doctor_names_versions_and_what_is_lacking(pellucid: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 

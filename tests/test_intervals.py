@@ -79,6 +79,28 @@ def test_paired_interval_refuses_rows_of_unequal_length() -> None:
         intervals.paired([1, 0, 1], [1, 0])
 
 
+def test_paired_shares_of_one_seed_are_the_paired_interval() -> None:
+    random = np.random.default_rng(0)
+    for share in (0.0, 0.3, 0.9):
+        first, second = random.random(80) < share, random.random(80) < 0.5
+        assert intervals.paired_shares(first.astype(float), second.astype(float)) == intervals.paired(first, second)
+    assert intervals.paired_shares(np.ones(3), np.zeros(3)).high == 1.0
+    assert intervals.paired_shares(np.zeros(3), np.ones(3)).low == -1.0
+    with pytest.raises(ValueError, match=r"got shapes \(3,\) and \(2,\)"):
+        intervals.paired_shares([0.5, 0, 1], [1, 0.5])
+
+
+def test_paired_shares_cover_the_difference_as_often_as_they_say() -> None:
+    """Images that are hard for both and three seeds: about 95 of 100 intervals hold the true difference."""
+    random, covered, draws = np.random.default_rng(3), 0, 600
+    for _ in range(draws):
+        ease = random.normal(size=(1, 150))
+        first = (ease + 0.5 + random.normal(size=(3, 150)) > 0).mean(axis=0)
+        second = (ease + random.normal(size=(3, 150)) > 0).mean(axis=0)
+        covered += intervals.paired_shares(first, second).covers(float(scipy.stats.norm.cdf(0.5 / np.sqrt(2))) - 0.5)
+    assert 0.93 <= covered / draws <= 0.98
+
+
 def test_bootstrap_is_a_function_of_its_seed_and_covers_macro_f1() -> None:
     random = np.random.default_rng(3)
     labels = random.integers(0, 3, 150)

@@ -32,6 +32,7 @@ from pellucid.overlap import (
 from pellucid.palettes import IGNORED
 from pellucid.predictions import MaskPredictions
 from pellucid.schema import ScoringSection
+from pellucid.tasks import NUMBERS
 
 STANDARD = Convention("standard")
 CLASSES = ("Sky", "Road", "Tree", "Car", "Bicyclist", "Pole")
@@ -308,6 +309,7 @@ def test_every_number_of_a_split_is_reported_headline_first() -> None:
     found = measured(stored)
     names = ["miou", "pixel_accuracy", "class_accuracy", "frequency_weighted_iou", "boundary_f", "loss", "calibration_error"]
     assert list(found) == [*names, *[f"iou[{c}]" for c in CLASSES if c != "Bicyclist"]]
+    assert (*names, "iou[CLASS]") == NUMBERS["segmentation"]
     whole, pixels = overlaps(stored.confusion.sum(axis=0), STANDARD), stored.confusion[:, :-1].sum()
     assert [found[name].value for name in names[:4]] == [whole.miou, whole.pixel_accuracy, whole.class_accuracy, whole.frequency_weighted_iou]
     assert found["boundary_f"].value == pytest.approx(np.nanmean(boundary_scores(stored.boundary)), abs=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -17,18 +18,19 @@ from torchvision.transforms import v2
 
 from gradients import flat, reader_of, stage_of, training_of, windows_of
 from pellucid import recipe as recipes
-from pellucid import step
+from pellucid import step, trial
 from pellucid.data.augment import Augment, Plan
 from pellucid.data.dataset import Dataset, Split
 from pellucid.distributed import ALONE
-from pellucid.errors import RecipeError, UsageError
+from pellucid.errors import DataError, DivergedError, RecipeError, UsageError
 from pellucid.files import file_hash
 from pellucid.memory import forward_cost
 from pellucid.models import train_mode
-from pellucid.models.self_supervised import SelfSupervised
+from pellucid.models.self_supervised import Byol, SelfSupervised
 from pellucid.models.weights import read_weights
+from pellucid.plan import plan as planned_of
 from pellucid.run import Run
-from pellucid.tasks import MODELS
+from pellucid.tasks import MODELS, NUMBERS
 from pellucid.tasks.pretraining import bank_rows, views
 from pellucid.train import resume, train
 
@@ -210,6 +212,35 @@ def test_a_batch_in_one_pack_is_not_told_of(tmp_path: Path) -> None:
     assert not [note for note in t.record.notes if "micro-batch" in note]
 
 
+def test_memory_that_shrinks_packs_tells_what_sees_them_whenever_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    t = training_of(RECIPE, tmp_path / "run", METHODS["simclr"], ALONE)
+    (window, *_) = windows_of(t)
+    monkeypatch.setattr(trial, "_could_be_close", lambda t: True)
+    monkeypatch.setattr(trial, "_fits", lambda t, window: t.micro <= 4)
+    trial.find_micro_batch(t, window)
+    assert "BatchNorm sees micro-batches of 4 images, not the batch of 8" in t.record.notes
+    assert "simclr tells an image from those of its micro-batch of 4, not of the batch of 8" in t.record.notes
+    step._shrink(t, reader_of(t), window)
+    assert "BatchNorm sees micro-batches of 2 images since step 1, not the batch of 8" in t.record.notes
+    assert "simclr tells an image from those of its micro-batch of 2 since step 1, not of the batch of 8" in t.record.notes
+
+
+def test_the_target_is_neither_counted_as_trained_nor_computed_again(tmp_path: Path) -> None:
+    planned = planned_of(recipe_of(), timing=False)
+    t = training_of(RECIPE, tmp_path / "byol", ["train.activation_checkpointing=true"], ALONE)
+    module = t.module
+    assert isinstance(module, Byol)
+    assert module.target is not None
+    own = sum(p.numel() for part in (module.backbone, module.projector, module.predictor) for p in part.parameters())
+    assert planned.num_trainable == own == planned.num_params - sum(p.numel() for p in module.target.parameters())
+    train_mode(module, t.frozen)
+    assert module.target.training
+    alone = training_of(RECIPE, tmp_path / "simclr", [*METHODS["simclr"], "train.activation_checkpointing=true"], ALONE)
+    notes = [[note for note in each.record.notes if note.startswith("activation checkpointing")] for each in (t, alone)]
+    assert notes[0] == notes[1] != []
+    assert not any("forward" in vars(part) for part in module.target.modules())
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_step_keeps_is_counted_for_two_views(method: str) -> None:
     """Against the bytes that autograd kept of a real step on views of their own, and more than half as much again as one view."""
@@ -257,14 +288,14 @@ def test_a_run_killed_in_an_epoch_goes_on_to_the_same_bits(byol_run: Run, tmp_pa
     """kill -9 in the second epoch; weights, target and running statistics, predictions, samples and curves are those of the unbroken run."""
     (tmp_path / "r.yaml").write_text(RECIPE)
     script = "import pellucid, sys; pellucid.train(sys.argv[1], overrides=['train.checkpoint_seconds=0'], out=sys.argv[2], quiet=True, figures=False)"
-    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "r.yaml"), str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob("killed/checkpoints/step-*7")) and child.poll() is None:  # 5 steps are an epoch
+    child = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "r.yaml"), str(tmp_path / "run")], stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("run/checkpoints/step-*7")) and child.poll() is None:  # 5 steps are an epoch
         time.sleep(0.002)
     child.kill()
     child.wait()
-    killed = Run(tmp_path / "killed")
+    killed = Run(tmp_path / "run")
     assert killed.record.status == "running"
-    run = resume(tmp_path / "killed", quiet=True, figures=False)
+    run = resume(tmp_path / "run", quiet=True, figures=False)
     assert any(name.startswith("target.") for name in read_weights(run.final_weights))
     assert files(run) == files(byol_run)
     assert lines(run) == lines(byol_run)
@@ -293,10 +324,11 @@ def test_labels_change_no_bit_of_the_weights(byol_run: Run, tmp_path: Path, monk
 def test_curves_begin_with_the_untrained_network_and_hold_what_is_watched(byol_run: Run) -> None:
     watched = [line for line in byol_run.metrics() if line["kind"] == "watch"]
     assert [line["epoch"] for line in watched] == [0, 1, 2]
-    assert all(line["num_dims"] == 16 and 0 < line["spread"] <= 1.1 and 1 <= line["rank"] <= 12 for line in watched)
+    assert all(line["num_dims"] == 16 and line["num_images"] == 12 and 0 < line["spread"] <= 1.1 and 1 <= line["rank"] <= 12 for line in watched)
     assert [line["epoch"] for line in byol_run.metrics() if line["kind"] == "val"] == [0, 1, 2]
     names = {"knn_accuracy", "knn_accuracy[untrained]", "knn_accuracy[pixels]", "alignment", "uniformity", "spread", "rank"}
     assert {m.name for m in byol_run.measurements.values()} == names
+    assert names == {name for name in NUMBERS["pretraining"] if not name.startswith("linear_accuracy")}  # probe.linear: false
 
 
 def test_the_bank_holds_each_class_by_its_share() -> None:
@@ -314,7 +346,40 @@ def test_a_pretrained_backbone_predicts_nothing_and_says_what_it_is_for(byol_run
         byol_run.predict([])
 
 
+def test_projections_that_are_no_numbers_are_an_error_and_not_a_spread(tmp_path: Path) -> None:
+    """One step of an epoch, and no val images: what is watched is the first to see it."""
+    given = ["data={source: scenes, train: 8, image_size: 32}", "train.phases.0.optimizer={name: sgd, lr: 1e30}"]
+    with pytest.raises(
+        DivergedError, match="after step 1 the model gives NaN or infinite projections for 8 of 8 train images, scenes-train-.* the first: the w"
+    ):
+        trained(tmp_path, *given)
+    record = Run(tmp_path / "run").record
+    assert record.error is not None
+    assert "the weights have diverged. Remedies: a lower train.phases.*.optimizer.lr" in record.error
+
+
+def test_a_single_image_is_too_few_to_learn_from(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="data.train: pre-training needs at least 2 images, to tell one from another; found 1. Give more."):
+        trained(tmp_path, "data={source: scenes, train: 1, image_size: 32}")
+    assert not (tmp_path / "run").exists()
+
+
 # ── collapse ──
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_collapse_is_told_by_step_and_with_keys_that_the_method_has(tmp_path: Path, method: str) -> None:
+    t = training_of(RECIPE, tmp_path / "run", METHODS[method], ALONE)
+    watched = [{"kind": "watch", "epoch": i, "step": 29 * i, "spread": s, "rank": 9.0, "num_dims": 16, "num_images": 12} for i, s in enumerate((0.34, 0.28))]
+    assert t.task.alarms(watched) == []
+    (line,) = t.task.alarms([watched[0], watched[1] | {"step": 30}])
+    assert "a rank of at least 1.2." in line  # of 12 images
+    assert t.recipe.method is not None
+    sections = {"method": type(t.recipe.method), "train": type(t.recipe.train)}
+    named = re.findall(r"(method|train)\.(\w+)", line)
+    assert named
+    assert all(key in sections[name].model_fields for name, key in named)
+
 
 WATCHED = """\
 task: pretraining
@@ -325,7 +390,7 @@ augment: {random_resized_crop: [0.3, 1.0], horizontal_flip: 0.5, color_jitter: [
 train:
   batch_size: 32
   threads: 1
-  phases: [{epochs: 3, optimizer: {name: adam, lr: 3e-3}, schedule: {name: constant}}]
+  phases: [{epochs: 4, optimizer: {name: adam, lr: 3e-3}, schedule: {name: constant}}]
 """
 
 

@@ -88,7 +88,7 @@ def make_run(
         knn = {"knn_accuracy": 0.4 + 0.1 * epoch} if len(classes) > 1 else {}
         if with_val:
             lines.append({"kind": "val", **common, "alignment": 0.2 * epoch, "uniformity": -0.5 * epoch, **knn})
-        lines.append({"kind": "watch", **common, "spread": 0.05 + 0.2 * epoch, "rank": 1.0 + 10 * epoch, "num_dims": 128})
+        lines.append({"kind": "watch", **common, "spread": 0.05 + 0.2 * epoch, "rank": 1.0 + 10 * epoch, "num_dims": 128, "num_images": 40})
     run.append_metrics(lines)
     if status == DONE and with_val:
         one_class = len(classes) < 2
@@ -194,7 +194,7 @@ def test_a_number_just_inside_the_others_interval_is_not_above() -> None:
 
 
 def test_charts_hold_the_epochs_from_0_the_levels_and_the_region_of_collapse(run: Run, page: str) -> None:
-    charts = {c.name: c for c in pretraining_charts(run.metrics(), run.measurements, method="simclr", num_classes=3, num_val=40)}
+    charts = {c.name: c for c in pretraining_charts(run.metrics(), run.measurements, method="simclr", num_classes=3)}
     assert list(charts) == ["loss", "knn_accuracy", "spread", "rank", "alignment", "uniformity"]
     assert charts["knn_accuracy"].curves[0].x == [0, 1, 2, 3, 4]
     assert charts["knn_accuracy"].curves[0].y == pytest.approx([0.4, 0.5, 0.6, 0.7, 0.8])
@@ -254,7 +254,7 @@ def test_method_labels_and_batch_norm_are_told(tmp_path: Path, page: str) -> Non
     assert "No label reached the loss" in text
     assert "statistics are of the two views of 10 images, a part of the batch of 20" in text
     byol = section(render(make_run(tmp_path / "byol", method="{name: byol, predictor_hidden: null}", pictures=False)), "method")
-    assert "without its predictor, which the method needs: it collapses" in byol
+    assert "This run is without its predictor: without it the paper reports collapse." in byol
     assert "of one view of 10 images" in byol
     assert "The target network takes those of its own batch" in byol
 
@@ -282,6 +282,7 @@ def test_a_run_without_val_has_its_loss_and_spread(tmp_path: Path) -> None:
     page = render(make_run(tmp_path / "run", with_val=False))
     assert "Training loss" in page
     assert "Spread of the projections" in page
+    assert "Shaded: collapse, below 1.8." in page, "of the 40 images that were watched"
     assert "k-NN accuracy on val" not in page
     assert "measured nothing, because there is no val and no test split" in section(page, "method")
 
@@ -298,7 +299,7 @@ def test_features_of_training_images_that_are_not_there_are_named(tmp_path: Path
 
 
 def test_figures_hold_the_curves_levels_and_the_region_of_collapse(run: Run) -> None:
-    charts = pretraining_charts(run.metrics(), run.measurements, method="simclr", num_classes=3, num_val=40)
+    charts = pretraining_charts(run.metrics(), run.measurements, method="simclr", num_classes=3)
     (axes,) = chart_figure([charts[1]]).axes
     drawn = {str(line.get_label()): np.asarray(line.get_ydata()).tolist() for line in axes.lines}
     assert drawn["features of the backbone"] == pytest.approx([0.4, 0.5, 0.6, 0.7, 0.8])

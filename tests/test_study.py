@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from pellucid.schema.study import Study
 from pellucid.study import run_study
 from pellucid.study_file import load_study
 from pellucid.study_record import StudyFolder
+from pellucid.study_workers import Outcome
 
 STUDY = """\
 recipe: base.yaml
@@ -32,7 +33,7 @@ seeds: [1, 2]
 measure: val/accuracy
 final: C
 shared:
-  own: {recipe: base.yaml, set: {seed: 7, train.phases.0.epochs: 1}}
+  own: {recipe: base.yaml, set: {seed: 7, train.phases.0.epochs: 1, data.normalize: dataset}}
 settings:
   A: {label: from scratch}
   C: {label: own weights, set: {train.batch_size: 25}, from: {model.weights: own}}
@@ -70,6 +71,11 @@ def weights(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): file_hash(file) for file in sorted(folder.glob("*/**/final.safetensors"))}
 
 
+def closed() -> Iterator[Outcome]:
+    """What `train_here` gives of no jobs."""
+    yield from ()
+
+
 def times(folder: Path) -> dict[str, int]:
     return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in folder.glob("*/**/run.json")}
 
@@ -83,6 +89,8 @@ def times(folder: Path) -> dict[str, int]:
         ("seeds: [1, 2]", "seds: 2", "study.yaml:2:1: unknown key 'seds' in the study. Did you mean 'seeds'?"),
         ("seeds: [1, 2]", "seeds: [1, 1]", "study.yaml:2:12: seeds: 1 stands there twice"),
         ("seeds: [1, 2]", "seeds: 0", "study.yaml:2:1: seeds: expected"),
+        ("seeds: [1, 2]", "seeds: 1001", "study.yaml:2:1: seeds: expected less than or equal to 1000"),
+        ("seeds: [1, 2]", "seeds: [4294967296]", "study.yaml:2:9: seeds.0: expected less than 4294967296; got 4294967296"),
         ("recipe: base.yaml\nseeds", "recipe: bass.yaml\nseeds", "study.yaml:1:1: recipe: there is no file 'bass.yaml' where the study lies"),
         ("recipe: base.yaml, set", "recipe: bass.yaml, set", "study.yaml:6:9: shared.own.recipe: there is no file 'bass.yaml'"),
         ("measure: val/accuracy", "measure: accuracy", "study.yaml:3:1: measure: expected split/name, for example val/accuracy; got 'accuracy'"),
@@ -149,7 +157,7 @@ def test_an_override_reaches_whom_it_names(study_file: Path) -> None:
     study = load_study(study_file, ["own:train.batch_size=7", "train.batch_size=9", "C:seed=1"][:2], folder=study_file.parent)
     assert study.shared["own"].recipe.train.batch_size == 7
     assert [part.recipe.train.batch_size for part in study.settings.values()] == [9, 9]
-    assert study.settings["C"].recipe.model.weights == str(study_file.parent / "shared/own/checkpoints/final.safetensors")
+    assert study.settings["C"].recipe.model.weights == str(study_file.parent / "shared/own/checkpoints/backbone.safetensors")
     for override, told in {
         "won:train.batch_size=7": "there is no setting or shared run 'won'. Did you mean 'own'? Known: own, A, C.",
         "seed=3": "the seeds of settings are those of the study; change seeds in its file",
@@ -197,7 +205,7 @@ def test_every_run_has_the_bits_of_train_and_a_place_of_its_own(finished: Path, 
     run = Run(finished / "out" / "runs" / "C" / "seed-2")
     again = train(run.path / "recipe.yaml", out=finished / "again", quiet=True, figures=False)
     assert file_hash(again.final_weights) == found["runs/C/seed-2/checkpoints/final.safetensors"]
-    assert run.recipe.model.weights == str(finished / "out/shared/own/checkpoints/final.safetensors")
+    assert run.recipe.model.weights == str(finished / "out/shared/own/checkpoints/backbone.safetensors")
     assert run.record.command == ["pellucid", "study", str(finished / "study.yaml")]
 
 
@@ -213,7 +221,7 @@ def test_the_table_of_all_runs_stands_in_the_folder(finished: Path) -> None:
 
 
 def test_a_second_time_trains_nothing_and_prints_the_table(copied: Path, finished: Path, pellucid: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setattr("pellucid.study.train_here", lambda jobs, **_: iter(jobs))
+    monkeypatch.setattr("pellucid.study.train_here", lambda jobs, **_: closed())
     before = times(copied / "out")
     code, out, err = pellucid("study", copied / "study.yaml", "--out", copied / "out")
     assert (code, err) == (0, "5 runs: 5 finished, 0 to go on with, 0 to train\n")
@@ -256,17 +264,71 @@ def test_a_changed_study_is_refused_before_training(copied: Path) -> None:
 
 def test_other_weights_of_a_shared_run_are_refused(copied: Path) -> None:
     shared = Run(copied / "out" / "shared" / "own")
-    shutil.copy(Run(copied / "out" / "runs" / "A" / "seed-1").final_weights, shared.final_weights)
+    shutil.copy(Run(copied / "out" / "runs" / "A" / "seed-1").final_weights, shared.backbone_weights)
     with pytest.raises(RunError, match="C, seed 1 began with other weights .model.weights. than are now in .*own.*: the shared run was trained anew"):
         run_study(copied / "study.yaml", out=copied / "out", quiet=True)
 
 
-def test_a_measure_that_no_run_has_is_named_after_the_first(copied: Path) -> None:
-    shutil.rmtree(copied / "out" / "runs")
-    (copied / "study.yaml").write_text(STUDY.replace("val/accuracy", "val/acuracy"))
-    with pytest.raises(RunError, match="measure: A, seed 1 has no 'val/acuracy'. Did you mean 'val/accuracy'?"):
+def test_equal_weights_of_a_shared_run_that_was_trained_anew_are_taken(copied: Path) -> None:
+    from pellucid.models import read_metadata, read_weights, save_weights
+
+    shared = Run(copied / "out" / "shared" / "own").backbone_weights
+    before, tensors, said = file_hash(shared), read_weights(shared), read_metadata(shared)
+    save_weights(tensors, shared, said | {"run": "another", "pellucid": "9.9"})
+    assert file_hash(shared) != before
+    assert run_study(copied / "study.yaml", out=copied / "out", quiet=True).failed == {}
+    save_weights(tensors, shared, said | {"mean": "[0.1, 0.1, 0.1]"})
+    with pytest.raises(RunError, match="began with other weights"):
+        run_study(copied / "study.yaml", out=copied / "out", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("measure", "told"),
+    [
+        ("val/acuracy", "measure: a classification has no number 'acuracy'. Did you mean 'accuracy'? Known: accuracy, top5_accuracy, macro_f1, loss"),
+        ("val/iou[disk]", "measure: a classification has no number 'iou[disk]'."),
+        ("test/accuracy", "measure: 'test/accuracy' is of no split that is measured. There is val."),
+        ("vall/accuracy", "measure: 'vall/accuracy' is of no split that is measured. Did you mean 'val'? There is val."),
+    ],
+)  # fmt: skip
+def test_a_measure_that_no_run_can_have_is_refused_before_training(study_file: Path, measure: str, told: str) -> None:
+    study_file.write_text(STUDY.replace("val/accuracy", measure))
+    with pytest.raises(RecipeError) as caught:
+        run_study(study_file, out=study_file.parent / "out", quiet=True)
+    assert str(caught.value).startswith(f"{study_file}: {told}")
+    assert not (study_file.parent / "out").exists()
+
+
+def test_a_setting_without_the_measure_is_named(study_file: Path) -> None:
+    study_file.write_text(STUDY.replace("train.batch_size: 25", "data: {source: scenes, train: 50, test: 24, image_size: 32}"))
+    with pytest.raises(RecipeError, match=r"setting C: measure: 'val/accuracy' is of no split that is measured\. There is test\.$"):
+        run_study(study_file, out=study_file.parent / "out", quiet=True)
+
+
+def test_a_measure_that_no_finished_run_has_is_an_error(copied: Path) -> None:
+    before = times(copied / "out")
+    for measure, told in {
+        "val/recall[crcle]": "measure: A, seed 1 has no 'val/recall[crcle]', and none of 4 finished runs. Did you mean 'val/recall[circle]'?",
+        "val/acuracy": "measure: A, seed 1 has no 'val/acuracy', and none of 4 finished runs. Did you mean 'val/accuracy'?",
+    }.items():
+        (copied / "study.yaml").write_text(STUDY.replace("val/accuracy", measure))
+        with pytest.raises(RunError) as caught:
+            run_study(copied / "study.yaml", out=copied / "out", quiet=True)
+        assert told in str(caught.value)
+    shutil.rmtree(copied / "out" / "runs" / "C")
+    shutil.rmtree(copied / "out" / "runs" / "A")
+    (copied / "study.yaml").write_text(STUDY.replace("val/accuracy", "val/recall[crcle]"))
+    with pytest.raises(RunError, match=r"A, seed 1 has no 'val/recall\[crcle\]'\. "):  # which is known once it is trained
         run_study(copied / "study.yaml", out=copied / "out", quiet=True)
     assert not (copied / "out" / "runs" / "C").exists()
+    assert times(copied / "out")["shared/own/run.json"] == before["shared/own/run.json"]
+
+
+def test_the_names_of_numbers_are_those_that_runs_have(small_run: Path) -> None:
+    from pellucid.tasks import NUMBERS
+
+    names = {m.name.partition("[")[0] + "[CLASS]" * ("[" in m.name) for m in Run(small_run).measurements.values()}
+    assert names == set(NUMBERS["classification"])
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(small_recipe: str, tmp_path: Path, pellucid: Callable[..., tuple[int, str, str]]) -> None:
@@ -282,6 +344,32 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(small_recipe: str, tmp_p
     assert [Run(tmp_path / "out" / "runs" / name / "seed-1").record.status for name in "AB"] == ["failed", "done"]
     assert "own failed before it had a run folder" in str(StudyFolder(tmp_path / "out").record.notes)
     assert "failed" in out
+
+
+def test_what_is_learned_from_labels_is_a_backbone_with_its_normalisation(copied: Path, finished: Path) -> None:
+    """A run that starts from a shared classification has its normalisation and not its classifier; a finished run of before gets the file."""
+    from pellucid.models import read_weights
+
+    shared, started = Run(copied / "out" / "shared" / "own"), Run(copied / "out" / "runs" / "C" / "seed-1")
+    assert shared.data.normalize == "measured from the training set"
+    assert (started.data.mean, started.data.std) == (shared.data.mean, shared.data.std)
+    assert started.data.normalize == "stated in backbone.safetensors (the backbone of timm/test_vit, classification (supervised) on scenes)"
+    head = set(read_weights(shared.final_weights)) - set(read_weights(shared.backbone_weights))
+    assert sorted(head) == ["head.bias", "head.weight"]
+    made, before = shared.backbone_weights.read_bytes(), times(copied / "out")
+    shared.backbone_weights.unlink()
+    assert run_study(copied / "study.yaml", out=copied / "out", quiet=True).failed == {}
+    assert (shared.backbone_weights.read_bytes(), times(copied / "out")) == (made, before)
+    assert times(finished / "out") == before
+
+
+def test_seeds_stay_below_2_to_the_32(study_file: Path) -> None:
+    study_file.write_text(STUDY.replace("seeds: [1, 2]", "seeds: 3"))
+    (study_file.parent / "base.yaml").write_text((study_file.parent / "base.yaml").read_text() + "seed: 4294967294\n")
+    with pytest.raises(
+        RecipeError, match=r"study.yaml:2:1: seeds: 3 from the recipe's own, 4294967294, go up to 4294967296; a seed lies below 2\^32. Give a list"
+    ):
+        load_study(study_file, folder=study_file.parent)
 
 
 def test_models_that_nobody_knows_are_told_before_training(study_file: Path) -> None:
@@ -303,6 +391,29 @@ def test_a_folder_of_something_else_is_refused(study_file: Path, finished: Path)
         run_study(study_file.with_name("other.yaml"), out=finished / "out", quiet=True)
 
 
+def test_a_folder_that_a_killed_study_left_is_taken(copied: Path) -> None:
+    before, out = times(copied / "out"), copied / "out"
+    assert not list(out.glob(".study*"))
+    for file in out.iterdir():
+        if file.is_file() and file.name != "study.yaml":
+            file.unlink()
+    shutil.rmtree(out / "figures")
+    (out / ".study.json.77").write_text("{")
+    assert run_study(copied / "study.yaml", out=out, quiet=True).failed == {}
+    assert times(out) == before
+    (out / "study.json").unlink()
+    (out / "runs" / "mine" / "seed-1").mkdir(parents=True)
+    with pytest.raises(RunError, match="the folder is not empty and holds no study"):
+        run_study(copied / "study.yaml", out=out, quiet=True)
+
+
+def test_a_text_that_is_not_the_study_s_is_no_study(study_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "study.yaml").write_text("recipe: mine.yaml\n")
+    with pytest.raises(RunError, match="the folder is not empty and holds no study"):
+        run_study(study_file, out=tmp_path / "out", quiet=True)
+
+
 def test_two_studies_at_once_into_one_folder_are_refused(copied: Path) -> None:
     import fcntl
 
@@ -314,7 +425,7 @@ def test_two_studies_at_once_into_one_folder_are_refused(copied: Path) -> None:
 
 def test_more_threads_than_cores_are_told(study_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pellucid.runtime.num_cores", lambda: 4)
-    monkeypatch.setattr("pellucid.study.train_here", lambda jobs, **_: iter(()))
+    monkeypatch.setattr("pellucid.study.train_here", lambda jobs, **_: closed())
     for threads, at_once, told in ((2, 2, False), (2, 3, True), (1, 4, False), ("null", 2, True)):
         with pytest.raises(InterruptedError):
             run_study(study_file, out=study_file.parent / "out", at_once=at_once, overrides=[f"train.threads={threads}"])
@@ -322,9 +433,21 @@ def test_more_threads_than_cores_are_told(study_file: Path, capsys: pytest.Captu
         assert (line in capsys.readouterr().err) == told
 
 
+def test_the_option_that_sets_the_threads_of_a_shared_run_names_it(
+    small_recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pellucid.runtime.num_cores", lambda: 4)
+    monkeypatch.setattr("pellucid.study.train_here", lambda jobs, **_: closed())
+    file = written(tmp_path, small_recipe.replace("threads: 1", "threads: 3"), STUDY)
+    with pytest.raises(InterruptedError):
+        run_study(file, out=tmp_path / "out", at_once=2, overrides=["own:train.evaluate_every=2"])
+    assert "than the 4 cores; -s own:train.threads=2 -s train.threads=2 fits" in capsys.readouterr().err
+    assert StudyFolder(tmp_path / "out").record.notes == ["-s own:train.evaluate_every=2: laid over own"]
+
+
 # ── interruption ──────────────────────────────────────────────────────────────────────────────────────────────
 
-LONG = "recipe: base.yaml\nsettings:\n  A: {set: {train.phases.0.epochs: 30}}\n  B:\n"
+LONG = "recipe: base.yaml\nshared: {own: {recipe: base.yaml, set: {train.phases.0.epochs: 30}}}\nsettings: {A: {from: {model.weights: own}}, B: }\n"
 
 
 def when_trained(run: Path, act: Callable[[], object], epochs: int = 3) -> threading.Thread:
@@ -345,23 +468,22 @@ def when_trained(run: Path, act: Callable[[], object], epochs: int = 3) -> threa
 
 def test_a_signal_ends_the_study_after_checkpoints_and_the_same_command_goes_on(small_recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = written(tmp_path, small_recipe, LONG)
-    first = tmp_path / "out" / "runs" / "A" / "seed-1"
+    first = tmp_path / "out" / "shared" / "own"
     thread = when_trained(first, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(InterruptedError, match="interrupted with 0 of 2 runs finished; those that had begun wrote a checkpoint. The same command goes on."):
-        run_study(file, out=tmp_path / "out", quiet=True)
+    with pytest.raises(InterruptedError, match="interrupted with 0 of 3 runs finished; those that had begun wrote a checkpoint. The same command goes on."):
+        run_study(file, out=tmp_path / "out")
     thread.join()
+    assert "failed" not in capsys.readouterr().err + (tmp_path / "out" / "study.json").read_text() + (tmp_path / "out" / "table.txt").read_text()
     assert Run(first).record.status == "interrupted"
     assert 0 < Run(first).record.epoch < 30
     assert not list((tmp_path / "out").rglob(".lock"))
-    thread = when_trained(
-        first, lambda: [child.kill() for child in multiprocessing.active_children() if child.name == "A, seed 1"], Run(first).record.epoch + 3
-    )
-    killed = run_study(file, out=tmp_path / "out")  # A goes on, and is killed
+    thread = when_trained(first, lambda: [child.kill() for child in multiprocessing.active_children() if child.name == "own"], Run(first).record.epoch + 3)
+    killed = run_study(file, out=tmp_path / "out")  # own goes on, and is killed
     thread.join()
     told = capsys.readouterr().err
-    assert "2 runs: 0 finished, 1 to go on with, 1 to train" in told
-    assert "A, seed 1 failed: its process was killed by SIGKILL" in told
-    assert list(killed.failed) == ["A, seed 1"]
+    assert "3 runs: 0 finished, 1 to go on with, 2 to train" in told
+    assert "own failed: its process was killed by SIGKILL" in told
+    assert list(killed.failed) == ["own", "A, seed 1"]
     assert Run(tmp_path / "out" / "runs" / "B" / "seed-1").record.status == "done"
     whole = run_study(file, out=tmp_path / "out", quiet=True)
     assert whole.failed == {}
@@ -374,7 +496,7 @@ def test_a_signal_ends_the_study_after_checkpoints_and_the_same_command_goes_on(
 @pytest.mark.proof
 def test_kill_9_of_the_study_leaves_no_orphan_and_loses_nothing(small_recipe: str, tmp_path: Path) -> None:
     file = written(tmp_path, small_recipe, LONG)
-    first = tmp_path / "out" / "runs" / "A" / "seed-1"
+    first = tmp_path / "out" / "shared" / "own"
     study = subprocess.Popen([sys.executable, "-m", "pellucid", "study", str(file), "--out", str(tmp_path / "out"), "-q"])
     when_trained(first, study.kill).join()
     assert study.wait() == -signal.SIGKILL

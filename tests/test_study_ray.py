@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,8 +84,32 @@ def test_an_unknown_place_is_named(tmp_path: Path) -> None:
 
 def test_a_run_without_its_number_of_threads_is_refused(small_recipe: str, tmp_path: Path) -> None:
     file = written(tmp_path, small_recipe.replace("  threads: 1\n", ""))
-    with pytest.raises(UsageError, match="own: on Ray train.threads must be set: it is the cores that a run takes, and decides its bits"):
-        run_study(file, out=tmp_path / "out", on="ray", quiet=True)
+    for given, first, remedy in (
+        ([], "own", "-s own:train.threads=N -s train.threads=N."),
+        (["train.threads=1"], "own", "-s own:train.threads=N."),
+        (["own:train.threads=1"], "A, seed 1", "-s train.threads=N."),
+    ):
+        with pytest.raises(UsageError) as caught:
+            run_study(file, out=tmp_path / "out", on="ray", overrides=given, quiet=True)
+        told = f"{first}: on Ray train.threads must be set: it is the cores that a run takes, and decides its bits. Give {remedy}"
+        assert str(caught.value) == told
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", ["--address", "RAY_ADDRESS"])
+def test_an_address_without_a_cluster_is_told_at_once_and_leaves_no_folder(
+    given: str, small_recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and listens to nobody
+        free = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))  # Ray itself is not asked
+        monkeypatch.setenv("RAY_ADDRESS", free if given == "RAY_ADDRESS" else "")
+        address, began = "auto" if given == "RAY_ADDRESS" else free, time.monotonic()
+        with pytest.raises(UsageError, match=rf"--address {free}: no Ray cluster could be reached: .*refused\. `ray start --head` on one node"):
+            run_study(written(tmp_path, small_recipe), out=tmp_path / "out", on="ray", address=address, quiet=True)
+    assert time.monotonic() - began < 5
+    assert not (tmp_path / "out").exists()
 
 
 def worker(name: str) -> tuple[int, int]:

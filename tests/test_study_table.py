@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import sklearn.metrics
 
@@ -17,6 +19,7 @@ from pellucid.compare import number_of_images
 from pellucid.errors import RunError
 from pellucid.predictions import Predictions
 from pellucid.report.study import listed, minutes
+from pellucid.representation import fit_probe, knn_votes
 from pellucid.run import Run
 from pellucid.study_record import SettingRecord, StudyFolder, StudyRecord
 from pellucid.study_table import (
@@ -24,19 +27,22 @@ from pellucid.study_table import (
     NO_DIFFERENCE,
     NO_INTERVAL,
     NOT_COMPARABLE,
+    ONE_SEED,
     WORSE,
     StudyRow,
     StudyTable,
     _cross_entropy,
     _macro_f1,
+    _over_seeds,
+    _pixel_loss,
     _verdict,
-    paired_shares,
     study_table,
     to_json,
     to_markdown,
     to_text,
     write_table,
 )
+from test_report_pretraining import make_run as make_pretraining
 
 TWO = {"A": 1.6, "C": 2.1}
 
@@ -126,26 +132,6 @@ def test_the_interval_over_images_is_of_the_mean_over_seeds_with_one_image_more_
     assert found.over_images.interval_how == "95 % paired interval over the same 240 samples"
 
 
-def test_of_one_seed_the_interval_over_images_is_that_of_compare() -> None:
-    random = np.random.default_rng(0)
-    for share in (0.0, 0.3, 0.9):
-        first, second = random.random(80) < share, random.random(80) < 0.5
-        assert paired_shares(first.astype(float), second.astype(float)).pair == pytest.approx(intervals.paired(first, second).pair, abs=1e-12)
-    assert paired_shares(np.ones(3), np.zeros(3)).high == 1.0
-    assert paired_shares(np.zeros(3), np.ones(3)).low == -1.0
-
-
-def test_the_interval_over_images_covers_the_difference_as_often_as_it_says() -> None:
-    """Images that are hard for both and three seeds: about 95 of 100 intervals hold the true difference."""
-    random, covered, draws = np.random.default_rng(3), 0, 600
-    for _ in range(draws):
-        ease = random.normal(size=(1, 150))
-        first = (ease + 0.5 + random.normal(size=(3, 150)) > 0).mean(axis=0)
-        second = (ease + random.normal(size=(3, 150)) > 0).mean(axis=0)
-        covered += paired_shares(first, second).covers(float(scipy.stats.norm.cdf(0.5 / np.sqrt(2))) - 0.5)
-    assert 0.93 <= covered / draws <= 0.98
-
-
 def test_loss_is_compared_image_by_image_and_lower_is_better(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "study", skill=TWO, measure="val/loss", shared=False)
     found = row(study_table(folder), "C")
@@ -177,32 +163,54 @@ def test_the_recall_of_a_class_is_compared_over_its_own_images(tmp_path: Path) -
     found, labels = row(study_table(folder), "C"), folder.runs("A")[1].predictions("val").labels
     of_class = labels == 2
     shares = [right(folder, name).mean(axis=0)[of_class] for name in ("C", "A")]
-    assert pair(found.over_images) == pytest.approx(paired_shares(*shares).pair, abs=1e-12)
+    assert pair(found.over_images) == pytest.approx(intervals.paired_shares(*shares).pair, abs=1e-12)
     assert found.over_images is not None
     assert found.over_images.interval_how.endswith(f"{int(of_class.sum())} samples")
 
 
-def test_miou_is_compared_by_a_bootstrap_over_the_images_that_both_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intervals, "paired_bootstrap", functools.partial(intervals.paired_bootstrap, draws=100))
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    """Two settings of a segmentation under two seeds."""
     settings = [SettingRecord("A", "coarse"), SettingRecord("B", "fine")]
     record = StudyRecord("0.1.0", "masks", "base.yaml", "val/miou", [1, 2], settings, "A")
-    folder = StudyFolder.create(tmp_path / "study", record, "recipe: base.yaml\n")
+    folder = StudyFolder.create(tmp_path_factory.mktemp("masks") / "study", record, "recipe: base.yaml\n")
     for name, noise in (("A", (0.5, 0.45)), ("B", (0.1, 0.12))):
         for seed in (1, 2):
             path = folder.run_folder(name, seed)
             path.parent.mkdir(parents=True, exist_ok=True)
             make_segmentation(path, noise=noise[seed - 1], overrides=[f"seed={seed}"], thumbnails=0)
-    table = study_table(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["miou", "iou[star]", "loss"])
+def test_masks_are_compared_by_a_bootstrap_over_the_images_that_both_predicted(masks: StudyFolder, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "paired_bootstrap", functools.partial(intervals.paired_bootstrap, draws=100))
+    table = study_table(StudyFolder.create(masks.path, replace(masks.record, measure=f"val/{name}"), ""))
+
+    def number(run: Run) -> Callable[[np.ndarray], float]:
+        p = run.mask_predictions("val")
+        if name != "loss":
+            return number_of_images(run, p, name)
+        return lambda images: sum(p.loss[i] for i in images) / sum(int(p.confusion[i, :-1].sum()) for i in images)
+
+    b, a = ([number(run) for run in masks.runs(setting).values()] for setting in ("B", "A"))
+    twin = intervals.paired_bootstrap(lambda i: (b[0](i) + b[1](i)) / 2 - (a[0](i) + a[1](i)) / 2, 8)
     found = row(table, "B")
-    sides = [[number_of_images(run, run.mask_predictions("val"), "miou") for run in folder.runs(name).values()] for name in ("B", "A")]
-    twin = intervals.paired_bootstrap(lambda i: (sides[0][0](i) + sides[0][1](i)) / 2 - (sides[1][0](i) + sides[1][1](i)) / 2, 8)
     assert pair(found.over_images) == pytest.approx(twin.pair, abs=1e-12)
     assert found.over_images is not None
     assert "paired bootstrap interval over the same 8 images" in found.over_images.interval_how
-    assert found.over_images.interval is not None
-    assert found.over_images.interval[0] > 0.0
-    assert table.dots is not None
-    assert table.dots.family == "iou"
+    assert found.over_images.value < 0.0 if name == "loss" else found.over_images.value > 0.0
+    if name == "miou":
+        assert twin.low > 0.0
+        assert table.dots is not None
+        assert table.dots.family == "iou"
+
+
+def test_the_loss_of_masks_over_all_images_is_that_of_the_run(masks: StudyFolder) -> None:
+    run = masks.runs("A")[1]
+    p = run.mask_predictions("val")
+    assert _pixel_loss(p)(np.arange(8)) == pytest.approx(run.measurements["val/loss"].value, rel=1e-12)
+    assert np.isnan(_pixel_loss(replace(p, confusion=np.zeros_like(p.confusion)))(np.arange(8)))
 
 
 # ── words ──
@@ -222,12 +230,17 @@ def between(low: float, high: float) -> intervals.Interval:
         ("accuracy", between(-0.2, -0.01), between(0.01, 0.1), NO_DIFFERENCE),
         ("loss", between(-0.2, -0.01), between(-0.1, -0.02), BETTER),
         ("calibration_error", between(0.01, 0.2), None, WORSE),
-        ("accuracy", None, between(0.01, 0.2), BETTER),
+        ("accuracy", between(0.01, 0.2), None, BETTER),
+        ("accuracy", None, between(0.01, 0.2), ONE_SEED),
+        ("accuracy", None, between(-0.1, 0.2), ONE_SEED),
+        ("accuracy", between(0.1, 0.1), between(0.05, 0.1), NO_DIFFERENCE),
+        ("accuracy", between(0.1, 0.1 + 1e-16), None, NO_DIFFERENCE),
+        ("loss", between(0.01, 0.2), between(3.0, 3.0), NO_DIFFERENCE),
         ("accuracy", between(0.0, 0.2), between(0.05, 0.1), NO_DIFFERENCE),
         ("accuracy", None, None, NO_INTERVAL),
     ],
 )
-def test_a_difference_is_shown_only_where_every_interval_leaves_out_0(
+def test_a_difference_is_shown_only_where_every_interval_has_a_width_and_leaves_out_0(
     name: str, seeds: intervals.Interval | None, images: intervals.Interval | None, expected: str
 ) -> None:
     assert _verdict(name, seeds, images) == expected
@@ -240,38 +253,115 @@ def test_a_difference_that_the_images_alone_would_show_is_not_shown(torn_table: 
     assert found.row.words.startswith("no difference to A shown: -")
     assert found.row.words.endswith("over the images; 0 lies in the interval over seeds")
     assert torn_table.decided.startswith(
-        "better, worse: both 95 % intervals of the difference leave out 0, that over seeds and that over images; a row with one"
+        "better, worse: both 95 % intervals of the difference leave out 0 on one side, that over seeds and that over images; a row of one seed is neither"
     )
     assert "\n" not in torn_table.decided
 
 
-def test_one_seed_goes_by_the_images_alone_and_says_so(tmp_path: Path) -> None:
+def test_verdicts_are_rarely_wrong_where_seeds_have_an_effect() -> None:
+    """Two settings worth the same, 200 images and 3 seeds that each move all images a bit: images alone are wrong often, both intervals seldom."""
+    random, draws = np.random.default_rng(0), 400
+    wrong = {"images": 0, "one seed": 0, "both": 0}
+    for _ in range(draws):
+        ease, seeds = random.normal(size=200), 0.3 * random.normal(size=(2, 3, 1))
+        right = (ease + 0.5 * random.normal(size=(2, 3, 200)) + seeds > 0).astype(float)
+        of_one = intervals.paired_shares(right[0, 0], right[1, 0])
+        over_images = intervals.paired_shares(right[0].mean(axis=0), right[1].mean(axis=0))
+        over_seeds = _over_seeds((right[0] - right[1]).mean(axis=1).tolist(), "fraction")
+        wrong["images"] += not of_one.covers(0.0)
+        wrong["one seed"] += _verdict("accuracy", None, of_one) in (BETTER, WORSE)
+        wrong["both"] += _verdict("accuracy", over_seeds, over_images) in (BETTER, WORSE)
+    assert wrong["images"] > 0.25 * draws
+    assert wrong["one seed"] == 0
+    assert wrong["both"] < 0.08 * draws
+
+
+def test_one_seed_is_neither_better_nor_worse_and_says_why(tmp_path: Path) -> None:
     table = study_table(make_study(tmp_path / "study", skill=TWO, seeds=[4], shared=False))
     found = row(table, "C")
     assert found.row.spread is None
     assert found.row.difference is not None
     assert found.row.difference.interval is None
-    assert found.verdict == BETTER
-    assert found.row.words.endswith("over the images; images alone, as there is one seed (4)")
-    assert table.decided == "better, worse: the 95 % interval of the difference leaves out 0; the line of the row says what it is over."
+    assert pair(found.over_images)[0] > 0.0
+    assert found.verdict == ONE_SEED
+    assert found.row.words.startswith("one seed in common with A (4): +")
+    assert found.row.words.endswith(" over the images; seeds may differ by more, train both under two or more")
+    assert table.decided == "No row is called better or worse: that takes two or more seeds in common with the baseline."
     assert "A and C: one seed, so the interval of the mean is over images, not over seeds" in table.notes
 
 
-def test_a_number_that_no_image_has_goes_by_the_seeds_alone_and_says_so(tmp_path: Path) -> None:
-    folder = make_study(tmp_path / "study", skill=TWO, shared=False)
-    for setting in TWO:
-        for run in folder.runs(setting).values():
+def renamed(folder: StudyFolder, name: str, values: dict[str, dict[int, float]] | None = None) -> StudyFolder:
+    """The study measured by a number of another name, which every run has; of the given values where there are some."""
+    for setting in (found.name for found in folder.record.settings):
+        for seed, run in folder.runs(setting).items():
             made = run.record
-            made.measurements.append(replace(made.measurements[0], name="knn_accuracy"))
+            value = values[setting][seed] if values else made.measurements[0].value
+            made.measurements = [replace(made.measurements[0], name=name, value=value), *(m for m in made.measurements if m.name != name)]
             run.write_record(made)
-    record = replace(folder.record, measure="val/knn_accuracy")
-    found = row(study_table(StudyFolder.create(folder.path, record, "")), "C")
+    return StudyFolder.create(folder.path, replace(folder.record, measure=f"val/{name}"), "")
+
+
+def test_a_number_without_an_interval_over_images_goes_by_the_seeds_alone_and_says_so(tmp_path: Path) -> None:
+    folder = renamed(
+        make_study(tmp_path / "study", skill=TWO, shared=False), "calibration_error", {"A": {1: 0.2, 2: 0.2, 3: 0.21}, "C": {1: 0.1, 2: 0.11, 3: 0.1}}
+    )
+    table = study_table(folder)
+    found = row(table, "C")
     assert found.over_images is not None
     assert found.over_images.interval is None
-    assert found.row.words.endswith("over the seeds 1, 2 and 3; seeds alone, as knn_accuracy is no number of single images")
-    alone = row(study_table(StudyFolder.create(folder.path, replace(record, seeds=[2]), "")), "C")
+    assert found.verdict == BETTER
+    assert found.row.words.endswith("over the seeds 1, 2 and 3; seeds alone, as calibration_error has no interval over images")
+    assert table.decided == "better, worse: the 95 % interval of the difference over seeds leaves out 0; there is none over images."
+    alone = row(study_table(StudyFolder.create(folder.path, replace(folder.record, seeds=[2]), "")), "C")
     assert alone.verdict == NO_INTERVAL
-    assert alone.row.words == "no interval: one seed in common with A, and knn_accuracy is no number of single images; train both under two or more seeds"
+    assert alone.row.words == "no interval: one seed in common with A, and calibration_error has no interval over images; train both under two or more seeds"
+
+
+def test_seeds_that_differ_by_exactly_the_same_show_nothing(tmp_path: Path) -> None:
+    """0.7 - 0.6 and 0.3 - 0.2 are not the same float: the interval's width is rounding alone."""
+    folder = make_study(tmp_path / "study", skill=TWO, seeds=[1, 2], shared=False)
+    found = row(study_table(renamed(folder, "accuracy", {"A": {1: 0.6, 2: 0.2}, "C": {1: 0.7, 2: 0.3}})), "C")
+    assert pair(found.row.difference) == pytest.approx((0.1, 0.1))
+    assert pair(found.over_images)[0] > 0.0
+    assert found.verdict == NO_DIFFERENCE
+    assert found.row.words.endswith("; the differences of the seeds are equal, so their interval has no width and shows nothing")
+
+
+@pytest.mark.parametrize("name", ["knn_accuracy", "linear_accuracy"])
+def test_pre_trainings_are_compared_over_images_by_their_stored_features(pre_trainings: StudyFolder, name: str) -> None:
+    folder = renamed(pre_trainings, name)
+    shares = []
+    for setting in ("B", "A"):
+        right = []
+        for run in folder.runs(setting).values():
+            p = run.feature_predictions("val")
+            votes = (
+                knn_votes(p.features, p.bank, p.bank_labels, 3, 20, 0.07) if name == "knn_accuracy" else fit_probe(p.bank, p.bank_labels, p.features, 3).logits
+            )
+            right.append([float(np.argmax(vote) == label) for vote, label in zip(votes, p.labels, strict=True)])
+        shares.append(np.mean(right, axis=0))
+    assert shares[0].mean() > shares[1].mean()
+    found = row(study_table(folder), "B")
+    assert pair(found.over_images) == intervals.paired_shares(*shares).pair
+    run = folder.runs("B")[2]
+    p = run.feature_predictions("val")
+    run.write_feature_predictions("val", replace(p, files=p.files[::-1]))
+    assert row(study_table(folder), "B").row.words.endswith("; seeds alone, as the features are not of the same images in the same order")
+    run.write_feature_predictions("val", replace(p, bank=p.bank[:0], bank_rows=p.bank_rows[:0], bank_labels=p.bank_labels[:0]))
+    assert row(study_table(folder), "B").row.words.endswith("; seeds alone, as features of training images are not stored")
+    run.write_feature_predictions("val", replace(p, features=p.features[::-1]))
+    assert pair(row(study_table(folder), "B").over_images)[0] < intervals.paired_shares(*shares).low, "nothing is remembered of another file"
+
+
+@pytest.fixture
+def pre_trainings(tmp_path: Path) -> StudyFolder:
+    """Two settings of a pre-training under two seeds."""
+    settings = [SettingRecord("A", "weak"), SettingRecord("B", "strong")]
+    folder = StudyFolder.create(tmp_path / "study", StudyRecord("0.1.0", "pretrain", "base.yaml", "val/knn_accuracy", [1, 2], settings, "A"), "")
+    for name, skill in (("A", 0.5), ("B", 1.5)):
+        for seed in (1, 2):
+            make_pretraining(folder.run_folder(name, seed), skill=skill, seed=seed, pictures=False)
+    return folder
 
 
 def test_predictions_that_are_gone_or_of_other_images_leave_the_seeds_alone(tmp_path: Path) -> None:

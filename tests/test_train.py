@@ -18,7 +18,7 @@ from pellucid import recipe as recipes
 from pellucid.compare import expand
 from pellucid.errors import DivergedError, InterruptedError, RunError, UsageError, WeightsError
 from pellucid.files import file_hash
-from pellucid.models.weights import read_weights
+from pellucid.models.weights import read_weights, save_weights
 from pellucid.run import Run
 from pellucid.train import resume, resume_seeds, train, train_seeds
 
@@ -328,6 +328,25 @@ def test_changed_data_refuses_to_resume(tmp_path: Path, small_recipe: str) -> No
     with pytest.raises(RunError, match="the train images or labels changed since the run began"):
         resume(run.path, quiet=True)
     assert recipe == run.recipe
+
+
+def test_a_run_without_a_checkpoint_goes_on_from_no_other_weights(small_recipe: str, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise RunError("injected")
+
+    (tmp_path / "w.safetensors").write_bytes(Run(small_run).final_weights.read_bytes())
+    monkeypatch.setattr(sys.modules["pellucid.loop"], "take_step", stop)
+    with pytest.raises(RunError, match="injected"):
+        run_of(small_recipe, tmp_path / "r", f"model.weights={tmp_path / 'w.safetensors'}")
+    monkeypatch.undo()
+    save_weights({name: value * 2 for name, value in read_weights(tmp_path / "w.safetensors").items()}, tmp_path / "w.safetensors")
+    before = file_hash(tmp_path / "r" / "run.json")
+    said = r"w.safetensors: the file of model.weights was changed since the run began, and there is no checkpoint to go on from. Put it back, or train anew."
+    with pytest.raises(RunError, match=said):
+        resume(tmp_path / "r", quiet=True, figures=False)
+    assert file_hash(tmp_path / "r" / "run.json") == before
+    (tmp_path / "w.safetensors").write_bytes(Run(small_run).final_weights.read_bytes())
+    assert resume(tmp_path / "r", quiet=True, figures=False).record.status == "done"
 
 
 def test_a_size_or_weights_that_do_not_fit_leave_no_folder(small_recipe: str, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from drawn_folders import draw_data
 from pellucid import representation, verify_features
 from pellucid.data.dataset import Dataset
 from pellucid.data.sources import load_dataset
+from pellucid.models.self_supervised import SelfSupervised
+from pellucid.models.weights import read_metadata, read_weights, save_weights
 from pellucid.predictions import FeaturePredictions
 from pellucid.run import Run
 from pellucid.schema.pretraining import ProbeSection
@@ -120,6 +122,91 @@ def test_a_run_whose_features_file_is_gone_is_told(copied: Run) -> None:
     found = verify(copied)
     assert not found.ok
     assert any(line.startswith("MISMATCH") and "predictions/val.npz" in line for line in found.lines())
+
+
+def test_memory_that_runs_out_in_watching_bank_and_baselines_shrinks_their_batches_to_the_same_bits(
+    made: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24 images are watched and 30 are the bank; no more than 8 at once find room, whatever is asked of the network."""
+
+    def limited(name: str) -> None:
+        real = getattr(SelfSupervised, name)
+
+        def failing(self: SelfSupervised, images: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            if not self.training and len(images) > 8:
+                raise torch.OutOfMemoryError("injected")
+            return real(self, images, *rest)
+
+        monkeypatch.setattr(SelfSupervised, name, failing)
+
+    limited("projections")
+    limited("forward")
+    run = train(made.recipe, out=tmp_path / "short", quiet=True, figures=False)
+    assert run.record.evaluation_batch_size == 8
+    assert "memory ran out in the evaluation: it takes 8 images at once since step 0" in run.record.notes
+    assert {key: m.value for key, m in run.measurements.items()} == pytest.approx({key: m.value for key, m in made.measurements.items()}, abs=1e-4)
+    found = verify(run)
+    assert (found.ok, found.promise) == (True, BIT_EQUAL), found.lines()
+
+
+def test_a_run_of_one_val_image_holds_by_both_paths(made: Run, tmp_path: Path) -> None:
+    alone = next(Path(str(made.recipe.data.val)).rglob("*.png"))
+    (tmp_path / "val" / alone.parent.name).mkdir(parents=True)
+    shutil.copy(alone, tmp_path / "val" / alone.parent.name)
+    run = train(made.recipe, overrides=[f"data.val={tmp_path / 'val'}", "probe.linear=false"], out=tmp_path / "run", quiet=True, figures=False)
+    assert {m.name for m in run.measurements.values()} == {"knn_accuracy", "knn_accuracy[untrained]", "knn_accuracy[pixels]"}
+    assert verify(run).ok, verify(run).lines()
+
+
+# ── what a run leaves besides numbers ──
+
+
+def change_backbone(run: Run, change: Callable[[dict[str, torch.Tensor], dict[str, str]], None]) -> None:
+    tensors, facts = read_weights(run.backbone_weights), read_metadata(run.backbone_weights)
+    change(tensors, facts)
+    save_weights(tensors, run.backbone_weights, facts)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors, _: tensors["conv1.0.weight"].mul_(1 + 1e-6), "conv1.0.weight is not that of final.safetensors"),
+        (lambda tensors, _: tensors.pop("conv1.0.weight"), "conv1.0.weight is missing"),
+        (lambda tensors, _: tensors.update({"fc.weight": torch.zeros(2)}), "fc.weight is not of the backbone"),
+        (lambda _, facts: facts.update(mean="[0.1, 0.2, 0.3]"), "mean [0.1, 0.2, 0.3] instead of ["),
+        (lambda _, facts: facts.update(model="timm/resnet18"), "model timm/resnet18 instead of timm/test_resnet"),
+        (lambda _, facts: facts.clear(), "backbone is missing instead of 1"),
+    ],
+)
+def test_a_backbone_file_that_is_not_that_of_the_run_is_told(copied: Run, change: Callable[..., None], said: str) -> None:
+    change_backbone(copied, change)
+    (line,) = wrong(copied)
+    assert line.startswith("MISMATCH checkpoints/backbone.safetensors: ")
+    assert said in line
+
+
+def test_a_backbone_file_that_is_gone_with_its_hash_is_told(copied: Run) -> None:
+    record = copied.record
+    del record.files["checkpoints/backbone.safetensors"]
+    copied.write_record(record)
+    copied.backbone_weights.unlink()
+    assert "MISMATCH run.json: it holds no hash of checkpoints/backbone.safetensors" in verify(copied).lines()
+    assert any(line.startswith("MISMATCH checkpoints/backbone.safetensors: ") for line in wrong(copied))
+
+
+def test_alarms_that_the_curves_do_not_give_or_give_and_are_not_there_are_told(copied: Run) -> None:
+    record = copied.record
+    record.alarms = ["collapse: made up"]
+    copied.write_record(record)
+    assert wrong(copied) == ["MISMATCH run.json: the curves give no such alarm as 'collapse: made up'"]
+    shrunk = [{"kind": "watch", "epoch": i, "step": 1000 * i, "spread": 0.5 ** (i + 1), "rank": 1.01, "num_dims": 16, "num_images": 24} for i in range(4)]
+    (copied.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in shrunk))
+    record.alarms = []
+    copied.write_record(record)
+    (line,) = wrong(copied)
+    assert line.startswith("MISMATCH run.json: an alarm is missing: 'collapse: since epoch 1 ")
+    (copied.path / "metrics.jsonl").write_text('{"kind": "watch", "step": 1}\n')
+    assert wrong(copied) == ["MISMATCH metrics.jsonl: no alarms can be recomputed from it ('epoch')"]
 
 
 # ── from the stored features ──
@@ -258,7 +345,7 @@ def test_without_a_bank_or_a_probe_there_are_no_such_accuracies() -> None:
     alone = replace(found, bank_labels=np.full(80, 1))
     assert accuracies(alone, PROBE)["linear_accuracy"].value == (found.labels == 1).mean()
     one = replace(empty, files=["0.png"], labels=found.labels[:1], features=found.features[:1], views=found.views[:, :1])
-    assert recompute_features(one, PROBE).keys() == {"alignment", "rank"}
+    assert recompute_features(one, PROBE) == {}, "as training measures it"
 
 
 def test_uniformity_in_rows_is_that_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

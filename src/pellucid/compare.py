@@ -27,7 +27,7 @@ import numpy as np
 
 from pellucid import intervals, overlap, recipe
 from pellucid.errors import RunError, UsageError, did_you_mean
-from pellucid.predictions import MaskPredictions
+from pellucid.predictions import FeaturePredictions, MaskPredictions
 from pellucid.report.comparison import signed, to_html, to_json, to_text
 from pellucid.report.settings import shown
 from pellucid.representation import fit_probe, knn_votes
@@ -537,22 +537,22 @@ def _paired(mine: Run, theirs: Run, split: str, name: str) -> tuple[intervals.In
 
 
 def _paired_features(mine: Run, theirs: Run, split: str, name: str) -> tuple[intervals.Interval | None, str]:
-    """The interval over the images whose features two runs stored, each judged against its own bank by its own probe."""
-    right = []
-    for run in (mine, theirs):
-        p, probe, num_classes = run.feature_predictions(split), run.recipe.probe, len(run.data.classes)
-        assert probe is not None
-        if not len(p.bank):
-            return None, f"{run.name} stored no features of training images"
-        if name == "knn_accuracy":
-            votes = knn_votes(p.features, p.bank, p.bank_labels, num_classes=num_classes, neighbours=probe.neighbours, temperature=probe.temperature)
-        else:
-            votes = fit_probe(p.bank, p.bank_labels, p.features, num_classes).logits
-        right.append((p.files, p.labels, votes.argmax(axis=1) == p.labels))
-    (files, labels, one), (other_files, other_labels, other) = right
-    if files != other_files or not np.array_equal(labels, other_labels):
+    """The interval over the images whose features two runs stored."""
+    first, second = mine.feature_predictions(split), theirs.feature_predictions(split)
+    if not len(first.bank) or not len(second.bank):
+        return None, "features of training images are not stored"
+    if first.files != second.files or not np.array_equal(first.labels, second.labels):
         return None, "the features are not of the same images in the same order"
-    return intervals.paired(one, other), ""
+    return intervals.paired(right_features(mine, first, name), right_features(theirs, second, name)), ""
+
+
+def right_features(run: Run, p: FeaturePredictions, name: str) -> np.ndarray:
+    """(n,) bool: whether k-NN, or a linear classifier, gives an image its label, against the run's own bank by its own probe."""
+    probe, C = run.recipe.probe, len(run.data.classes)
+    assert probe is not None
+    if name == "linear_accuracy":
+        return np.asarray(fit_probe(p.bank, p.bank_labels, p.features, C).logits.argmax(axis=1) == p.labels)
+    return np.asarray(knn_votes(p.features, p.bank, p.bank_labels, C, probe.neighbours, probe.temperature).argmax(axis=1) == p.labels)
 
 
 def _paired_masks(mine: Run, theirs: Run, split: str, name: str) -> tuple[intervals.Interval | None, str]:

@@ -123,7 +123,7 @@ def export_safetensors(weights: nn.Module | Mapping[str, Tensor], out: str | Pat
     with replacing(out, suffix=".safetensors") as temporary:
         save_weights(own, temporary, metadata)
         written = read_weights(temporary)
-        unequal = [name for name, tensor in own.items() if name not in written or not _same_bits(tensor, written[name])]
+        unequal = [name for name, tensor in own.items() if name not in written or not same_bits(tensor, written[name])]
         if unequal or len(written) != len(own):
             names = ", ".join(unequal[:5])
             raise PellucidError(f"{out}: expected {len(own)} tensors to read back as they were, {len(unequal)} differ: {names}. No file was written.")
@@ -164,7 +164,7 @@ def _set_name(data: DataSection) -> str:
     return path.parent.name or path.name if path.stem == "train" else path.name
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
+def same_bits(one: Tensor, other: Tensor) -> bool:
     """Equality that holds for NaN too."""
     one, other = one.contiguous(), other.contiguous()
     return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))

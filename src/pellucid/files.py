@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,27 @@ def file_hash(path: Path) -> str:
     """BLAKE2b-128 of a file, as hex."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def weights_hash(path: Path) -> str:
+    """BLAKE2b-128 of what a .safetensors file decides, as hex: its tensors, and the mean and std that stand in it; of any other file of its bytes.
+
+    Who wrote it, and as what run, stands in the file too and does not count.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(size)) if path.suffix == ".safetensors" and size < path.stat().st_size else None
+        except ValueError:
+            header = None
+        if not isinstance(header, dict):
+            return file_hash(path)
+        said = header.pop("__metadata__", None) or {}
+        digest.update(json.dumps([header, said.get("mean"), said.get("std")], sort_keys=True).encode())
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

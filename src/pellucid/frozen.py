@@ -8,8 +8,7 @@ the loop's steps, moving average and evaluations are those of the classifier alo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,14 +16,10 @@ from torch import Tensor
 from pellucid.cached import CachedFeatures, KeptSize, Unread, classifier_input
 from pellucid.data.loader import Reader, ordered_windows
 from pellucid.data.store import Pixels
-from pellucid.errors import OutOfMemoryError
-from pellucid.memory import no_room
 from pellucid.models.heads import Head, moments
 from pellucid.prepare import Buffers, Training
-from pellucid.runtime import out_of_memory
+from pellucid.results import agree, in_batches
 from pellucid.tasks.classification import Classification
-
-T = TypeVar("T")
 
 
 def use_frozen(t: Training, *, fresh: bool) -> None:
@@ -34,7 +29,7 @@ def use_frozen(t: Training, *, fresh: bool) -> None:
         _keep_features(t)
     if fresh and model.head is not None and model.head.standardize:
         _standardize(t)
-    t.record.evaluation_batch_size = -int(t.runtime.processes.largest(-t.record.evaluation_batch_size)[0])  # the smallest, for all
+    agree(t)
 
 
 def read_of(t: Training) -> tuple[Pixels, int]:
@@ -48,7 +43,7 @@ def _keep_features(t: Training) -> None:
     """Compute the features, and let steps, moving average and evaluations work with the classifier alone."""
     began = time.perf_counter()
     path, n = t.built.classifier[0], len(t.dataset.splits["train"])
-    views = _in_batches(t, lambda: _views(t, path))
+    views = in_batches(t, lambda: _views(t, path))
     assert isinstance(t.task, Classification)
     t.task.features = cached = CachedFeatures(path, views, n)
     head = cached.classifier(t.module)
@@ -90,7 +85,7 @@ def _standardize(t: Training) -> None:
             batches = (features for _, features in _features(t, path, None))
         return moments(features.flatten(1) for features in batches)
 
-    mean, std = t.runtime.processes.told(_in_batches(t, measured) if t.first else None)
+    mean, std = t.runtime.processes.told(in_batches(t, measured) if t.first else None)
     for module in (t.module, t.average):
         if module is not None:
             head = module.get_submodule(path)
@@ -117,18 +112,3 @@ def _features(t: Training, path: str, view: int | None) -> Iterator[tuple[int, T
                 with t.runtime.autocast():
                     features = classifier_input(t.module, images, path)[0]
                 yield int(window.rows[0]), features.cpu()
-
-
-def _in_batches(t: Training, job: Callable[[], T]) -> T:
-    """What the job returns, in batches of evaluation that shrink when memory runs out."""
-    while True:
-        try:
-            return job()
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        if t.record.evaluation_batch_size == 1:
-            raise OutOfMemoryError(no_room(t.recipe, t.runtime, t.rebuild))
-        t.record.evaluation_batch_size //= 2
-        t.runtime.free_cached()
-        t.record.note(f"memory ran out in the evaluation: it takes {t.record.evaluation_batch_size} images at once since step {t.at.step}")

@@ -5,6 +5,7 @@ Which one answers which question:
     mean         a mean of independent values, such as one number from several seeds (Student's t)
     welch        the difference of two such means, of unequal variance (Welch 1947)
     paired       the difference of two accuracies over the *same* samples (Agresti and Min 2005)
+    paired_shares      the same of the mean accuracy of several seeds: of each sample the share of seeds that was right
     bootstrap    any statistic of samples, such as macro F1 (percentile method, Efron 1979)
     paired_bootstrap   the difference of such a statistic between two models on the *same* samples
 
@@ -83,10 +84,21 @@ def paired(first: ArrayLike, second: ArrayLike, *, level: float = LEVEL) -> Inte
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if a.ndim != 1 or a.shape != b.shape or not len(a):
         raise ValueError(f"expected two equally long rows of right and wrong, got shapes {a.shape} and {b.shape}")
-    n = len(a) + 2.0
-    only_first, only_second = float((a & ~b).sum()) + 0.5, float((~a & b).sum()) + 0.5
-    difference = (only_first - only_second) / n
-    half = _normal_quantile(level) * np.sqrt((only_first + only_second) / n - difference**2) / np.sqrt(n)
+    return paired_shares(a, b, level=level)
+
+
+def paired_shares(first: ArrayLike, second: ArrayLike, *, level: float = LEVEL) -> Interval:
+    """The interval of mean(first) - mean(second), where both hold for the same n samples the share of seeds that was right, (n,) in [0, 1].
+
+    Agresti and Min's interval for shares: half a sample in each of four cells is one sample of difference +1 and one of -1, each of half weight, and one of
+    0. With one seed it is `paired`.
+    """
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if a.ndim != 1 or a.shape != b.shape or not len(a):
+        raise ValueError(f"expected two equally long rows of shares, got shapes {a.shape} and {b.shape}")
+    differences, n = a - b, len(a) + 2.0
+    difference = float(differences.sum()) / n
+    half = _normal_quantile(level) * np.sqrt((float(np.square(differences).sum()) + 1) / n - difference**2) / np.sqrt(n)
     low, high = float(max(-1.0, difference - half)), float(min(1.0, difference + half))
     return Interval(low, high, f"{_percent(level)} paired interval over the same {len(a):,} samples")
 

@@ -27,7 +27,7 @@ from pellucid.models import layer_ids, save_weights, train_mode
 from pellucid.optim import LossScale, build_optimizer, learning_rate, parameter_groups, parameters_of, set_learning_rate
 from pellucid.prepare import Position, Tally, Training
 from pellucid.recipe import PhaseSection, Recipe, flat
-from pellucid.results import predict_split
+from pellucid.results import agree, diverged, in_batches, predict_split
 from pellucid.snapshots import begin, take
 from pellucid.step import Stage, divergence, make_room, take_step
 from pellucid.trial import find_micro_batch
@@ -176,7 +176,7 @@ def _end_epoch(t: Training, lr: float) -> None:
         numbers = _validate(t, at.epoch + 1)
         line += f"  val loss {numbers['loss']:.4f}" if "loss" in numbers else ""
         line += f"  val {t.task.headline} {numbers[t.task.headline]:.4f}"
-    line += "".join(f"  {name} {value:.3g}" for name, value in _look_back(t, at.epoch + 1).items())
+    line += "".join(f"  {name} {value:.3g}" for name, value in _look_back(t, at.epoch + 1).items() if isinstance(value, float))  # counts stay the same
     t.progress.line(f"{line}  {tally.seconds:.1f} s")
     _snapshot(t, at.epoch + 1)
     _share_notes(t)
@@ -196,7 +196,10 @@ def _snapshot(t: Training, epoch: int) -> None:
 
 def _look_back(t: Training, epoch: int) -> dict[str, float]:
     """What the task watches after an epoch (0: before the first step), in the first process; what is wrong by it stands in the record until it is mended."""
-    watched = t.runtime.processes.told(t.task.watch(t.evaluated, t.recipe.data.workers) if t.first else None)
+    watched, problem = t.runtime.processes.told(_watched(t) if t.first else None)
+    agree(t)
+    if problem:
+        raise DivergedError(problem)
     if not watched or not t.first:
         return watched or {}
     t.log({"kind": "watch", "epoch": epoch, "step": t.at.step, **watched})
@@ -207,6 +210,14 @@ def _look_back(t: Training, epoch: int) -> dict[str, float]:
             t.progress.line(line)
     t.record.alarms = alarms
     return watched
+
+
+def _watched(t: Training) -> tuple[dict[str, float], str | None]:
+    """What the task watches, in batches that shrink when memory runs out; and the message of a DivergedError where there is nothing to watch any more."""
+    try:
+        return in_batches(t, partial(t.task.watch, t.evaluated, t.recipe.data.workers)), None
+    except DivergedError as error:
+        return {}, diverged(t, str(error))
 
 
 def _validate(t: Training, epoch: int) -> dict[str, float]:

@@ -168,5 +168,10 @@ class FeaturePredictions:
         return cls([files[i] for i in order], labels, features, views, rows[by_row], bank_labels[by_row], bank[by_row])
 
 
+def not_finite(what: str, bad: np.ndarray, files: Sequence[str], split: str) -> str:
+    """Words for a model that gives NaN or infinite numbers. bad: (n,) bool, for which of the first n samples of the split."""
+    return f"the model gives NaN or infinite {what} for {int(bad.sum())} of {len(bad)} {split} images, {files[int(bad.argmax())]} the first"
+
+
 FEATURE_ARRAYS = {"labels": "int64", "features": "float32", "views": "float32", "bank_rows": "int64", "bank_labels": "int64", "bank": "float32"}
 MASK_ARRAYS = {"confusion": "i", "loss": "f", "boundary": "i", "calibration": "f", "digests": "u"}  # of MaskPredictions: their kinds of numbers

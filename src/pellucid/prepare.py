@@ -19,12 +19,13 @@ from pellucid.data.loader import Window, num_windows
 from pellucid.data.sources import load_dataset
 from pellucid.data.store import Pixels, Resizing, channel_statistics, open_pixels, open_targets
 from pellucid.distributed import Processes
-from pellucid.errors import PellucidError, UsageError
+from pellucid.errors import DataError, PellucidError, UsageError
 from pellucid.memory import fitting_micro_batch, forward_cost, step_memory
 from pellucid.models import Built, set_trainable
 from pellucid.models.backbones import MODELS_OWN
 from pellucid.models.recompute import recompute_blocks
 from pellucid.models.tiles import sees_everything
+from pellucid.models.weights import under
 from pellucid.optim import schedule_notes
 from pellucid.progress import Progress
 from pellucid.recipe import Recipe, SimClrMethod
@@ -122,14 +123,14 @@ class Training:
     forward: Callable[..., Any] = field(init=False)
     # What every step needs and a walk over the model finds; parameters and buffers stay the same objects throughout.
     buffers: Buffers = field(init=False)
-    norms: list[nn.modules.batchnorm._BatchNorm] = field(init=False)
+    norms: list[nn.modules.batchnorm._BatchNorm] = field(init=False)  # those whose running statistics a step moves
     averaged: tuple[list[Tensor], list[Tensor]] | None = field(init=False, default=None)  # the average's tensors and those that they follow
 
     def __post_init__(self) -> None:
         module = self.built.module
         self.forward = torch.compile(module) if self.recipe.train.compile else module
         self.buffers = Buffers(module)
-        self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.norms = _training_norms(self.built, self.frozen, cached=bool(self.recipe.model.cached_views))
         self.batch_norm = bool(self.norms)  # then no pack and no window may hold one image alone
         self.synchronized = self.batch_norm and self.recipe.train.sync_batch_norm and not self.runtime.processes.alone and not self.recipe.model.cached_views
         self.random = any(_draws(m) for m in module.modules())
@@ -176,6 +177,12 @@ class Training:
         return num_windows(len(self.dataset.splits["train"]), self.recipe.train.batch_size, no_single=self.batch_norm)
 
 
+def _training_norms(built: Built, frozen: Sequence[str], *, cached: bool) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The layers of BatchNorm that take statistics of a batch: not those of frozen parts, which stay in evaluation mode; cached: of the classifier alone."""
+    named = [(name, m) for name, m in built.module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return [m for name, m in named if not under(name, frozen) and (not cached or under(name, built.classifier))]
+
+
 def _draws(module: nn.Module) -> bool:
     """Whether a module is dropout, or stochastic depth as timm (DropPath) and torchvision (StochasticDepth) have it, and on."""
     if isinstance(module, nn.modules.dropout._DropoutNd):
@@ -210,14 +217,14 @@ def _prepare(recipe: Recipe, record: RunRecord, progress: Progress, runtime: Run
     dataset = load_dataset(d, seed=recipe.seed, masks=recipe.masked, least=recipe.least_size, fewest_classes=recipe.fewest_classes, progress=progress)
     if "val" not in dataset.splits and (t.keep == "best" or t.early_stop is not None):
         raise UsageError(f"train.{'keep: best' if t.keep == 'best' else 'early_stop'} needs a val split, and the data has {', '.join(dataset.splits)}.")
+    if recipe.method is not None and len(dataset.splits["train"]) < 2:
+        raise DataError(f"data.train: pre-training needs at least 2 images, to tell one from another; found {len(dataset.splits['train'])}. Give more.")
     looked = looked_at(recipe, dataset)
     seed_torch(derived_seed(recipe.seed, "initialisation"))
     built, weights = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=start_weights)
     for line in [*built.notes, *(weights.lines() if weights else [])]:
         record.note(line)
-    frozen = set_trainable(built.module, recipe.model.freeze, built.classifier, built.backbone)
-    for path in built.untrained:
-        built.module.get_submodule(path).requires_grad_(False)
+    frozen = set_trainable(built.module, recipe.model.freeze, built.classifier, built.backbone, built.untrained)
     runtime.place(built.module)
     _try_model(built.module, recipe, runtime)
     if recipe.model.cached_views:
@@ -230,7 +237,7 @@ def _prepare(recipe: Recipe, record: RunRecord, progress: Progress, runtime: Run
         check_methods(built.module, recipe)
     activations = _count_activations(built.module, recipe, frozen, record)
     if t.activation_checkpointing:
-        _recompute(built.module, recipe, record)
+        _recompute(built, recipe, record)
     resizing = Resizing(d.size, d.fit, d.resize_size, d.interpolation)
     pixels = {
         name: open_pixels(split, resizing, limit_bytes=d.store.limit_gb * 1e9, directory=d.store.directory, workers=d.workers, progress=progress)
@@ -294,7 +301,7 @@ def assemble(run: Run, record: RunRecord, recipe: Recipe, prepared: Prepared, pr
         run, record, recipe, runtime, dataset, prepared.pixels, task, built, prepared.frozen, average, progress, micro, prepared.activations, mean, std,
         prepared.looked,
     )  # fmt: skip
-    for line in _batch_norm_notes(training):
+    for line in [*micro_batch_notes(training), *_batch_norm_notes(training)]:
         record.note(line)
     # A power of two: halved for want of memory, the batches of an evaluation still begin where they began.
     record.evaluation_batch_size = 1 << (min(EVALUATION_BATCH, micro).bit_length() - 1)
@@ -336,19 +343,26 @@ def _first_micro_batch(recipe: Recipe, record: RunRecord, runtime: Runtime, modu
     return micro
 
 
+def micro_batch_notes(t: Training, since: int | None = None) -> list[str]:
+    """What sees the present micro-batch where it should see the batch, and so changes the gradient; since: the step that was the first, where not all were."""
+    batch, when = t.recipe.train.batch_size, f" since step {since}" if since is not None else ""
+    seen = t.micro * (t.runtime.processes.size if t.synchronized else 1)
+    if seen >= batch:
+        return []
+    notes = [f"BatchNorm sees micro-batches of {seen} images{when}, not the batch of {batch}"] if t.batch_norm else []
+    if isinstance(t.recipe.method, SimClrMethod):
+        notes.append(f"simclr tells an image from those of its micro-batch of {seen}{when}, not of the batch of {batch}")
+    return notes
+
+
 def _batch_norm_notes(t: Training) -> list[str]:
-    """What BatchNorm sees where that is not the batch."""
+    """What else than a micro-batch keeps BatchNorm from seeing the batch."""
     if not t.batch_norm:
         return []
-    notes, batch = [], t.recipe.train.batch_size
-    seen = t.micro * (t.runtime.processes.size if t.synchronized else 1)
-    if seen < batch:
-        notes.append(f"BatchNorm sees micro-batches of {seen} images, not the batch of {batch}")
-        if isinstance(t.recipe.method, SimClrMethod):
-            notes.append(f"simclr tells an image from those of its micro-batch of {seen}, not of the batch of {batch}")
+    notes = []
     if not t.runtime.processes.alone and not t.synchronized:
         notes.append("running statistics are the mean of those of the processes (train.sync_batch_norm: true takes them over all images)")
-    if len(t.dataset.splits["train"]) % batch == 1:
+    if len(t.dataset.splits["train"]) % t.recipe.train.batch_size == 1:
         notes.append("the last image of an epoch would be a batch of one, from which BatchNorm takes no statistics: it joins the window before")
     return notes
 
@@ -361,8 +375,8 @@ def _count_activations(module: nn.Module, recipe: Recipe, frozen: list[str], rec
         return None
 
 
-def _recompute(module: nn.Module, recipe: Recipe, record: RunRecord) -> None:
-    found = recompute_blocks(module)
+def _recompute(built: Built, recipe: Recipe, record: RunRecord) -> None:
+    found = recompute_blocks(built.module, built.untrained)
     if not found:
         raise UsageError(f"train.activation_checkpointing: {recipe.model.name} has no repeated blocks to compute again. Set it to false.")
     record.note(f"activation checkpointing: {len(found)} blocks compute their activations again in the backward pass, {found[0]} to {found[-1]}")

@@ -153,12 +153,10 @@ class Chart:
     collapsed: float | None = None
 
 
-def pretraining_charts(
-    lines: Sequence[Mapping[str, Any]], measurements: Mapping[str, Measurement], *, method: str, num_classes: int, num_val: int
-) -> list[Chart]:  # fmt: skip
+def pretraining_charts(lines: Sequence[Mapping[str, Any]], measurements: Mapping[str, Measurement], *, method: str, num_classes: int) -> list[Chart]:
     """What the epochs of a pre-training say, one chart a question; those without a point are left out.
 
-    measurements: those of the run by `split/name`. method: its name in the recipe. num_val: images of val, 0 without.
+    measurements: those of the run by `split/name`. method: its name in the recipe.
     """
 
     def read(kind: str, value: str, name: str, style: int = 0) -> list[Curve]:
@@ -166,8 +164,8 @@ def pretraining_charts(
 
     epochs = [int(line["epoch"]) for line in lines if line.get("kind") in ("train", "val", "watch")]
     span = (min(epochs), max(epochs)) if epochs else (0, 0)
-    seen = next((dict(line) for line in lines if line.get("kind") == "watch"), None)
-    floor = least_rank(seen | {"knn_n": num_val}) if seen is not None else None
+    seen = next((line for line in lines if line.get("kind") == "watch"), None)
+    floor = least_rank(seen) if seen is not None else None
     ranked = f", of {seen['num_dims']:,}. Shaded: collapse, below {floor:.1f}." if seen is not None else "."
     accuracies = {words: measurements.get(f"val/knn_accuracy[{name}]") for name, words in BASELINES.items()}
     levels = [Curve(words, span, (m.value, m.value), i) for i, (words, m) in enumerate(accuracies.items(), 1) if m is not None]

@@ -41,8 +41,10 @@ ABSENT_BELOW = 50.0  # nats: a class that the bank lacks lies that far below the
 COLLAPSED_SPREAD = 0.3  # healthy runs keep about 0.8 to 0.95, collapsed ones 0.06 to 0.26
 COLLAPSED_RANK = 0.02  # a rank below 1 + 0.02 * dimensions
 CLIMBING = 1.05  # times the highest before: what rises like that is on its way from a network that began low, not collapsed
+SETTLED_STEPS = 30  # before, BatchNorm's running statistics (momentum 0.1) hold more than 0.9^30 = 4 % of their initial values and say little of the weights
 RANKED_DIMS = 256  # of more dimensions no more count: a rank is of few images, and never higher than their number
-FLAT_EPOCHS, FLAT_EVALUATIONS = 5, 3  # before features are called flat: epochs, and k-NN evaluations after that of the untrained network
+FLAT_EPOCHS, FLAT_EVALUATIONS = 5, 3  # before features are called flat: epochs, and settled k-NN evaluations
+USEFUL_GAIN = 0.05  # of k-NN accuracy: less is hardly worth the hours of a pre-training; some 600 images tell whether it is there (interval +- 0.03 to 0.06)
 
 
 # ── on the sphere ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -229,23 +231,32 @@ def _fitted(features: Floats, own: NDArray[np.int64], asked: Floats, strength: f
 # ── what the epochs say ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def diagnose(history: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What is wrong *now* and since when, a sentence each; () while all is well.
+def diagnose(history: Sequence[Mapping[str, Any]], *, remedies: str) -> tuple[str, ...]:
+    """What is wrong *now* and since when, a sentence each; () while all is well, and before SETTLED_STEPS.
 
-    history: for each epoch that was measured so far, in order, `epoch`, `spread`, `rank` and `num_dims` of the projections and, where k-NN was asked,
-    `knn_accuracy` over `knn_n` images and `chance`. Epoch 0 is the untrained network, which is what the others are compared with and never an alarm itself.
-    Collapse is told from its commoner cousin, features that stay as good as untrained ones though the projections are healthy.
+    history: for each epoch that was measured so far, in order, `epoch`, `step`, `spread`, `rank`, `num_dims` and `num_images` of the projections and, where
+    k-NN was asked, `knn_accuracy` over `knn_n` images and `chance`. Epoch 0 is the network that training began with: the others are compared with it, and it
+    is never an alarm itself. remedies: what helps the method against a collapse. Collapse is told from its commoner cousin, features that stay as good
+    as those of epoch 0 though the projections are healthy.
     """
     watched = [line for line in history if _watched(line)]
     since = _since(watched, _collapsed(watched))
     if since is not None:
-        return (_collapse_line(watched, since),)
-    untrained = next((line for line in history if line["epoch"] == 0 and _has_knn(line)), None)
-    evaluated = [line for line in history if line["epoch"] > 0 and _has_knn(line)]
-    if untrained is None or len(evaluated) < FLAT_EVALUATIONS or evaluated[-1]["epoch"] < FLAT_EPOCHS or not watched:
+        return (_collapse_line(watched, since, remedies),)
+    begun = next((line for line in history if line["epoch"] == 0 and _has_knn(line)), None)
+    evaluated = [line for line in history if _settled(line) and _has_knn(line)]
+    if begun is None or len(evaluated) < FLAT_EVALUATIONS or evaluated[-1]["epoch"] < FLAT_EPOCHS or not watched:
         return ()
-    since = _since(evaluated, [_gain(line, untrained).low <= 0 for line in evaluated])
-    return (_flat_line(watched[-1], untrained, evaluated[-1], since),) if since is not None else ()
+    gain = _gain(evaluated[-1], begun)
+    if not (gain.high < USEFUL_GAIN or evaluated[-1]["knn_accuracy"] <= begun["knn_accuracy"]):
+        return ()  # it may well be useful: so few images cannot tell
+    since = _since(evaluated, [_gain(line, begun).low <= 0 for line in evaluated])
+    return (_flat_line(watched[-1], begun, evaluated[-1], since),) if since is not None else ()
+
+
+def _settled(line: Mapping[str, Any]) -> bool:
+    """Whether enough steps were taken to judge the network."""
+    return bool(line["step"] >= SETTLED_STEPS)
 
 
 def _watched(line: Mapping[str, Any]) -> bool:
@@ -254,18 +265,18 @@ def _watched(line: Mapping[str, Any]) -> bool:
 
 
 def _collapsed(watched: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """Of each epoch, whether spread or rank are that of a collapse and do not climb."""
+    """Of each epoch, whether it is settled and spread or rank are that of a collapse and do not climb."""
     found = []
     for i, line in enumerate(watched):
         least = {"spread": COLLAPSED_SPREAD, "rank": least_rank(line)}
         before = {name: max((earlier[name] for earlier in watched[:i]), default=0.0) for name in least}
-        found.append(line["epoch"] > 0 and any(line[name] < least[name] and line[name] <= CLIMBING * before[name] for name in least))
+        found.append(_settled(line) and any(line[name] < least[name] and line[name] <= CLIMBING * before[name] for name in least))
     return found
 
 
 def least_rank(line: Mapping[str, Any]) -> float:
-    """The rank below which projections of `num_dims` dimensions have collapsed; of `knn_n` images where that is known."""
-    return 1.0 + COLLAPSED_RANK * min(line["num_dims"], line.get("knn_n") or RANKED_DIMS, RANKED_DIMS)
+    """The rank below which projections of `num_dims` dimensions of `num_images` images have collapsed; RANKED_DIMS images where a line does not say."""
+    return 1.0 + COLLAPSED_RANK * min(line["num_dims"], line.get("num_images", RANKED_DIMS), RANKED_DIMS)
 
 
 def _has_knn(line: Mapping[str, Any]) -> bool:
@@ -297,25 +308,30 @@ def _proportion(line: Mapping[str, Any]) -> tuple[float, float, float]:
     return right / n, interval.low, interval.high
 
 
-def _collapse_line(watched: Sequence[Mapping[str, Any]], since: int) -> str:
-    now, untrained = watched[-1], next((line for line in watched if line["epoch"] == 0), None)
-    before = f" (untrained {rounded(untrained['spread'])} and {rounded(untrained['rank'])})" if untrained is not None else ""
+def _collapse_line(watched: Sequence[Mapping[str, Any]], since: int, remedies: str) -> str:
+    now, begun = watched[-1], next((line for line in watched if line["epoch"] == 0), None)
+    before = f" (before the first step {rounded(begun['spread'])} and {rounded(begun['rank'])})" if begun is not None else ""
     return (
         f"collapse: since epoch {since} the projections of different images are nearly the same and say little of an image; in epoch {now['epoch']} "
         f"their spread is {rounded(now['spread'])} and their effective rank {rounded(now['rank'])} of {now['num_dims']:,} dimensions{before}. "
         f"Healthy is a spread of at least {COLLAPSED_SPREAD:g}, usually above 0.8, and a rank of at least {least_rank(now):.1f}. "
-        "What helps: a predictor (method.predictor_hidden), method.stop_gradient: true, a momentum nearer 1 (method.momentum), a smaller learning rate."
+        f"What helps: {remedies}."
     )
 
 
-def _flat_line(watched: Mapping[str, Any], untrained: Mapping[str, Any], now: Mapping[str, Any], since: int) -> str:
-    gain = _gain(now, untrained)
-    said = "below" if gain.high < 0 else "not shown to be above"
+def _flat_line(watched: Mapping[str, Any], begun: Mapping[str, Any], now: Mapping[str, Any], since: int) -> str:
+    gain = _gain(now, begun)
+    if gain.high < 0:
+        known = "the features have become worse"
+    elif gain.high < USEFUL_GAIN:
+        known = f"a gain of {USEFUL_GAIN:g} is ruled out"
+    else:
+        known = f"no gain is seen, but one of {rounded(gain.high)} cannot be ruled out with {int(now['knn_n']):,} images"
     chance = f", chance {rounded(now['chance'])}" if now.get("chance") is not None else ""
     return (
-        f"flat features, not collapse: the spread of the projections is healthy ({rounded(watched['spread'])}), but the features are not getting better. Since "
-        f"epoch {since} the k-NN accuracy is {said} that of the untrained network: {rounded(now['knn_accuracy'])} in epoch {now['epoch']}, untrained "
-        f"{rounded(untrained['knn_accuracy'])}{chance}; difference {rounded(gain.low)} to {rounded(gain.high)} ({gain.how}). "
+        f"flat features, not collapse: the spread of the projections is healthy ({rounded(watched['spread'])}), but since epoch {since} no evaluation shows "
+        f"the k-NN accuracy above that of the network that training began with: {rounded(now['knn_accuracy'])} in epoch {now['epoch']}, before the first step "
+        f"{rounded(begun['knn_accuracy'])}{chance}; difference {rounded(gain.low)} to {rounded(gain.high)} ({gain.how}): {known}. "
         "What helps: more epochs, other augmentations (stronger crops and colour), no shortcut on which two views agree (such as a background that is "
         "one image's own), another learning rate."
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
@@ -15,10 +17,13 @@ from pellucid.export import backbone_facts, export_backbone
 from pellucid.files import file_hash
 from pellucid.memory import no_room
 from pellucid.models import read_weights, save_weights
+from pellucid.predictions import not_finite
 from pellucid.prepare import Training
 from pellucid.runtime import out_of_memory
 from pellucid.snapshots import end
 from pellucid.tasks.pretraining import Pretraining, left_out
+
+T = TypeVar("T")
 
 THUMBNAILS = 16
 THUMBNAIL_SIDE = 160  # pixels of the long side
@@ -31,9 +36,11 @@ def predict_split(t: Training, module: nn.Module, split: str, *, keep: bool) -> 
     shrink when memory runs out. DivergedError when a logit is NaN or infinite.
     """
     processes = t.runtime.processes
+    agree(t)
     windows = ordered_windows(len(t.dataset.splits[split]), t.record.evaluation_batch_size)[processes.rank :: processes.size]
-    mine = _predict_windows(t, module, split, windows, keep)
-    t.record.evaluation_batch_size = -int(processes.largest(-t.record.evaluation_batch_size)[0])
+    mine, taken = _predict_windows(t, module, split, windows, keep), t.record.evaluation_batch_size
+    while agree(t) < processes.largest(taken)[0]:  # in one process memory ran out: the bits are those of one size in all
+        mine, taken = _predict_windows(t, module, split, windows, keep), t.record.evaluation_batch_size
     parts = processes.gather((np.concatenate([w.rows for w in windows] or [np.empty(0, np.int64)]), mine))
     predictions = _in_order(parts) if processes.first else None
     problem = processes.told(_diverged(t, split, predictions) if predictions is not None else None)
@@ -44,9 +51,20 @@ def predict_split(t: Training, module: nn.Module, split: str, *, keep: bool) -> 
 
 def _predict_windows(t: Training, module: nn.Module, split: str, windows: list[Window], keep: bool) -> Any:
     """Predictions for some windows of a split, in batches that shrink when memory runs out."""
+
+    def predicted() -> Any:
+        cut = smaller(windows, t.record.evaluation_batch_size)
+        return t.task.predictions(module, t.dataset.splits[split], t.pixels[split], cut, workers=t.recipe.data.workers, keep=keep, progress=t.progress)
+
+    return in_batches(t, predicted)
+
+
+def in_batches(t: Training, job: Callable[[], T]) -> T:
+    """What the job returns, in batches of evaluation that shrink when memory runs out."""
     while True:
+        t.task.batch_size = t.record.evaluation_batch_size
         try:
-            return t.task.predictions(module, t.dataset.splits[split], t.pixels[split], windows, workers=t.recipe.data.workers, keep=keep, progress=t.progress)
+            return job()
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -55,7 +73,12 @@ def _predict_windows(t: Training, module: nn.Module, split: str, windows: list[W
         t.record.evaluation_batch_size //= 2
         t.runtime.free_cached()
         t.record.note(f"memory ran out in the evaluation: it takes {t.record.evaluation_batch_size} images at once since step {t.at.step}")
-        windows = smaller(windows, t.record.evaluation_batch_size)
+
+
+def agree(t: Training) -> int:
+    """The smallest batch of an evaluation of all processes, from now on that of all."""
+    t.record.evaluation_batch_size = -int(t.runtime.processes.largest(-t.record.evaluation_batch_size)[0])
+    return t.record.evaluation_batch_size
 
 
 def _in_order(parts: list[tuple[np.ndarray, Any]]) -> Any:
@@ -67,13 +90,15 @@ def _in_order(parts: list[tuple[np.ndarray, Any]]) -> Any:
 
 def _diverged(t: Training, split: str, predictions: Any) -> str | None:
     bad = predictions.diverged
-    if not bad.any():
-        return None
-    first = predictions.files[int(bad.argmax())]
     what = "features" if t.recipe.method is not None else "logits"
+    return diverged(t, not_finite(what, bad, predictions.files, split)) if bad.any() else None
+
+
+def diverged(t: Training, found: str) -> str:
+    """The message of a DivergedError: step, what was found, remedies."""
     return (
-        f"after step {t.at.step:,} the model gives NaN or infinite {what} for {int(bad.sum())} of {len(bad)} {split} images, {first} the first: "
-        "the weights have diverged. Remedies: a lower train.phases.*.optimizer.lr, a schedule with warmup_steps, train.clip_grad_norm: 1.0."
+        f"after step {t.at.step:,} {found}: the weights have diverged. "
+        "Remedies: a lower train.phases.*.optimizer.lr, a schedule with warmup_steps, train.clip_grad_norm: 1.0."
     )
 
 
@@ -107,7 +132,7 @@ def report_numbers(t: Training) -> None:
         leaked = sum(problem.kind == "leak" and problem.split == name for problem in t.dataset.problems)
         if leaked:
             note += f"; {leaked} of its {len(t.dataset.splits[name])} images stand in another split too, so that it is no measure of new images"
-        t.record.measurements += t.task.measure(predictions, name, note)
+        t.record.measurements += in_batches(t, partial(t.task.measure, predictions, name, note))
         _write_thumbnails(t, name, predictions)
     if not t.first:
         return

@@ -21,7 +21,7 @@ from pellucid.errors import DivergedError, OutOfMemoryError, UsageError
 from pellucid.memory import no_room
 from pellucid.models.synchronized import synchronized_batch_norm
 from pellucid.optim import LossScale, clip_gradients, make_state, sam_perturb, sam_restore, update_average
-from pellucid.prepare import Sums, Training
+from pellucid.prepare import Sums, Training, micro_batch_notes
 from pellucid.recipe import PhaseSection
 from pellucid.runtime import out_of_memory
 
@@ -167,9 +167,9 @@ def _shrink(t: Training, reader: Reader, window: Window) -> None:
         )
     t.micro = math.ceil(t.micro / 2)
     t.record.note(f"memory ran out: the micro-batch is {t.micro} since step {t.at.step + 1}; the batch stays {t.recipe.train.batch_size}")
-    if t.batch_norm:
-        t.record.note(f"BatchNorm sees micro-batches of {t.micro} images since step {t.at.step + 1}: the gradient is no longer exactly that of the batch")
-    elif t.random:
+    for line in micro_batch_notes(t, since=t.at.step + 1):
+        t.record.note(line)
+    if t.random and not t.batch_norm:
         t.record.note(f"dropout draws for each micro-batch: its masks since step {t.at.step + 1} are not those of the larger one")
     t.runtime.free_cached()
     reader.shrink(t.micro, after=window)

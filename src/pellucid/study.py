@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from pellucid.errors import InterruptedError, PellucidError, Problem, RecipeErro
 from pellucid.progress import Progress
 from pellucid.recipe import Recipe
 from pellucid.run import DONE, Run
-from pellucid.study_file import Part, PlannedStudy, learned, load_study
+from pellucid.study_file import Part, PlannedStudy, addressee, learned, load_study
 from pellucid.study_record import SettingRecord, SharedRecord, StudyFolder, StudyRecord
 from pellucid.study_table import StudyTable, write_figures, write_table
-from pellucid.study_workers import Job, Outcome, other_weights, train_here, train_on_ray
+from pellucid.study_workers import Job, Outcome, cluster_for, other_weights, threads_option, train_here, train_on_ray
 from pellucid.tables import duration
 
 PLACES = ("local", "ray")
@@ -40,13 +40,14 @@ class StudyResult:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that the study asks for; seed: None of a shared run. weights: {key of the recipe: file of a shared run}."""
+    """A run that the study asks for; seed: None of a shared run. weights: {key of the recipe: file of a shared run}. leaves: of a shared run its own."""
 
     part: Part
     seed: int | None
     recipe: Recipe
     folder: Path
     weights: dict[str, Path]
+    leaves: Path | None = None
 
     @property
     def name(self) -> str:
@@ -58,13 +59,13 @@ class PlannedRun:
 
     @property
     def finished(self) -> bool:
-        return self.begun and Run(self.folder).record.status == DONE
+        return self.begun and Run(self.folder).record.status == DONE and (self.leaves is None or self.leaves.is_file())
 
     def job(self, command: Sequence[str]) -> Job:
         train = self.recipe.train
         return Job(
             self.name, self.folder, recipes.to_yaml(self.recipe), self.weights, tuple(dict.fromkeys(self.part.weights.values())), list(command),
-            train.threads, train.device == "cuda",
+            train.threads, train.device == "cuda", self.leaves,
         )  # fmt: skip
 
 
@@ -94,33 +95,34 @@ def run_study(
     with _owned(shown, study), Progress(quiet=quiet) as progress:
         runs = list(_planned(study, shown.absolute()))
         _refuse_changed(runs, shown)
+        _refuse_unmeasured(study, runs)
         missing = [run for run in runs if not run.finished]
         if missing:
             _check_models(study)
-        folder = StudyFolder.create(shown, _record(study, runs, shown, {}), study.text)
-        _announce(runs, missing, at_once, on, progress)
+            _check_measure(study)
         jobs = [run.job(told) for run in missing]
-        if on == "ray" and jobs:
-            outcomes = train_on_ray(jobs, address=address, folder=shown.absolute(), told=progress.line)
-        else:
-            outcomes = train_here(jobs, at_once=at_once, told=progress.line)
-        failed = _followed(study, folder, runs, outcomes, progress)
+        with cluster_for(jobs, address=address, folder=shown.absolute()) if on == "ray" and jobs else nullcontext() as ray:
+            folder = StudyFolder.create(shown, _record(study, runs, shown, {}), study.text)
+            _announce(runs, missing, at_once, on, progress)
+            with closing(train_here(jobs, at_once=at_once, told=progress.line) if ray is None else train_on_ray(ray, jobs, told=progress.line)) as outcomes:
+                failed = _followed(study, folder, runs, outcomes, progress)
         folder = StudyFolder.create(shown, _record(study, runs, shown, failed), study.text)
         table = write_table(folder)
+        _refuse_unfinished(runs, failed)
         if missing or not folder.figures.is_dir():
             write_figures(folder)
         return StudyResult(folder, table, failed)
 
 
 def _followed(study: PlannedStudy, folder: StudyFolder, runs: Sequence[PlannedRun], outcomes: Iterator[Outcome], progress: Progress) -> dict[str, str]:
-    """Tell how each run ended, and renew the table; {name: error} of those that failed. Raises InterruptedError when some were stopped."""
+    """Tell how each run ended, and renew the table; {name: error} of those that failed, which those that were stopped did not."""
     known, failed = {run.name: run for run in runs}, dict[str, str]()
-    stopped, done = False, sum(run.finished for run in runs)
+    done = sum(run.finished for run in runs)
     for outcome in outcomes:
         run = known[outcome.job.name]
         if outcome.stopped:
-            stopped = True
-        elif outcome.error:
+            continue
+        if outcome.error:
             failed[run.name] = outcome.error
             progress.line(f"{run.name} failed: {outcome.error}")
         else:
@@ -128,27 +130,39 @@ def _followed(study: PlannedStudy, folder: StudyFolder, runs: Sequence[PlannedRu
             progress.line(f"{done} of {len(runs)}: {run.name}{_number(study, run)}, {duration(Run(run.folder).record.seconds)}")
         if run.seed is None:
             _refuse_other_weights(runs)
-        elif not outcome.stopped:
+        else:
+            _refuse_unmeasured(study, runs)
             folder = StudyFolder.create(folder.path, _record(study, runs, folder.path, failed), study.text)
             write_table(folder)
+    return failed
+
+
+def _refuse_unfinished(runs: Sequence[PlannedRun], failed: dict[str, str]) -> None:
+    """InterruptedError when there are runs that did not fail and are not finished: they, or what they build on, were stopped."""
     unfinished = sum(not run.finished for run in runs) - len(failed)
-    if stopped or unfinished > 0:
+    if unfinished > 0:
         raise InterruptedError(
             f"interrupted with {len(runs) - unfinished - len(failed)} of {len(runs)} runs finished; those that had begun wrote a checkpoint. "
             "The same command goes on."
         )
-    return failed
 
 
 def _number(study: PlannedStudy, run: PlannedRun) -> str:
-    """The measured number of a finished run, as it is told; RunError where it has none of that name."""
+    """The measured number of a finished run, as it is told."""
     found = Run(run.folder).measurements
-    if run.seed is None:
-        return ""
     measure = study.measure or next(iter(found), "")
-    if study.measure is not None and measure not in found:
-        raise RunError(f"{study.file}: measure: {run.name} has no {measure!r}.{did_you_mean(measure, found)} It has {', '.join(list(found)[:12])}.")
-    return f": {measure} {found[measure]}" if measure else ""
+    return f": {measure} {found[measure]}" if run.seed is not None and measure in found else ""
+
+
+def _refuse_unmeasured(study: PlannedStudy, runs: Sequence[PlannedRun]) -> None:
+    """RunError when settings have finished runs and none of these has the study's measure."""
+    finished = [run for run in runs if run.seed is not None and run.finished]
+    if study.measure is None or not finished or any(study.measure in Run(run.folder).measurements for run in finished):
+        return
+    found, many = Run(finished[0].folder).measurements, f", and none of {len(finished)} finished runs" if len(finished) > 1 else ""
+    raise RunError(
+        f"{study.file}: measure: {finished[0].name} has no {study.measure!r}{many}.{did_you_mean(study.measure, found)} It has {', '.join(list(found)[:12])}."
+    )
 
 
 # ── before anything is trained ────────────────────────────────────────────────────────────────────────────────
@@ -159,7 +173,7 @@ def _planned(study: PlannedStudy, folder: Path) -> Iterator[PlannedRun]:
     used = {name for part in study.settings.values() for name in part.weights.values()}
     for name, part in study.shared.items():
         if name in used:
-            yield PlannedRun(part, None, part.recipe, folder / "shared" / name, {})
+            yield PlannedRun(part, None, part.recipe, folder / "shared" / name, {}, folder / learned(name, part.recipe))
     for seed in study.seeds:
         for name, part in study.settings.items():
             weights = {key: folder / learned(source, study.shared[source].recipe) for key, source in part.weights.items()}
@@ -171,7 +185,7 @@ def _record(study: PlannedStudy, runs: Sequence[PlannedRun], folder: Path, faile
     """What study.json says now."""
     first = next((run for run in runs if run.seed is not None and run.finished), None)
     measure = study.measure or (next(iter(Run(first.folder).measurements), "") if first is not None else "")
-    notes = [f"-s {override}: laid over {'every setting' if ':' not in override.partition('=')[0] else 'the file'}" for override in study.overrides]
+    notes = [f"-s {override}: laid over {addressee(override) or 'every setting'}" for override in study.overrides]
     notes += [f"{name} failed before it had a run folder: {failed[name]}" for name in failed for run in runs if run.name == name and not run.begun]
     notes += [f"shared run {name}: no setting builds on it, so it is not trained" for name in study.shared if name not in {run.part.name for run in runs}]
     return StudyRecord(
@@ -231,6 +245,32 @@ def _check_models(study: PlannedStudy) -> None:
         raise RecipeError(problems)
 
 
+def _check_measure(study: PlannedStudy) -> None:
+    """RecipeError where the measure is no number of a setting's task, or of a split that its recipe does not have; classes are known when data is read."""
+    from pellucid.tasks import NUMBERS
+
+    faults: dict[str, list[str]] = {}
+    for part in study.settings.values() if study.measure else ():
+        split, _, name = str(study.measure).partition("/")
+        names, splits = NUMBERS[part.recipe.task], _measured_splits(part.recipe)
+        if split not in splits:
+            there = f"There is {' and '.join(splits)}." if splits else "Give data.val or data.test."
+            faults.setdefault(f"{study.measure!r} is of no split that is measured.{did_you_mean(split, splits)} {there}", []).append(part.name)
+        elif name not in names and not (name.endswith("]") and f"{name.partition('[')[0]}[CLASS]" in names):
+            fault = f"a {part.recipe.task} has no number {name!r}.{did_you_mean(name, names)} Known: {', '.join(names)}."
+            faults.setdefault(fault, []).append(part.name)
+    if faults:
+        every = len(study.settings)
+        told = [f"{'' if len(of) == every else 'setting ' + ', '.join(of) + ': '}measure: {fault}" for fault, of in faults.items()]
+        raise RecipeError([Problem(str(study.file), None, None, message) for message in told])
+
+
+def _measured_splits(recipe: Recipe) -> list[str]:
+    """Splits of a recipe's data beside train. A set of a hub may have a val that the recipe does not name."""
+    data = recipe.data
+    return [split for split in ("val", "test") if getattr(data, split) is not None or (split == "val" and ":" in data.source)]
+
+
 def _announce(runs: Sequence[PlannedRun], missing: Sequence[PlannedRun], at_once: int, on: str, progress: Progress) -> None:
     begun = sum(run.begun for run in missing)
     progress.line(f"{len(runs)} runs: {len(runs) - len(missing)} finished, {begun} to go on with, {len(missing) - begun} to train")
@@ -239,9 +279,11 @@ def _announce(runs: Sequence[PlannedRun], missing: Sequence[PlannedRun], at_once
 
         cores, threads = num_cores(), max(run.recipe.train.threads or num_cores() for run in missing)
         if min(at_once, len(missing)) * threads > cores:
-            progress.line(
-                f"{at_once} runs at once with {threads} threads each are more than the {cores} cores; -s train.threads={max(1, cores // at_once)} fits"
-            )
+            fitting = max(1, cores // at_once)
+            wide = [run for run in missing if (run.recipe.train.threads or cores) > fitting]
+            options = dict.fromkeys(threads_option(run.part.name if run.seed is None else "", fitting) for run in wide)
+            remedy = " ".join(options) or f"--jobs {cores}"
+            progress.line(f"{at_once} runs at once with {threads} threads each are more than the {cores} cores; {remedy} fits")
 
 
 @contextmanager
@@ -253,7 +295,7 @@ def _owned(folder: Path, study: PlannedStudy) -> Iterator[None]:
         there = StudyFolder(folder).record.name
         if there != study.name:
             raise RunError(f"{folder}: holds the study {there!r}, not {study.name!r}. Choose another folder with --out.")
-    elif folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir()):
+    elif folder.is_dir() and not all(_of_study(path, study) for path in folder.iterdir()):
         raise RunError(f"{folder}: the folder is not empty and holds no study. Choose another with --out.")
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / ".lock"
@@ -268,3 +310,13 @@ def _owned(folder: Path, study: PlannedStudy) -> Iterator[None]:
             lock.unlink(missing_ok=True)
             if not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def _of_study(path: Path, study: PlannedStudy) -> bool:
+    """Whether what lies in a folder without study.json is what a study leaves that was killed: its text, what it was writing, its runs."""
+    if path.name == "study.yaml":
+        return path.is_file() and path.read_bytes() == study.text.encode()
+    if path.name in ("shared", "runs") and path.is_dir():
+        depth = "*" if path.name == "shared" else "*/seed-*"
+        return all((found / "run.json").is_file() or found.name == ".lock" for found in path.glob(depth))
+    return path.name == ".lock" or path.name.startswith((".study.", ".token-"))

@@ -73,6 +73,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), *, folder: Path)
     first = next(iter(settings.values()))
     assert first is not None  # a part is None where there was a problem
     seeds = study.seeds if isinstance(study.seeds, list) else [first.recipe.seed + i for i in range(study.seeds)]
+    if seeds[-1] >= 2**32:  # those of a list are checked by the schema
+        fault = f"seeds: {study.seeds} from the recipe's own, {first.recipe.seed}, go up to {seeds[-1]}; a seed lies below 2^32. Give a list, or another seed"
+        raise RecipeError([Problem(*place_of(places, ("seeds",)), fault)])
     return PlannedStudy(
         file, text, study.recipe, seeds, study.measure, study.baseline or first.name, study.final,
         {name: part for name, part in shared.items() if part is not None}, {name: part for name, part in settings.items() if part is not None},
@@ -173,8 +176,14 @@ class _Reader:
 
 
 def learned(name: str, recipe: Recipe) -> Path:
-    """The file with what a shared run learns, in the folder of the study: the backbone of a pre-training, all weights of another task."""
-    return Path("shared") / name / "checkpoints" / ("backbone.safetensors" if recipe.task == "pretraining" else "final.safetensors")
+    """The file with what a shared run learns, in the folder of the study: its backbone, which states a normalisation; of a segmentation its weights."""
+    return Path("shared") / name / "checkpoints" / ("final.safetensors" if recipe.masked else "backbone.safetensors")
+
+
+def addressee(override: str) -> str:
+    """The setting or shared run that an override names, "" of one for all settings."""
+    name, colon, _ = override.partition(":")
+    return name if colon and "=" not in name else ""
 
 
 def _addressed(overrides: Sequence[str], study: Study) -> dict[str, list[str]]:
@@ -182,10 +191,9 @@ def _addressed(overrides: Sequence[str], study: Study) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"": []}
     names = [*study.shared, *study.settings]
     for override in overrides:
-        name, colon, rest = override.partition(":")
-        if not colon or "=" in name:
-            name, rest = "", override
-        elif name not in names:
+        name = addressee(override)
+        rest = override.removeprefix(f"{name}:") if name else override
+        if name and name not in names:
             raise UsageError(f"-s {override}: there is no setting or shared run {name!r}.{did_you_mean(name, names)} Known: {', '.join(names)}.")
         if name not in study.shared and rest.partition("=")[0] == "seed":
             raise UsageError(f"-s {override}: the seeds of settings are those of the study; change seeds in its file")

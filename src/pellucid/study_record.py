@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pellucid.errors import RunError
+from pellucid.files import replacing
 from pellucid.records import CLOSED, read_record, write_json
 from pellucid.run import Run
 
@@ -71,8 +72,9 @@ class StudyFolder:
     def create(cls, path: Path, record: StudyRecord, text: str) -> StudyFolder:
         """Make the folder, or write record and text of one that is there anew."""
         path.mkdir(parents=True, exist_ok=True)
-        (path / "study.yaml").write_text(text, encoding="utf-8")
-        write_json(path / "study.json", record)
+        write_json(path / "study.json", record)  # first: it is what says that the folder is a study's
+        with replacing(path / "study.yaml") as temporary:
+            temporary.write_text(text, encoding="utf-8")
         return cls(path)
 
     @property

@@ -3,10 +3,12 @@
 Each row is the mean over seeds with its sample standard deviation and t interval. The difference to the baseline is paired by seed, because the runs of one
 seed share the order of their data, and it has two intervals: over seeds (Student's t of the differences) and over the images of the split, each with the mean
 over seeds of whether it was right. Three seeds alone say little, and the images are a sample too: a difference is shown only where both intervals leave out 0.
+One seed alone shows none: another one would change the number by what its interval over images does not hold.
 
     right or wrong for each image (accuracy, top5_accuracy, recall[...])   Agresti and Min's interval, of the mean over seeds
-    a mean over images (loss)                                              t interval over images
-    out of all images at once (macro_f1, miou, iou[...])                   paired bootstrap over images
+    the same of features (knn_accuracy, linear_accuracy)                   the same, recomputed from the stored features
+    a mean over images (loss of a classification)                          t interval over images
+    out of all images at once (macro_f1, miou, iou[...], loss of masks)    paired bootstrap over images
     anything else, or predictions that are not there                       none: over seeds alone, and the words say so
 
 Nothing is dropped: runs that failed, are unfinished or not begun keep their place. Needs no torch.
@@ -14,6 +16,7 @@ Nothing is dropped: runs that failed, are unfinished or not begun keep their pla
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,18 +24,19 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from pellucid import intervals
 from pellucid.compare import (
     LOWER_IS_BETTER,
     OF_CONFUSION,
+    OF_FEATURES,
     TOP,
     ClassTable,
     Group,
     Row,
     class_table,
     number_of_images,
+    right_features,
     right_samples,
     seed_row,
     unlike,
@@ -40,7 +44,7 @@ from pellucid.compare import (
 )
 from pellucid.errors import RunError
 from pellucid.files import replacing
-from pellucid.predictions import Predictions
+from pellucid.predictions import MaskPredictions, Predictions
 from pellucid.readings import class_scores, confusion_counts
 from pellucid.records import write_json
 from pellucid.report.comparison import signed
@@ -53,7 +57,13 @@ __all__ = ["SharedRow", "StudyRow", "StudyRun", "StudyTable", "study_table", "to
 
 NOT_BEGUN = "not begun"
 BASELINE, BETTER, WORSE, NO_DIFFERENCE = "baseline", "better", "worse", "no difference shown"
-NO_INTERVAL, NOT_COMPARABLE, NO_NUMBER = "no interval", "not comparable", "no number yet"
+ONE_SEED, NO_INTERVAL, NOT_COMPARABLE, NO_NUMBER = "one seed", "no interval", "not comparable", "no number yet"
+NO_WIDTH = 1e-9  # of an interval whose ends differ by rounding alone
+OVER_IMAGES = {  # task -> its numbers that have an interval over images; what ends in [ goes on with the name of a class
+    "classification": (*TOP, "macro_f1", "loss", "recall["),
+    "segmentation": (*OF_CONFUSION, "loss", "iou["),
+    "pretraining": OF_FEATURES,
+}
 TEXT_WIDTH = 160  # columns of table.txt
 
 Numbers = NDArray[np.float64]
@@ -88,7 +98,8 @@ class StudyRow:
     """One setting. runs: one for each seed of the study, in its order; `row` is its number over those that are finished.
 
     row.difference has the interval over seeds, `over_images` is the same difference with that over images; either is None, or has no interval, where there is
-    none. paired: seeds that both this row and the baseline have. verdict: BASELINE, BETTER, WORSE, NO_DIFFERENCE, NO_INTERVAL, NOT_COMPARABLE or NO_NUMBER.
+    none. paired: seeds that both this row and the baseline have. verdict: BASELINE, BETTER, WORSE, NO_DIFFERENCE, ONE_SEED, NO_INTERVAL, NOT_COMPARABLE
+    or NO_NUMBER.
     """
 
     setting: SettingRecord
@@ -304,13 +315,15 @@ def _over_images(mine: Row, theirs: Row, seeds: Sequence[int]) -> tuple[interval
     assert mine.measurement is not None
     split, name = mine.measurement.split, mine.measurement.name
     sides = [[run for run, seed in zip(row.scored, row.seeds, strict=True) if seed in seeds] for row in (mine, theirs)]
-    of_masks = mine.scoring is not None and (name in OF_CONFUSION or name.startswith("iou["))
-    if not of_masks and name not in (*TOP, "loss", "macro_f1") and not name.startswith("recall["):
-        return None, f"{name} is no number of single images"
+    task = sides[0][0].recipe.task
+    family = name[: name.find("[") + 1] or name
+    if family not in OVER_IMAGES[task]:
+        return None, f"{name} has no interval over images"
     for run in (run for side in sides for run in side):
         if not run.predictions_file(split).is_file():
             return None, f"the predictions of {run.path.parent.name}/{run.name} are missing"
-    return _over_masks(sides, split, name) if of_masks else _over_predictions(sides, split, name)
+    over = {"classification": _over_predictions, "segmentation": _over_masks, "pretraining": _over_features}[task]
+    return over(sides, split, name)
 
 
 def _over_predictions(sides: Sequence[Sequence[Run]], split: str, name: str) -> tuple[intervals.Interval | None, str]:
@@ -328,7 +341,7 @@ def _over_predictions(sides: Sequence[Sequence[Run]], split: str, name: str) -> 
         return (intervals.mean(losses[0] - losses[1], of="paired images"), "") if len(first.files) > 1 else (None, "there is one image only")
     chosen = slice(None) if name in TOP else first.labels == sides[0][0].data.classes.index(name[len("recall[") : -1])
     right = [np.mean([right_samples(p.labels, p.logits, TOP.get(name, 1))[chosen] for p in side], axis=0) for side in found]
-    return paired_shares(right[0], right[1]), ""
+    return intervals.paired_shares(right[0], right[1]), ""
 
 
 def _over_masks(sides: Sequence[Sequence[Run]], split: str, name: str) -> tuple[intervals.Interval | None, str]:
@@ -338,24 +351,36 @@ def _over_masks(sides: Sequence[Sequence[Run]], split: str, name: str) -> tuple[
     for other in (predictions for side in found for predictions in side):
         if other.files != first.files or not np.array_equal(other.confusion.sum(axis=2), first.confusion.sum(axis=2)):
             return None, "the predictions are not of the same masks in the same order"
-    numbers = [_mean_of([number_of_images(run, p, name) for run, p in zip(*side, strict=True)]) for side in zip(sides, found, strict=True)]
+    numbers = [
+        _mean_of([_pixel_loss(p) if name == "loss" else number_of_images(run, p, name) for run, p in zip(*side, strict=True)])
+        for side in zip(sides, found, strict=True)
+    ]
     try:
         return intervals.paired_bootstrap(lambda images: numbers[0](images) - numbers[1](images), len(first.files)), ""
     except ValueError:
         return None, f"{name} is there in none of the resamples of both"
 
 
-def paired_shares(first: Numbers, second: Numbers) -> intervals.Interval:
-    """The interval of mean(first) - mean(second), where both hold for the same n images the share of seeds that was right, (n,) in [0, 1].
+def _over_features(sides: Sequence[Sequence[Run]], split: str, name: str) -> tuple[intervals.Interval | None, str]:
+    """Of numbers that follow from the stored features of each image."""
+    found = [run.feature_predictions(split) for side in sides for run in side]
+    for other in found:
+        if not len(other.bank):
+            return None, "features of training images are not stored"
+        if other.files != found[0].files or not np.array_equal(other.labels, found[0].labels):
+            return None, "the features are not of the same images in the same order"
+    right = []
+    for side in sides:
+        written = [run.predictions_file(split).stat() for run in side]
+        right.append(np.mean([_right_of(run.path, split, name, (s.st_mtime_ns, s.st_size)) for run, s in zip(side, written, strict=True)], axis=0))
+    return intervals.paired_shares(right[0], right[1]), ""
 
-    Agresti and Min's interval (2005) for shares: `intervals.paired` adds half an image to each of four cells, which is one image of difference +1 and one
-    of -1, each of half weight, and one of 0. With one seed both are the same number.
-    """
-    differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    n = len(differences) + 2.0
-    mean = float(differences.sum()) / n
-    half = float(ndtri((1 + intervals.LEVEL) / 2) * np.sqrt((float(np.square(differences).sum()) + 1) / n - mean**2) / np.sqrt(n))
-    return intervals.Interval(max(-1.0, mean - half), min(1.0, mean + half), f"95 % paired interval over the same {len(differences):,} samples")
+
+@functools.lru_cache(maxsize=256)
+def _right_of(path: Path, split: str, name: str, written: tuple[int, int]) -> NDArray[np.bool_]:
+    """`right_features` of the run at `path`, kept: a linear classifier takes seconds, and the baseline's stand against every row. written: of which file."""
+    run = Run(path)
+    return right_features(run, run.feature_predictions(split), name)
 
 
 def _mean_of(numbers: Sequence[Callable[[NDArray[np.int64]], float]]) -> Callable[[NDArray[np.int64]], float]:
@@ -369,6 +394,12 @@ def _macro_f1(predictions: Predictions) -> Callable[[NDArray[np.int64]], float]:
     return lambda images: float(np.nanmean(class_scores(confusion_counts(predictions.labels[images], predicted[images], C))[2]))
 
 
+def _pixel_loss(predictions: MaskPredictions) -> Callable[[NDArray[np.int64]], float]:
+    """The mean cross-entropy over the valid pixels of some images, (m,) rows; NaN where they have none."""
+    valid = predictions.confusion[:, :-1].sum(axis=(1, 2))
+    return lambda images: float(predictions.loss[images].sum() / valid[images].sum()) if valid[images].any() else float("nan")
+
+
 def _cross_entropy(predictions: Predictions) -> Numbers:
     """(n,) nats: -log of the label's probability, from the logits."""
     logits = predictions.logits.astype(np.float64)
@@ -379,15 +410,24 @@ def _cross_entropy(predictions: Predictions) -> Numbers:
 # ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _verdict(name: str, *found: intervals.Interval | None) -> str:
-    """What the intervals that are there say together: a difference is shown only where all of them leave out 0 on one side."""
-    there = [interval for interval in found if interval is not None]
-    if not there:
-        return NO_INTERVAL
+def _verdict(name: str, seeds: intervals.Interval | None, images: intervals.Interval | None) -> str:
+    """What both intervals say together: better or worse only where both leave out 0 on one side.
+
+    Of one seed nothing is better or worse, as the interval over images does not hold what another seed would change; a number without an interval over
+    images goes by the seeds alone.
+    """
+    if seeds is None:
+        return NO_INTERVAL if images is None else ONE_SEED
+    there = [seeds] if images is None else [seeds, images]
     above, below = all(interval.low > 0 for interval in there), all(interval.high < 0 for interval in there)
-    if not above and not below:
+    if not (above or below) or any(map(_without_width, there)):
         return NO_DIFFERENCE
     return BETTER if below == (name in LOWER_IS_BETTER) else WORSE
+
+
+def _without_width(interval: intervals.Interval) -> bool:
+    """Whether it is a point, as that of seeds whose differences happen to be equal: it says nothing of what others would give."""
+    return interval.high - interval.low <= NO_WIDTH * max(1.0, abs(interval.low))
 
 
 def _words(base: str, unit: str, verdict: str, seeds: intervals.Interval | None, images: intervals.Interval | None, paired: Sequence[int], reason: str) -> str:
@@ -399,11 +439,16 @@ def _words(base: str, unit: str, verdict: str, seeds: intervals.Interval | None,
         for found, of in ((seeds, _seeds(paired)), (images, "the images"))
         if found is not None
     ]
+    if verdict == ONE_SEED:
+        return f"one seed in common with {base} ({paired[0]}): {spoken[0]}; seeds may differ by more, train both under two or more"
+    assert seeds is not None
     says = f"{verdict} than {base}" if verdict in (BETTER, WORSE) else f"no difference to {base} shown"
-    if seeds is None:
-        spoken.append(f"images alone, as there is one seed ({paired[0]})")
-    elif images is None:
+    if _without_width(seeds):
+        spoken.append("the differences of the seeds are equal, so their interval has no width and shows nothing")
+    if images is None:
         spoken.append(f"seeds alone, as {reason}")
+    elif _without_width(images):
+        spoken.append("the interval over the images has no width and shows nothing")
     elif verdict == NO_DIFFERENCE and seeds.covers(0.0) != images.covers(0.0):
         spoken.append(f"0 lies in the interval over {'seeds' if seeds.covers(0.0) else 'images'}")
     return f"{says}: {'; '.join(spoken)}"
@@ -411,13 +456,16 @@ def _words(base: str, unit: str, verdict: str, seeds: intervals.Interval | None,
 
 def _decided(rows: Sequence[StudyRow]) -> str:
     """In one line, when a difference counts as shown."""
-    if not any(row.row.difference for row in rows):
-        return "Nothing is compared yet."
     kinds = {(_has_interval(row.row.difference), _has_interval(row.over_images)) for row in rows if row.row.difference}
-    if (True, True) not in kinds:
-        return f"{BETTER}, {WORSE}: the 95 % interval of the difference leaves out 0; the line of the row says what it is over."
-    alone = "; a row with one of them goes by that one" if len(kinds) > 1 else ""
-    return f"{BETTER}, {WORSE}: both 95 % intervals of the difference leave out 0, that over seeds and that over images{alone}."
+    if not kinds:
+        return "Nothing is compared yet."
+    if not any(seeds for seeds, _ in kinds):
+        return f"No row is called {BETTER} or {WORSE}: that takes two or more seeds in common with the baseline."
+    says = f"{BETTER}, {WORSE}: the 95 % interval of the difference over seeds leaves out 0; there is none over images"
+    if (True, True) in kinds:
+        says = f"{BETTER}, {WORSE}: both 95 % intervals of the difference leave out 0 on one side, that over seeds and that over images"
+        says += "; a row without the latter goes by the seeds alone" if (True, False) in kinds else ""
+    return f"{says}{'; a row of one seed is neither' if not all(seeds for seeds, _ in kinds) else ''}."
 
 
 def _has_interval(difference: Measurement | None) -> bool:

@@ -17,10 +17,11 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -29,12 +30,13 @@ from typing import Any
 
 from pellucid import recipe as recipes
 from pellucid.errors import InterruptedError, MissingError, PellucidError, RunError, UsageError
-from pellucid.files import file_hash
+from pellucid.files import file_hash, weights_hash
 from pellucid.openmp import sleep_soon
 from pellucid.run import DONE, Run
 
 PATIENCE = 60.0  # seconds that a run waits for the process that had it before to end
 LOOK = 0.5  # seconds between looks at whether to stop
+CONNECTING = 10.0  # seconds for a connection to the head of a Ray cluster
 RETRIES = 20  # how often Ray starts a run again whose worker or node was lost
 _PR_SET_PDEATHSIG = 1  # prctl.h
 _SAME_ON_ALL_NODES = ("pellucid", "torch", "torchvision", "timm", "numpy")  # versions that decide the bits
@@ -44,7 +46,8 @@ _SAME_ON_ALL_NODES = ("pellucid", "torch", "torchvision", "timm", "numpy")  # ve
 class Job:
     """One run to be trained. recipe: YAML with every value, its paths absolute.
 
-    weights: {key of the recipe: file of a shared run}. needs: names of the jobs that leave them. gpu: whether it asks for one.
+    weights: {key of the recipe: file of a shared run}. needs: names of the jobs that leave them. gpu: whether it asks for one. leaves: of a shared run the
+    file that others start from.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Job:
     command: list[str]
     threads: int | None
     gpu: bool
+    leaves: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ def train_job(job: Job) -> Outcome:
             if other := other_weights(job):
                 raise RunError(other)
             resume(job.folder, quiet=True, figures=False)
+        _leave(job)
     except InterruptedError as error:
         return Outcome(job, str(error), stopped=True)
     except PellucidError as error:
@@ -88,13 +93,25 @@ def train_job(job: Job) -> Outcome:
     return Outcome(job)
 
 
+def _leave(job: Job) -> None:
+    """Write the backbone file of a finished classification that others start from; MissingError where another task's file is gone."""
+    from pellucid.evaluate import export_run_backbone
+
+    run = Run(job.folder)
+    if job.leaves is None or job.leaves.is_file():
+        return
+    if run.recipe.task != "classification":
+        raise MissingError(f"{job.leaves}: the run is finished, and this file of it is gone. Put it back, or remove {job.folder} to train it again.")
+    export_run_backbone(run, job.leaves)
+
+
 def other_weights(job: Job) -> str:
     """What is wrong where a begun run started from other weights than now lie in the file of the shared run; "" where it did not, or cannot be said yet."""
     if not (job.folder / "run.json").is_file():
         return ""
     began_with = Run(job.folder).record.began_with
     for key, file in job.weights.items():
-        if file.is_file() and began_with.get(key) != file_hash(file):
+        if file.is_file() and began_with.get(key) not in (weights_hash(file), file_hash(file)):  # the second in runs of earlier versions
             return (
                 f"{job.folder}: {job.name} began with other weights ({key}) than are now in {file}: the shared run was trained anew. "
                 "Put its folder back, or remove this one to train it again."
@@ -118,32 +135,34 @@ def _wait_until_free(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def _blocked(job: Job, failed: set[str]) -> str:
-    """Why a job cannot be trained; "" when it can."""
-    behind = [name for name in job.needs if name in failed]
-    return f"not trained, because {behind[0]} failed, on which it builds" if behind else ""
+def _blocked(job: Job, ended: Mapping[str, Outcome]) -> Outcome | None:
+    """How a job ends that cannot be trained, because one that it builds on failed or was stopped; None when it can."""
+    for name in job.needs:
+        if name in ended and ended[name].error:
+            stopped = ended[name].stopped
+            return Outcome(job, f"not trained, because {name} {'was stopped' if stopped else 'failed'}, on which it builds", stopped=stopped)
+    return None
 
 
 # ── this machine ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def train_here(jobs: Sequence[Job], *, at_once: int, told: Callable[[str], None]) -> Iterator[Outcome]:
+def train_here(jobs: Sequence[Job], *, at_once: int, told: Callable[[str], None]) -> Generator[Outcome, None, None]:
     """The outcome of each job as it ends, `at_once` of them trained side by side in their order. Raises InterruptedError, after checkpoints, on a signal."""
     from pellucid.loop import stop_signals
 
     sleep_soon()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pellucid.train", "pellucid.study_workers", "timm", "torchvision"])
-    waiting, running, ended = list(jobs), dict[int, tuple[Job, Any, Connection]](), dict[str, bool]()  # ended: whether it failed
+    waiting, running, ended = list(jobs), dict[int, tuple[Job, Any, Connection]](), dict[str, Outcome]()
     here = {job.name for job in jobs}
     with stop_signals() as stop:
         try:
             while waiting or running:
-                failed = {name for name, bad in ended.items() if bad}
-                for job in [job for job in waiting if _blocked(job, failed)]:
+                for job, outcome in [(job, outcome) for job in waiting if (outcome := _blocked(job, ended))]:
                     waiting.remove(job)
-                    ended[job.name] = True
-                    yield Outcome(job, _blocked(job, failed))
+                    ended[job.name] = outcome
+                    yield outcome
                 ready = [job for job in waiting if all(name in ended or name not in here for name in job.needs)]
                 for job in ready[: 0 if stop.is_set() else at_once - len(running)]:
                     waiting.remove(job)
@@ -156,7 +175,7 @@ def train_here(jobs: Sequence[Job], *, at_once: int, told: Callable[[str], None]
                 for sentinel in wait(list(running), LOOK):
                     job, process, mine = running.pop(sentinel)  # type: ignore[arg-type]
                     outcome = _result(job, process, mine)
-                    ended[job.name] = bool(outcome.error)
+                    ended[job.name] = outcome
                     yield outcome
                 if stop.is_set():
                     _end([process for _, process, _ in running.values()])
@@ -199,16 +218,28 @@ def _result(job: Job, process: Any, result: Connection) -> Outcome:
 # ── Ray ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def train_on_ray(jobs: Sequence[Job], *, address: str, folder: Path, told: Callable[[str], None]) -> Iterator[Outcome]:
-    """As `train_here`, on the cluster at an address; folder: that of the study, which every node must see."""
-    from pellucid.loop import stop_signals
-
-    for job in jobs:
-        if job.threads is None:
-            raise UsageError(f"{job.name}: on Ray train.threads must be set: it is the cores that a run takes, and decides its bits. Give -s train.threads=N.")
-    with _cluster(address) as ray, stop_signals() as stop:
+@contextmanager
+def cluster_for(jobs: Sequence[Job], *, address: str, folder: Path) -> Iterator[Any]:
+    """The ray module, connected to a cluster that has room for these jobs, for the block; folder: that of the study, which every node must see."""
+    if lacking := [job for job in jobs if job.threads is None]:
+        remedy = " ".join(dict.fromkeys(threads_option(job.name if job.leaves is not None else "", "N") for job in lacking))
+        raise UsageError(f"{lacking[0].name}: on Ray train.threads must be set: it is the cores that a run takes, and decides its bits. Give {remedy}.")
+    with _cluster(address) as ray:
         _check_nodes(ray, folder)
         _check_room(ray, jobs)
+        yield ray
+
+
+def threads_option(shared: str, threads: int | str) -> str:
+    """What the command line says to set the threads of a shared run by name, of all settings under ""."""
+    return f"-s {shared}:train.threads={threads}" if shared else f"-s train.threads={threads}"
+
+
+def train_on_ray(ray: Any, jobs: Sequence[Job], *, told: Callable[[str], None]) -> Generator[Outcome, None, None]:
+    """As `train_here`, on the cluster of `cluster_for`."""
+    from pellucid.loop import stop_signals
+
+    with stop_signals() as stop:
         # max_calls: the worker ends with its run, so that no run follows another one in its process.
         task = ray.remote(max_calls=1, max_retries=RETRIES)(_on_ray)
         refs: dict[str, Any] = {}
@@ -231,8 +262,7 @@ def train_on_ray(jobs: Sequence[Job], *, address: str, folder: Path, told: Calla
 def _on_ray(job: Job, *before: Outcome) -> Outcome:
     """What a worker does: nothing when a run behind this one failed."""
     sleep_soon()
-    blocked = _blocked(job, {outcome.job.name for outcome in before if outcome.error})
-    return Outcome(job, blocked, stopped=any(outcome.stopped for outcome in before)) if blocked else train_job(job)
+    return _blocked(job, {outcome.job.name: outcome for outcome in before}) or train_job(job)
 
 
 def _ray_outcome(ray: Any, job: Job, ref: Any) -> Outcome:
@@ -261,17 +291,32 @@ def _cluster(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    _reach((os.environ.get("RAY_ADDRESS") or address) if address == "auto" else address)  # as Ray takes it
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"--address {address}: no Ray cluster could be reached: {str(error).splitlines()[0]}. `ray start --head` on one node and "
-            "`ray start --address HOST:6379` on the others make one."
-        ) from None
+        raise _unreached(address, str(error).splitlines()[0]) from None
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """UsageError when nothing listens at HOST:PORT, which Ray itself says after minutes; of another address it says so at once."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECTING).close()
+        except (OSError, OverflowError, UnicodeError) as error:  # the last of names and ports that there cannot be
+            raise _unreached(address, str(error)) from None
+
+
+def _unreached(address: str, why: str) -> UsageError:
+    return UsageError(
+        f"--address {address}: no Ray cluster could be reached: {why}. `ray start --head` on one node and "
+        "`ray start --address HOST:6379` on the others make one."
+    )
 
 
 def _nodes(ray: Any) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from pellucid import recipe as recipes
 from pellucid.checkpoint import Checkpoint, drop_checkpoints, latest_checkpoint, set_damaged_aside
 from pellucid.distributed import Processes, joined
 from pellucid.errors import InterruptedError, RunError
-from pellucid.files import file_hash, text_hash
+from pellucid.files import file_hash, text_hash, weights_hash
 from pellucid.loop import fit, resumed_micro_batch, settings, stop_signals
 from pellucid.prepare import Training, assemble, prepare
 from pellucid.progress import Progress
@@ -57,7 +57,9 @@ def train(
             if processes.first:
                 _refuse_used(folder)
             prepared = prepare(checked, record, progress, processes, start_weights=True)
-            record.began_with = {"settings": text_hash(settings(checked)), "recipe.yaml": text_hash(text)} | _weights_hashes(checked)
+            record.began_with = {"settings": text_hash(settings(checked)), "recipe.yaml": text_hash(text)} | {
+                key: weights_hash(file) for key, file in _weights_files(checked).items()
+            }
             if processes.first:
                 Run.create(folder, record=record, recipe=checked, recipe_text=text)
             processes.wait()
@@ -148,7 +150,7 @@ def resume_seeds(path: str | Path, *, quiet: bool = False, figures: bool = True)
 
 
 def _refuse_changed_recipe(run: Run, record: RunRecord, recipe: Recipe, checkpoint: Checkpoint | None) -> None:
-    """RunError when the recipe is not the one that the run began with."""
+    """RunError when the recipe, or what it starts from, is not what the run began with."""
     if not record.began_with or (checkpoint is not None and "recipe" not in checkpoint.state):
         raise RunError(f"{run.path}: written by an earlier version of Pellucid, which this one cannot continue; train anew.")
     now_text = settings(recipe)
@@ -158,6 +160,12 @@ def _refuse_changed_recipe(run: Run, record: RunRecord, recipe: Recipe, checkpoi
     changed = [f"{key} ({then.get(key)} then, {now.get(key)} now)" for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     if changed:
         raise RunError(f"{run.path / 'resolved.yaml'}: the recipe was changed since the run began: {', '.join(changed)}. Put it back, or train anew.")
+    if checkpoint is None:  # else it holds the weights, and the file is not read again; where there is none, `prepare` says so
+        for key, file in _weights_files(recipe).items():
+            if key in record.began_with and file.is_file() and record.began_with[key] != weights_hash(file):
+                raise RunError(
+                    f"{file}: the file of {key} was changed since the run began, and there is no checkpoint to go on from. Put it back, or train anew."
+                )
     if record.began_with["recipe.yaml"] != file_hash(run.recipe_file):
         raise RunError(
             f"{run.recipe_file}: the file was changed since the run began, and a resumed run follows resolved.yaml. "
@@ -207,10 +215,10 @@ def _opened(recipe: str | Path | Recipe, overrides: Sequence[str]) -> tuple[Reci
     return checked, Path(recipe).read_text(encoding="utf-8"), Path(recipe).stem
 
 
-def _weights_hashes(recipe: Recipe) -> dict[str, str]:
-    """{key of the recipe: hash} of the weights files that training starts from."""
+def _weights_files(recipe: Recipe) -> dict[str, Path]:
+    """{key of the recipe: file} of the weights that training starts from."""
     files = {"model.weights": recipe.model.weights, "model.backbone_weights": recipe.model.backbone_weights}
-    return {key: file_hash(Path(file)) for key, file in files.items() if file is not None}
+    return {key: Path(file) for key, file in files.items() if file is not None}
 
 
 def _refuse_used(folder: Path) -> None:

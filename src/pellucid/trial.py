@@ -13,7 +13,7 @@ from pellucid.errors import OutOfMemoryError
 from pellucid.memory import no_room, step_memory
 from pellucid.models import layer_ids, train_mode
 from pellucid.optim import LossScale, build_optimizer, parameter_groups, parameters_of, sam_perturb, sam_restore
-from pellucid.prepare import Training
+from pellucid.prepare import Training, micro_batch_notes
 from pellucid.runtime import free_memory, out_of_memory
 from pellucid.step import Stage, accumulate
 
@@ -46,8 +46,8 @@ def find_micro_batch(t: Training, window: Window) -> None:
             f"the micro-batch is {t.micro}: a trial step with {begun_at} images ran out of memory; the batch stays {t.recipe.train.batch_size}. "
             f"For the same bits on a machine with more memory set train.micro_batch_size: {t.micro}"
         )
-        if t.batch_norm:
-            t.record.note(f"BatchNorm sees micro-batches of {t.micro} images: the gradient is not exactly that of the batch")
+        for line in micro_batch_notes(t):
+            t.record.note(line)
 
 
 def _agree(t: Training) -> None:
@@ -100,6 +100,7 @@ def _try_step(t: Training, window: Window) -> None:
 
 
 def _try_evaluation(t: Training) -> None:
+    t.task.batch_size = t.record.evaluation_batch_size
     for name in ("val", "test"):
         if name in t.dataset.splits:
             windows = ordered_windows(len(t.dataset.splits[name]), t.record.evaluation_batch_size)[:1]

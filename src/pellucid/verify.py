@@ -8,7 +8,7 @@
    their oracles are in the tests.
 
    Of segmentation, `verify_masks` does the third and the fourth, `verify_mask_findings` both for the masks kept over epochs; of pre-training,
-   `verify_features` does both.
+   `verify_features` does both; it also compares the backbone file with the model, and the alarms with those that the curves give.
 5. *Inside.* Of a run whose recipe has `inside`, scores of maps, projections, maps and features, as `verify_inside` says.
 
 What must be there follows from the recipe, the data and its classes, not from run.json. The class of the promise that held:
@@ -172,7 +172,7 @@ def compare_retrained(run: Run, again: Run, tolerance: float = TOLERANCE) -> Ver
 def _file_checks(run: Run) -> list[Check]:
     """Each file against its hash; a file that should have one and has none is a mismatch too."""
     splits = list(run.data.splits)
-    wanted = [run.final_weights, *run.hashed_files(splits)]
+    wanted = [run.final_weights, *([run.backbone_weights] if run.recipe.task == "pretraining" else []), *run.hashed_files(splits)]
     for split in (s for s in splits if s != "train"):
         wanted += [run.predictions_file(split), *([] if run.recipe.task == "pretraining" else [run.predictions_file(split).with_suffix(".csv")])]
     missing = [name for name in (str(path.relative_to(run.path)) for path in wanted) if name not in run.record.files]

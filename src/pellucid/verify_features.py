@@ -33,15 +33,18 @@ from torchvision.transforms import v2
 from pellucid.data.dataset import Dataset, Split
 from pellucid.data.images import resize
 from pellucid.data.loader import pack_images
-from pellucid.errors import RunError
+from pellucid.errors import PellucidError, RunError
+from pellucid.export import backbone_facts, same_bits
+from pellucid.models.backbone_file import read_facts
 from pellucid.models.self_supervised import SelfSupervised
+from pellucid.models.weights import read_weights, under
 from pellucid.predictions import FEATURE_ARRAYS, FeaturePredictions
 from pellucid.recipe import Recipe
 from pellucid.representation import HELD_OUT, STRENGTHS
 from pellucid.run import Measurement, Run, rounded
 from pellucid.runtime import Runtime
 from pellucid.schema.pretraining import ProbeSection
-from pellucid.tasks.pretraining import BANK_BATCH, EVALUATED, PIXEL_SIDE, bank_rows, untrained, views
+from pellucid.tasks.pretraining import BANK_BATCH, EVALUATED, PIXEL_SIDE, alarms_of, bank_rows, left_out, untrained, views
 
 Line = tuple[str, bool, str]  # what was looked at, whether it held, a line for people
 Progress = Callable[[str, int, int], None]
@@ -68,10 +71,10 @@ class Again:
 
 
 def stored_feature_checks(run: Run, progress: Progress | None = None) -> list[Line]:
-    """The lines about rows, bank, numbers and intervals of every split that is evaluated."""
+    """The lines about the backbone file, the alarms, and rows, bank, numbers and intervals of every split that is evaluated."""
     recipe, measurements = run.recipe, run.record.measurements
     assert recipe.probe is not None, "a pre-training always says how its features are measured"
-    lines: list[Line] = []
+    lines = [_backbone_line(run), _alarm_line(run)]
     for name in (split for split in run.data.splits if split != "train"):
         try:
             found = run.feature_predictions(name)
@@ -87,6 +90,42 @@ def stored_feature_checks(run: Run, progress: Progress | None = None) -> list[Li
         lines += _number_lines(numbers, [m for m in wanted if not m.name.endswith(tuple(f"[{other}]" for other in BASELINES))], name, STORED, EXACT)
         lines.append(_interval_line(wanted, name, len(found.files), recipe.seed))
     return lines
+
+
+def _backbone_line(run: Run) -> Line:
+    """The backbone file holds the backbone of the run's model, bit for bit, and says of it what the run says."""
+    file = str(run.backbone_weights.relative_to(run.path))
+    try:
+        tensors, stated, whole = read_weights(run.backbone_weights), read_facts(run.backbone_weights), read_weights(run.final_weights)
+    except PellucidError as error:
+        return "backbone", False, f"MISMATCH {file}: {error}"
+    classifier = left_out(run.recipe)
+    own = {name.removeprefix("backbone."): tensor for name, tensor in whole.items() if name.startswith("backbone.")}
+    own = {name: tensor for name, tensor in own.items() if not under(name, classifier)}
+    wrong = [f"{name} is missing" for name in own if name not in tensors] + [f"{name} is not of the backbone" for name in tensors if name not in own]
+    wrong += [f"{name} is not that of {run.final_weights.name}" for name in own if name in tensors and not same_bits(own[name], tensors[name])]
+    wrong = [*wrong[:5], f"and {len(wrong) - 5} more"] if len(wrong) > 5 else wrong
+    said, expected = stated.metadata() if stated is not None else {}, backbone_facts(run, classifier).metadata()
+    # The name of a run is that of its folder, which may have moved.
+    wrong += [f"{fact} {said.get(fact, 'is missing')} instead of {value}" for fact, value in expected.items() if fact != "run" and said.get(fact) != value]
+    if wrong:
+        return "backbone", False, f"MISMATCH {file}: {'; '.join(wrong)}"
+    return "backbone", True, f"ok {file}: {len(own):,} tensors, the same bits as in {run.final_weights.name}, with the facts of the run"
+
+
+def _alarm_line(run: Run) -> Line:
+    """What the run is warned of is what its curves say."""
+    val = run.data.splits.get("val")
+    try:
+        expected = alarms_of(run.metrics(), run.recipe, len(run.data.classes), val.n if val is not None else 0)
+    except (RunError, KeyError, TypeError, ValueError) as error:
+        return "alarms", False, f"MISMATCH metrics.jsonl: no alarms can be recomputed from it ({error})"
+    recorded = run.record.alarms
+    wrong = [f"the curves give no such alarm as {line!r}" for line in recorded if line not in expected]
+    wrong += [f"an alarm is missing: {line!r}" for line in expected if line not in recorded]
+    if wrong:
+        return "alarms", False, f"MISMATCH run.json: {'; '.join(wrong)}"
+    return "alarms", True, f"ok alarms: {len(recorded) or 'none'}, as recomputed from metrics.jsonl"
 
 
 def _row_line(run: Run, name: str, found: FeaturePredictions) -> Line:
@@ -162,12 +201,11 @@ def recompute_features(found: FeaturePredictions, probe: ProbeSection) -> dict[s
     first, second = (normalize(view.astype(np.float64)) for view in found.views)
     n, num_dims = first.shape
     numbers: dict[str, Again] = {}
-    if n:
-        numbers["alignment"] = Again(float(np.square(sklearn.metrics.pairwise.paired_euclidean_distances(first, second)).mean()))
     if n > 1:
+        numbers["alignment"] = Again(float(np.square(sklearn.metrics.pairwise.paired_euclidean_distances(first, second)).mean()))
         numbers["uniformity"] = Again(_uniformity(first))
         numbers["spread"] = Again(float(np.sqrt(StandardScaler().fit(first).var_).mean() * np.sqrt(num_dims)))
-    if first.any():
+    if n > 1 and first.any():
         values = scipy.linalg.svd(first, compute_uv=False, lapack_driver="gesvd")
         numbers["rank"] = Again(float(np.exp(scipy.stats.entropy(values))))
     return accuracies(found, probe) | numbers
@@ -342,7 +380,8 @@ class _Anew:
         """(n, D) features of the images of the split, or, of "train", of the bank, normalised by torchvision."""
         d, data = self.recipe.data, self.run.data
         prepare = v2.Compose([v2.CenterCrop(list(d.size)), v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)])
-        rows, size = (self.bank_rows, BANK_BATCH) if split == "train" else (np.arange(len(self.split)), self.batch_size)
+        evaluated = self.run.record.evaluation_batch_size
+        rows, size = (self.bank_rows, min(BANK_BATCH, evaluated)) if split == "train" else (np.arange(len(self.split)), self.batch_size)
         found = []
         for start in range(0, len(rows), size):
             images = self._decoded(split, rows[start : start + size])

@@ -36,14 +36,17 @@ def data_check(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False, qu
 
 
 def recipes_ls(as_json: AsJson = False) -> None:
-    """The recipes that come with Pellucid, with their first line."""
+    """The recipes and studies that come with Pellucid, with their first line."""
     from pellucid.tables import table
 
-    rows = [(name, path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")) for name, path in shipped.recipes().items()]
+    recipes, studies = (
+        [(name, path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")) for name, path in files.items()]
+        for files in (shipped.recipes(), shipped.studies())
+    )
     if as_json:
-        print_json({"recipes": dict(rows)})
+        print_json({"recipes": dict(recipes), "studies": dict(studies)})
     else:
-        print(table(["recipe", "command, hardware, time, expected number"], rows))
+        print(table(["recipe", "command, hardware, time, expected number"], [*recipes, *studies]))
 
 
 def recipes_cp(
@@ -51,16 +54,23 @@ def recipes_cp(
     to: Annotated[Path, typer.Argument(help="File or folder to copy to.")] = Path("."),
     as_json: AsJson = False,
 ) -> None:
-    """Copy a recipe (and the one that it extends) to change it."""
+    """Copy a recipe (and the one that it extends) to change it; a study with its recipes into studies/ and recipes/ of a folder."""
     source = shipped.recipe(name)
-    target = to / source.name if to.is_dir() else to
-    parent = shipped.extended(source)
-    copies = [(source, target), *([(parent, target.parent / parent.name)] if parent else [])]
+    if name in shipped.studies():
+        if not to.is_dir():
+            raise UsageError(f"{to}: expected a folder; a study is copied with its recipes, into studies/ and recipes/ of it")
+        target = to / "studies" / source.name
+        copies = [(source, target), *((file, to / "recipes" / file.name) for file in shipped.behind(source))]
+    else:
+        target = to / source.name if to.is_dir() else to
+        parent = shipped.extended(source)
+        copies = [(source, target), *([(parent, target.parent / parent.name)] if parent else [])]
     texts = {copy: origin.read_text(encoding="utf-8") for origin, copy in copies}
     for copy, text in texts.items():
         if copy.exists() and (copy == target or copy.read_text(encoding="utf-8") != text):
             raise UsageError(f"{copy}: the file exists; choose another name")
     for copy, text in texts.items():
+        copy.parent.mkdir(exist_ok=True)
         copy.write_text(text, encoding="utf-8")
     if as_json:
         print_json({"recipe": str(target)})

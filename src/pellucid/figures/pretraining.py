@@ -39,8 +39,7 @@ def write_pretraining_figures(run: Run) -> list[Path]:
     """Draw what the epochs of a pre-training say into its figures/ folder and return the files; what the run does not have is left out."""
     lines, data, recipe = run.metrics(), run.data, run.recipe
     assert recipe.method is not None, "the schema gives every pre-training its method"
-    num_val = data.splits["val"].n if "val" in data.splits else 0
-    charts = pretraining_charts(lines, run.measurements, method=recipe.method.name, num_classes=len(data.classes), num_val=num_val)
+    charts = pretraining_charts(lines, run.measurements, method=recipe.method.name, num_classes=len(data.classes))
     groups = {"loss": ("loss",), "knn_accuracy": ("knn_accuracy",), "collapse": COLLAPSE, "alignment_uniformity": ON_THE_SPHERE}
     files = []
     for name, wanted in groups.items():

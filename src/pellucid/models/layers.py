@@ -20,11 +20,18 @@ from pellucid.models.weights import under
 _TRUNKS = ("features", "layers", "blocks", "encoder", "encoder.layers", "trunk_output")
 
 
-def set_trainable(module: nn.Module, freeze: Literal["none", "backbone"] | Sequence[str], classifier: Sequence[str], backbone: str = "") -> list[str]:
+def set_trainable(
+    module: nn.Module,
+    freeze: Literal["none", "backbone"] | Sequence[str],
+    classifier: Sequence[str],
+    backbone: str = "",
+    untrained: Sequence[str] = (),
+) -> list[str]:
     """Paths of the frozen parts, for `train_mode`; every parameter of the model is set to trained or not.
 
     freeze: "none", "backbone" (the part of that path; without one all but the classifier and the layers without parameters behind the backbone, such as its
-    dropout), or paths of modules or parameters. Raises UsageError for a path that is not there, and when nothing is left to train.
+    dropout), or paths of modules or parameters. untrained: paths of parts that no gradient moves, but which are no frozen parts and stay in training mode.
+    Raises UsageError for a path that is not there, and when nothing is left to train.
     """
     if isinstance(freeze, str):
         if freeze not in ("none", "backbone"):
@@ -38,7 +45,7 @@ def set_trainable(module: nn.Module, freeze: Literal["none", "backbone"] | Seque
             if path not in known:
                 raise UsageError(f"model.freeze: the model has no part {path!r}.{did_you_mean(path, known)} At the top it has {', '.join(_top(module))}.")
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(not under(name, frozen))
+        parameter.requires_grad_(not under(name, [*frozen, *untrained]))
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise UsageError("model.freeze: every parameter is frozen, nothing is left to train. Shorten the list.")
     return frozen

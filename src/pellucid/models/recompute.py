@@ -8,7 +8,7 @@ put back after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pellucid.models.synchronized import as_now
+from pellucid.models.weights import under
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 
@@ -48,9 +49,12 @@ def _depth(module: nn.Module) -> int:
     return max((1 + _depth(child) for child in module.children()), default=0)
 
 
-def recompute_blocks(module: nn.Module) -> list[str]:
-    """Let every block of the module compute its activations again in the backward pass; their paths, [] when it has no blocks."""
-    found = blocks(module)
+def recompute_blocks(module: nn.Module, untrained: Sequence[str] = ()) -> list[str]:
+    """Let every block of the module compute its activations again in the backward pass; their paths, [] when it has no blocks.
+
+    untrained: paths of parts that have no backward pass, and whose blocks are left as they are.
+    """
+    found = [path for path in blocks(module) if not under(path, untrained)]
     for path in found:
         block = module.get_submodule(path)
         block.forward = _recomputed(block, block.forward)  # type: ignore[method-assign]

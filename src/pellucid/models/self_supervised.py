@@ -119,7 +119,8 @@ class Byol(SelfSupervised):
 class SimClr(SelfSupervised):
     """A simple framework for contrastive learning. Both views go through the network as one batch, as in the paper's code.
 
-    Under `models.synchronized` an image is told from those of all processes.
+    Under `models.synchronized` an image is told from those of all processes. The projector's last BatchNorm has a scale and a shift; in the authors' code it
+    has no shift (`center=False`).
     """
 
     def __init__(self, backbone: nn.Module, num_features: int, *, projector_hidden: int | None, projector_output: int, temperature: float) -> None:

@@ -133,7 +133,6 @@ def read_pretraining(run: Run, record: RunRecord, recipe: Recipe, data: DataReco
     assert recipe.method is not None, "the schema gives every pre-training its method"
     measured = {m.key: m for m in record.measurements}
     num_classes = len(data.classes) if data is not None else 1
-    num_val = data.splits["val"].n if data is not None and "val" in data.splits else 0
     lines = run.metrics()
     splits = list(dict.fromkeys(m.split for m in record.measurements))
     worths = [found for split in splits if (found := read_worth(measured, split, num_classes)) is not None]
@@ -141,7 +140,7 @@ def read_pretraining(run: Run, record: RunRecord, recipe: Recipe, data: DataReco
     backbone, recipe_lines = _backbone(run, record, recipe)
     return Pretrained(
         worths,
-        pretraining_charts(lines, measured, method=recipe.method.name, num_classes=num_classes, num_val=num_val),
+        pretraining_charts(lines, measured, method=recipe.method.name, num_classes=num_classes),
         _neighboured(run, data, shown, recipe.seed) if data is not None and shown is not None else None,
         _viewed(run, data) if data is not None else [],
         _terms(run, recipe, data, lines),
@@ -258,13 +257,14 @@ def _terms(run: Run, recipe: Recipe, data: DataRecord | None, lines: Sequence[Ma
 
 
 def _departures(method: Method) -> str:
-    """What a recipe took out of a method that it needs."""
+    """What a recipe took out of a method, and what is published of that; whether this run collapsed its alarms say."""
     missing = []
     if getattr(method, "predictor_hidden", 0) is None:
         missing.append("its predictor")
     if not getattr(method, "stop_gradient", True):
         missing.append("the stopped gradient")
-    return f" This run is without {' and without '.join(missing)}, which the method needs: it collapses." if missing else ""
+    them = "them" if len(missing) > 1 else "it"
+    return f" This run is without {' and without '.join(missing)}: without {them} the paper reports collapse." if missing else ""
 
 
 def _labels(recipe: Recipe, data: DataRecord | None) -> str:

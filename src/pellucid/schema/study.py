@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from pellucid.schema.section import Count, Section
+from pellucid.schema.section import Section
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$"  # of a folder, and what stands before the colon of -s NAME:KEY=VALUE
 MOST_SEEDS = 1000
@@ -36,7 +36,7 @@ class Study(Section):
     """Everything that decides a study."""
 
     recipe: str = Field(description="The base recipe, relative to the study file.")
-    seeds: Count | Annotated[list[Seed], Field(min_length=1, max_length=MOST_SEEDS)] = Field(
+    seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] | Annotated[list[Seed], Field(min_length=1, max_length=MOST_SEEDS)] = Field(
         1, description="A list, or a number n: n consecutive seeds from the recipe's own. Each setting is trained under each."
     )
     measure: str | None = Field(None, description="split/name of the number that the table reports; default: the headline of the first run.")

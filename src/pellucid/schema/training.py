@@ -24,7 +24,10 @@ class OptimizerSection(Section):
     )
     lr: Positive = Field(description="Peak learning rate; the schedule multiplies it.")
     weight_decay: NonNegative = Field(0.0, description="Weight decay.")
-    exclude_norm_bias: bool = Field(False, description="No weight decay on biases and normalisation weights (tensors of one dimension).")
+    exclude_norm_bias: bool = Field(
+        False,
+        description="No weight decay on biases and normalisation weights (tensors of one dimension); under lars no adaptation of their rate by norms either.",
+    )
     momentum: Fraction = Field(0.9, description="sgd, lars: momentum.")
     nesterov: bool = Field(False, description="sgd, lars: Nesterov momentum.")
     trust_coefficient: Positive = Field(0.001, description="lars: the rate of a tensor is this times the norm of its weights over that of its gradient.")

@@ -18,7 +18,7 @@ from pellucid.runtime import Runtime, start
 from pellucid.tasks import classification, pretraining, segmentation
 from pellucid.tasks.protocol import NOTHING_STORED, PackLoss, Stored, Task
 
-__all__ = ["MODELS", "PREDICTORS", "TASKS", "PackLoss", "Stored", "Task", "backbone_of", "build_task", "load_model", "predict", "runtime_of"]
+__all__ = ["MODELS", "NUMBERS", "PREDICTORS", "TASKS", "PackLoss", "Stored", "Task", "backbone_of", "build_task", "load_model", "predict", "runtime_of"]
 
 TASKS: dict[str, Callable[..., Task]] = {
     "classification": classification.Classification,
@@ -29,6 +29,11 @@ MODELS: dict[str, Callable[..., tuple[Built, WeightsReport | None]]] = {
     "classification": classification.build,
     "pretraining": pretraining.build,
     "segmentation": segmentation.build,
+}
+NUMBERS: dict[str, tuple[str, ...]] = {  # names of what `measure` gives; CLASS stands for the name of one
+    "classification": classification.NUMBERS,
+    "pretraining": pretraining.NUMBERS,
+    "segmentation": segmentation.NUMBERS,
 }
 PREDICTORS: dict[str, Callable[..., list[Any]]] = {
     "classification": classification.predict,

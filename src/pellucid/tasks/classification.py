@@ -48,6 +48,9 @@ class Prediction:
     probabilities: tuple[float, ...]
 
 
+NUMBERS = ("accuracy", "top5_accuracy", "macro_f1", "loss", "calibration_error", "recall[CLASS]")  # of `measure`
+
+
 class Classification:
     """Targets, loss and measurements of a classification run; built once, before the model.
 
@@ -58,6 +61,7 @@ class Classification:
     headline = "accuracy"
     accuracy = "accuracy"
     from_the_start = False
+    batch_size = 0  # nothing but the windows of `predictions` is evaluated
     features: CachedFeatures | None = None
 
     def __init__(

@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from pellucid.data.augment import Augment, Images, evaluate_view
 from pellucid.data.dataset import Dataset, Split
 from pellucid.data.draws import derived_seed
-from pellucid.data.loader import Pack, Reader, Window, ordered_windows
+from pellucid.data.loader import Pack, Reader, Window, ordered_windows, smaller
 from pellucid.data.store import Pixels
-from pellucid.errors import UsageError
+from pellucid.errors import DivergedError, UsageError
 from pellucid.intervals import wilson
 from pellucid.models.backbone_file import load_into
 from pellucid.models.backbones import Built, build_backbone
 from pellucid.models.self_supervised import Byol, SelfSupervised, SimClr, SimSiam
 from pellucid.models.weights import WeightsReport
-from pellucid.predictions import FeaturePredictions
+from pellucid.predictions import FeaturePredictions, not_finite
 from pellucid.readings import nearest, neighboured_rows
 from pellucid.recipe import AugmentSection, ByolMethod, Recipe, SecondView, SimClrMethod
 from pellucid.representation import alignment, diagnose, effective_rank, fit_probe, knn_votes, spread, uniformity
@@ -38,9 +38,20 @@ from pellucid.tasks.protocol import NOTHING_STORED, PackLoss, Stored
 
 EVALUATED = 2**32 - 1  # the epoch that keys the views of an evaluation: the same at all times, and of no training epoch
 WATCHED = 256  # images whose projections are looked at after every epoch
-BANK_BATCH = 64  # images of the bank that go through the network at once, whatever the number of processes and however batches were cut
+BANK_BATCH = 64  # images of the bank that a process takes as its share, and at most takes at once, whatever the number of processes
 PIXEL_SIDE = 16  # raw pixels are compared at this size: 768 numbers an image
 SHOWN_VIEWS = 8  # training images whose two views of the first epoch a report shows
+REMEDIES = {  # against a collapse, by the method's own keys
+    "byol": "a predictor (method.predictor_hidden), method.stop_gradient: true, a momentum nearer 1 (method.momentum), a smaller learning rate",
+    "simclr": "a smaller learning rate or a warm-up, more images to be told apart at once (train.batch_size, train.micro_batch_size), a lower "
+    "method.temperature",
+    "simsiam": "a predictor (method.predictor_hidden), method.stop_gradient: true, a smaller learning rate",
+}
+
+NUMBERS = (  # of `measure`
+    *(f"{name}{of}" for of in ("", "[untrained]", "[pixels]") for name in ("knn_accuracy", "linear_accuracy")),
+    *("alignment", "uniformity", "spread", "rank"),
+)
 
 
 class Pretraining:
@@ -50,6 +61,7 @@ class Pretraining:
     headline = "knn_accuracy"
     accuracy = "accuracy"
     from_the_start = True
+    batch_size = BANK_BATCH
 
     def __init__(
         self,
@@ -126,7 +138,8 @@ class Pretraining:
             if progress is not None:
                 progress(f"evaluating {split.name}", number, len(windows))
         processes = self._runtime.processes
-        own = [_chosen(window, self._bank_rows) for window in ordered_windows(len(self._bank_rows), BANK_BATCH)][processes.rank :: processes.size]
+        share = ordered_windows(len(self._bank_rows), BANK_BATCH)[processes.rank :: processes.size]
+        own = [_chosen(window, self._bank_rows) for window in smaller(share, self.batch_size)]
         bank = [self._features(module, pack.images) for pack in _packs(self._pixels["train"], own, workers)] if own else []
         rows, bank_rows = (np.concatenate([np.empty(0, np.int64), *(window.rows for window in some)]) for some in (windows, own))
         nothing = self._nothing(module)
@@ -160,24 +173,23 @@ class Pretraining:
 
     @torch.inference_mode()
     def watch(self, module: nn.Module, workers: int) -> dict[str, float]:
-        """{spread, rank, num_dims} of the projections of a few images, the same at all times: of val where there is one, else of train."""
+        """{spread, rank, num_dims, num_images} of the projections of a few images, the same at all times: of val where there is one, else of train.
+
+        Raises DivergedError where a projection is NaN or infinite.
+        """
         assert isinstance(module, SelfSupervised)
         module.eval()
         name = "val" if "val" in self._dataset.splits else "train"
         count = min(WATCHED, len(self._dataset.splits[name]))
-        windows = ordered_windows(count, count)
+        windows = ordered_windows(count, min(BANK_BATCH, self.batch_size))
         points = np.concatenate([self._projections(module, pack)[0] for pack in _packs(self._pixels[name], windows, workers)])
-        return {"spread": spread(points), "rank": effective_rank(points), "num_dims": points.shape[1]}
+        if (bad := ~np.isfinite(points).all(axis=1)).any():
+            raise DivergedError(not_finite("projections", bad, self._dataset.splits[name].names, name))
+        return {"spread": spread(points), "rank": effective_rank(points), "num_dims": points.shape[1], "num_images": count}
 
     def alarms(self, lines: Sequence[dict[str, Any]]) -> list[str]:
         """Whether the representations have collapsed, or do not get better though they have not."""
-        history: dict[int, dict[str, Any]] = {}
-        chance, n = 1.0 / max(1, len(self._dataset.classes)), len(self._dataset.splits.get("val", ()))
-        for line in lines:
-            if line["kind"] in ("watch", "val"):
-                seen = history.setdefault(int(line["epoch"]), {"epoch": int(line["epoch"]), "knn_n": n, "chance": chance})
-                seen |= {name: line[name] for name in ("spread", "rank", "num_dims", "knn_accuracy") if name in line}
-        return list(diagnose([seen for _, seen in sorted(history.items()) if "spread" in seen]))
+        return alarms_of(lines, self._recipe, len(self._dataset.classes), len(self._dataset.splits.get("val", ())))
 
     def quick(self, predictions: FeaturePredictions) -> dict[str, float]:
         """{knn_accuracy where there are labels, alignment, uniformity} for the curves."""
@@ -252,7 +264,7 @@ class Pretraining:
         """(name, what it is, features) of what every such number stands beside: the same network before training, and no network."""
         module = untrained(self._recipe, len(self._dataset.classes))
         self._runtime.place(module).eval()
-        size, workers = 64, self._recipe.data.workers
+        size, workers = min(BANK_BATCH, self.batch_size), self._recipe.data.workers
 
         def both(features: Callable[[Images], np.ndarray]) -> FeaturePredictions:
             own = [_chosen(w, np.arange(len(p.labels))) for w in ordered_windows(len(p.labels), size)]
@@ -297,6 +309,18 @@ class Pretraining:
         for picture in pictures.values():
             picture.thumbnail((side, side))
         return pictures
+
+
+def alarms_of(lines: Sequence[dict[str, Any]], recipe: Recipe, num_classes: int, num_val: int) -> list[str]:
+    """What the curves (lines of metrics.jsonl) of a run with so many classes and val images say is wrong with it."""
+    history: dict[int, dict[str, Any]] = {}
+    chance, n = 1.0 / max(1, num_classes), num_val
+    for line in lines:
+        if line["kind"] in ("watch", "val"):
+            seen = history.setdefault(int(line["epoch"]), {"epoch": int(line["epoch"]), "knn_n": n, "chance": chance})
+            seen |= {name: line[name] for name in ("step", "spread", "rank", "num_dims", "num_images", "knn_accuracy") if name in line}
+    assert recipe.method is not None
+    return list(diagnose([seen for _, seen in sorted(history.items()) if "spread" in seen], remedies=REMEDIES[recipe.method.name]))
 
 
 def views(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> tuple[Augment, Augment]:

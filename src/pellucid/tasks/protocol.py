@@ -43,13 +43,15 @@ class Task(Protocol):
     """A task, built once for a run, before its model.
 
     headline: the number that `keep: best` and early stopping watch. accuracy: what the share of right things is called. from_the_start: whether the curves
-    begin before the first step. Predictions are of the task's own type, with `files`, `diverged` and `joined` (as in `predictions`).
+    begin before the first step. batch_size: how many images it takes at once in evaluations without windows (what is watched, measured, compared with); whoever
+    evaluates sets it, lower when memory runs out. Predictions are of the task's own type, with `files`, `diverged` and `joined` (as in `predictions`).
     """
 
     name: str
     headline: str
     accuracy: str
     from_the_start: bool
+    batch_size: int
 
     @property
     def needs_partners(self) -> bool:

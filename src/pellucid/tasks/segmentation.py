@@ -56,6 +56,9 @@ class MaskPrediction:
     shares: dict[str, float]
 
 
+NUMBERS = ("miou", "pixel_accuracy", "class_accuracy", "frequency_weighted_iou", "boundary_f", "loss", "calibration_error", "iou[CLASS]")  # of `measure`
+
+
 class Segmentation:
     """Targets, loss and measurements of a segmentation run; built once, before the model."""
 
@@ -63,6 +66,7 @@ class Segmentation:
     headline = "miou"
     accuracy = "pixel accuracy"
     from_the_start = False
+    batch_size = 0  # nothing but the windows of `predictions` is evaluated
     needs_partners = False
 
     def __init__(

@@ -51,8 +51,8 @@ def _recipe() -> Iterator[str]:
 def _study() -> Iterator[str]:
     yield "## Study"
     yield (
-        "A YAML file for `pellucid study`. `-s key.path=value` lays values over the recipe of every setting, `-s NAME:key.path=value` over that of one setting or "
-        "shared run. Relative paths start at the file. [studies.md](studies.md) shows how it is used."
+        "A YAML file for `pellucid study`. `-s key.path=value` lays values over the recipe of every setting, `-s NAME:key.path=value` over that of one "
+        "setting or shared run. Relative paths start at the file. [studies.md](studies.md) shows how it is used."
     )
     yield from _section(Study, "", whole="study")
 
@@ -69,7 +69,8 @@ def _section(model: type[BaseModel], key: str, whole: str = "recipe") -> Iterato
         for member in members:
             tag = member.model_fields.get("name") if len(members) > 1 else None
             suffix = f": {typing.get_args(tag.annotation)[0]}" if tag is not None else ""
-            of_many = {list: "[]", dict: ".NAME"}.get(typing.get_origin(field.annotation), "")
+            origin = typing.get_origin(field.annotation)
+            of_many = "[]" if origin is list else ".NAME" if origin is dict else ""
             yield from _section(member, f"{below}{of_many}{suffix}")
 
 

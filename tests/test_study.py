@@ -466,6 +466,11 @@ def when_trained(run: Path, act: Callable[[], object], epochs: int = 3) -> threa
     return thread
 
 
+def child_of(name: str) -> multiprocessing.process.BaseProcess:
+    """The process that trains a run."""
+    return next(child for child in multiprocessing.active_children() if child.name == name)
+
+
 def test_a_signal_ends_the_study_after_checkpoints_and_the_same_command_goes_on(small_recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = written(tmp_path, small_recipe, LONG)
     first = tmp_path / "out" / "shared" / "own"
@@ -477,11 +482,16 @@ def test_a_signal_ends_the_study_after_checkpoints_and_the_same_command_goes_on(
     assert Run(first).record.status == "interrupted"
     assert 0 < Run(first).record.epoch < 30
     assert not list((tmp_path / "out").rglob(".lock"))
-    thread = when_trained(first, lambda: [child.kill() for child in multiprocessing.active_children() if child.name == "own"], Run(first).record.epoch + 3)
+    thread = when_trained(first, lambda: child_of("own").terminate(), Run(first).record.epoch + 3)
+    with pytest.raises(InterruptedError, match="interrupted with 1 of 3 runs finished"):
+        run_study(file, out=tmp_path / "out")  # own alone is stopped: B goes on, and A, which builds on own, has not failed
+    thread.join()
+    assert "failed" not in capsys.readouterr().err + (tmp_path / "out" / "study.json").read_text() + (tmp_path / "out" / "table.txt").read_text()
+    thread = when_trained(first, lambda: child_of("own").kill(), Run(first).record.epoch + 3)
     killed = run_study(file, out=tmp_path / "out")  # own goes on, and is killed
     thread.join()
     told = capsys.readouterr().err
-    assert "3 runs: 0 finished, 1 to go on with, 2 to train" in told
+    assert "3 runs: 1 finished, 1 to go on with, 1 to train" in told
     assert "own failed: its process was killed by SIGKILL" in told
     assert list(killed.failed) == ["own", "A, seed 1"]
     assert Run(tmp_path / "out" / "runs" / "B" / "seed-1").record.status == "done"

@@ -94,7 +94,7 @@ def reductions(recipe: Recipe) -> list[str]:
         small += ["model.options={channels: 8, batch_norm: true}"] if recipe.model.name == "pellucid/fcn32s" else []
         small += ["model.encoder=resnet18"] if recipe.model.encoder == "resnet50" else []
     elif recipe.method is not None:
-        small += ["inside.features=4", "method.projector_hidden=8", "method.projector_output=8"]
+        small += ["method.projector_hidden=8", "method.projector_output=8", *(["inside.features=4"] if recipe.inside is not None else [])]
         small += ["method.predictor_hidden=8"] if recipe.method.name != "simclr" else []
     elif recipe.inside is not None:
         small += ["inside.samples=2", "inside.features=4", "inside.masks=null", "inside.mask_target=null", "inside.mask_ignore=[]"]

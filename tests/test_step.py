@@ -554,10 +554,10 @@ def test_a_smaller_micro_batch_may_be_set_on_resume(small_recipe: str, small_run
 def test_a_signal_in_the_last_evaluation_still_writes_a_checkpoint(small_recipe: str, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = loop._validate
 
-    def validate(t):
+    def validate(t, epoch):
         if t.at.epoch == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(t)
+        return real(t, epoch)
 
     monkeypatch.setattr(loop, "_validate", validate)
     with pytest.raises(InterruptedError, match="interrupted at step 8 of 8, checkpoint written"):

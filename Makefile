@@ -15,7 +15,7 @@ demo: $(VENV)/core.stamp          ## install, train a small ViT on drawn scenes,
 install: $(VENV)/dev.stamp        ## everything for development into .venv
 
 test: $(VENV)/dev.stamp           ## all tests but the long proofs
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(VENV)/dev.stamp          ## ruff and mypy
 	$(BIN)/ruff check .

@@ -36,6 +36,7 @@ method: {{name: simclr, projector_output: 16}}
 augment: {{random_resized_crop: [0.3, 1.0], horizontal_flip: 0.5}}
 probe: {{bank: 30, neighbours: 5}}
 train: {{batch_size: 16, threads: 1, phases: [{{epochs: 1, optimizer: {{name: adamw, lr: 1e-3}}}}]}}
+inside: {{features: 12, epochs: [0, last], projections: [pca]}}
 """
 PROBE = ProbeSection.model_validate({"neighbours": 5})
 NUMBERS = {"knn_accuracy", "linear_accuracy", "alignment", "uniformity", "spread", "rank"}
@@ -153,7 +154,7 @@ def test_a_run_of_one_val_image_holds_by_both_paths(made: Run, tmp_path: Path) -
     alone = next(Path(str(made.recipe.data.val)).rglob("*.png"))
     (tmp_path / "val" / alone.parent.name).mkdir(parents=True)
     shutil.copy(alone, tmp_path / "val" / alone.parent.name)
-    run = train(made.recipe, overrides=[f"data.val={tmp_path / 'val'}", "probe.linear=false"], out=tmp_path / "run", quiet=True, figures=False)
+    run = train(made.recipe, overrides=[f"data.val={tmp_path / 'val'}", "probe.linear=false", "inside=null"], out=tmp_path / "run", quiet=True, figures=False)
     assert {m.name for m in run.measurements.values()} == {"knn_accuracy", "knn_accuracy[untrained]", "knn_accuracy[pixels]"}
     assert verify(run).ok, verify(run).lines()
 

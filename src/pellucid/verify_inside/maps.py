@@ -394,7 +394,7 @@ def with_random_weights(model: nn.Module, seed: int) -> nn.Module:
 
 @torch.inference_mode()
 def features(model: nn.Module, run: Run, split: Split, rows: Sequence[int], runtime: Runtime, batch: int) -> NDArray[np.float32]:
-    """(p, D) what the classifier sees of rows of a split: the input of the last layer in front of the logits."""
+    """(p, D) what the classifier sees of rows of a split: the input of the last layer in front of the logits; of a pre-training what the model gives."""
     recipe, mean, std = run.recipe, run.data.mean, run.data.std
     d = recipe.data
     ask = getattr(model, "get_classifier", None)
@@ -408,7 +408,10 @@ def features(model: nn.Module, run: Run, split: Split, rows: Sequence[int], runt
             arrays = [resize(split.open(row), d.size, d.fit, d.resize_size, d.interpolation) for row in rows[start : start + batch]]
             images = as_inputs(recipe, arrays, mean, std).to(runtime.device).contiguous(memory_format=runtime.memory_format)
             with runtime.autocast():
-                model(images)
+                output = model(images)
+            if recipe.method is not None:
+                found.append(output.float().cpu().numpy())
+                continue
             x = given.pop().float()
             spatial = x.flatten(2).mean(dim=2) if isinstance(layers[-1], nn.Conv2d) else x.reshape(len(x), -1, x.shape[-1]).mean(dim=1)
             found.append(spatial.cpu().numpy())

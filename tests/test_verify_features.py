@@ -321,9 +321,9 @@ def test_images_at_a_tie_may_fall_either_way_and_are_counted() -> None:
     found = predictions(n=10)
     twins = replace(found, bank=np.repeat(found.bank[:1], 80, axis=0))  # every image of the bank is equally near
     assert accuracies(twins, PROBE)["knn_accuracy"].slack == 1.0
-    lines = verify_features._number_lines({"knn_accuracy": verify_features.Again(0.5, 0.2)}, [measured(0.6)], "val", "here", 1e-6)
+    lines = verify_features._compared({"knn_accuracy": verify_features.Again(0.5, 0.2)}, [measured(0.6)], "val", "here", 1e-6)
     assert lines[0][1:] == (True, "ok val/knn_accuracy here: reported 0.6000, recomputed 0.5000 (2 of 10 images at a tie)")
-    assert not verify_features._number_lines({"knn_accuracy": verify_features.Again(0.5, 0.2)}, [measured(0.8)], "val", "here", 1e-6)[0][1]
+    assert not verify_features._compared({"knn_accuracy": verify_features.Again(0.5, 0.2)}, [measured(0.8)], "val", "here", 1e-6)[0][1]
 
 
 def measured(value: float) -> Any:

@@ -1,13 +1,16 @@
-"""Files that appear whole: written beside their name, synced, and put in place by one rename; and the hash of their content."""
+"""Files that appear whole: written beside their name, synced, and put in place by one rename; the hash of their content; folders that one process holds."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from pellucid.errors import RunError
 
 
 @contextlib.contextmanager
@@ -61,3 +64,26 @@ def weights_hash(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str, busy: str) -> Iterator[None]:
+    """A folder, made if need be, held by this process alone for the block; empty, it is removed again. what: it is for, busy: why it cannot be had.
+
+    RunError where it is a file or another process holds it. The lock goes with the process, however that ends.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: expected a folder for {what}, there is a file of that name.")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{folder}: {busy}") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()

@@ -16,10 +16,10 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -33,6 +33,7 @@ from pellucid.records import CLOSED, read_arrays, read_record, write_arrays, wri
 
 MAX_NUMBER = 1e300  # of a loss in metrics.jsonl: a chart of more would leave the range of floats; NaN and infinity are gaps in it
 _MASK_OF_SNAPSHOT = re.compile(r"(predicted|confidence|confusion)/\d+")
+_P = TypeVar("_P")
 RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
 
 
@@ -357,19 +358,18 @@ class Run:
 
     def mask_predictions(self, split: str) -> MaskPredictions:
         """What was predicted for the masks of a split, without the masks themselves, which are files of `masks_folder`."""
-        path = self._open(f"predictions/{split}.npz")
-        arrays = read_arrays(path, "predictions", "name", *MASK_ARRAYS)
-        try:
-            return MaskPredictions.of(arrays.pop("name"), arrays)
-        except ValueError as error:
-            raise RunError(f"{path}: {error}. The file was changed.") from None
+        return self._predicted(split, MASK_ARRAYS, MaskPredictions.of)
 
     def feature_predictions(self, split: str) -> FeaturePredictions:
         """Features and projections of a split, of a pre-training run."""
+        return self._predicted(split, FEATURE_ARRAYS, FeaturePredictions.of)
+
+    def _predicted(self, split: str, names: Iterable[str], of: Callable[[np.ndarray, Mapping[str, np.ndarray]], _P]) -> _P:
+        """The named arrays of the predictions of a split as a table."""
         path = self._open(f"predictions/{split}.npz")
-        arrays = read_arrays(path, "predictions", "name", *FEATURE_ARRAYS)
+        arrays = read_arrays(path, "predictions", "name", *names)
         try:
-            return FeaturePredictions.of(arrays.pop("name"), arrays)
+            return of(arrays.pop("name"), arrays)
         except ValueError as error:
             raise RunError(f"{path}: {error}. The file was changed.") from None
 

@@ -7,7 +7,6 @@ what stands in the folder must be what the study asks for now. `study_workers` t
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -17,6 +16,7 @@ from pathlib import Path
 import pellucid
 from pellucid import recipe as recipes
 from pellucid.errors import InterruptedError, PellucidError, Problem, RecipeError, RunError, UsageError, did_you_mean
+from pellucid.files import locked
 from pellucid.progress import Progress
 from pellucid.recipe import Recipe
 from pellucid.run import DONE, Run
@@ -289,27 +289,14 @@ def _announce(runs: Sequence[PlannedRun], missing: Sequence[PlannedRun], at_once
 @contextmanager
 def _owned(folder: Path, study: PlannedStudy) -> Iterator[None]:
     """The folder of the study, made if need be, with its lock held."""
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder}: expected a folder for the study, there is a file of that name.")
     if (folder / "study.json").is_file():
         there = StudyFolder(folder).record.name
         if there != study.name:
             raise RunError(f"{folder}: holds the study {there!r}, not {study.name!r}. Choose another folder with --out.")
     elif folder.is_dir() and not all(_of_study(path, study) for path in folder.iterdir()):
         raise RunError(f"{folder}: the folder is not empty and holds no study. Choose another with --out.")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / ".lock"
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{folder}: another process is at this study. Wait for it, or choose another folder with --out.") from None
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-            if not any(folder.iterdir()):
-                folder.rmdir()
+    with locked(folder, "the study", "another process is at this study. Wait for it, or choose another folder with --out."):
+        yield
 
 
 def _of_study(path: Path, study: PlannedStudy) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from pellucid import recipe as recipes
 from pellucid.checkpoint import Checkpoint, drop_checkpoints, latest_checkpoint, set_damaged_aside
 from pellucid.distributed import Processes, joined
 from pellucid.errors import InterruptedError, RunError
-from pellucid.files import file_hash, text_hash, weights_hash
+from pellucid.files import file_hash, locked, text_hash, weights_hash
 from pellucid.loop import fit, resumed_micro_batch, settings, stop_signals
 from pellucid.prepare import Training, assemble, prepare
 from pellucid.progress import Progress
@@ -190,21 +189,8 @@ def _owned(folder: Path, processes: Processes) -> Iterator[None]:
     if not processes.first:
         yield
         return
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder}: expected a folder for the run, there is a file of that name.")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / ".lock"
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{folder}: another process is training into this folder. Wait for it, or choose another with --out.") from None
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-            if not any(folder.iterdir()):
-                folder.rmdir()
+    with locked(folder, "the run", "another process is training into this folder. Wait for it, or choose another with --out."):
+        yield
 
 
 def _opened(recipe: str | Path | Recipe, overrides: Sequence[str]) -> tuple[Recipe, str, str]:

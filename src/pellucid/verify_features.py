@@ -45,11 +45,10 @@ from pellucid.run import Measurement, Run, rounded
 from pellucid.runtime import Runtime
 from pellucid.schema.pretraining import ProbeSection
 from pellucid.tasks.pretraining import BANK_BATCH, EVALUATED, PIXEL_SIDE, alarms_of, bank_rows, left_out, untrained, views
+from pellucid.verify_numbers import EXACT, Line, number_lines
 
-Line = tuple[str, bool, str]  # what was looked at, whether it held, a line for people
 Progress = Callable[[str, int, int], None]
 
-EXACT = 1e-6  # two correct float64 computations of one number from the same features
 TIED = 1e-9  # of distances and votes: what rounding moves
 NEAR = 0.05  # nats between the two highest logits: what two solvers leave undecided
 UNDECIDED = 0.005  # of the images, at most, may fall either way in a linear probe; always one
@@ -87,7 +86,7 @@ def stored_feature_checks(run: Run, progress: Progress | None = None) -> list[Li
             progress(f"verifying features of {name}", 0, len(found.files))
         numbers = recompute_features(found, recipe.probe)
         # What no file of the run holds is recomputed from the data alone.
-        lines += _number_lines(numbers, [m for m in wanted if not m.name.endswith(tuple(f"[{other}]" for other in BASELINES))], name, STORED, EXACT)
+        lines += _compared(numbers, [m for m in wanted if not m.name.endswith(tuple(f"[{other}]" for other in BASELINES))], name, STORED, EXACT)
         lines.append(_interval_line(wanted, name, len(found.files), recipe.seed))
     return lines
 
@@ -157,21 +156,10 @@ def _bank_line(run: Run, name: str, found: FeaturePredictions, probe: ProbeSecti
     return f"bank {name}", not wrong, f"MISMATCH {name} bank: {wrong}" if wrong else f"ok {name} bank: {count:,} training images with their labels"
 
 
-def _number_lines(numbers: dict[str, Again], measurements: Sequence[Measurement], split: str, path: str, tolerance: float) -> list[Line]:
-    lines: list[Line] = []
-    if absent := sorted(numbers.keys() - {m.name for m in measurements}):
-        lines.append((f"numbers {split}", False, f"MISMATCH run.json: {', '.join(absent)} of {split} is missing ({path})"))
-    for m in measurements:
-        what = f"number {m.key} {path}"
-        if m.name not in numbers:
-            lines.append((what, False, f"MISMATCH {m.key} {path}: there is no such number to recompute"))
-            continue
-        again = numbers[m.name]
-        ok = bool(abs(again.value - m.value) <= max(tolerance, again.slack + EXACT))
-        ties = f" ({round(again.slack * m.n)} of {m.n:,} images at a tie)" if again.slack else ""
-        said = f"reported {rounded(m.value, m.unit)}, recomputed {rounded(again.value, m.unit)}{ties}"
-        lines.append((what, ok, f"{'ok' if ok else 'MISMATCH'} {m.key} {path}: {said}"))
-    return lines
+def _compared(numbers: dict[str, Again], measurements: Sequence[Measurement], split: str, path: str, tolerance: float) -> list[Line]:
+    """Lines of recomputed numbers, some of which may differ by images at a tie."""
+    values, slack = ({name: getattr(again, part) for name, again in numbers.items()} for part in ("value", "slack"))
+    return number_lines(values, measurements, split, path, max(tolerance, EXACT), slack=slack)
 
 
 def _interval_line(measurements: Sequence[Measurement], split: str, n: int, seed: int) -> Line:
@@ -335,7 +323,7 @@ def anew_feature_checks(
         measured = [m for m in run.record.measurements if m.split == name]
         if "train" not in dataset.splits:
             measured = [m for m in measured if "accuracy" not in m.name]
-        lines += _number_lines(numbers, measured, name, ANEW, tolerance)
+        lines += _compared(numbers, measured, name, ANEW, tolerance)
         largest.append(_largest_difference(run, name, found))
         if largest[-1] is not None:
             said = "the same bits" if not largest[-1] else f"largest difference {largest[-1]:.2g}"

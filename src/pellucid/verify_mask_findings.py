@@ -36,7 +36,6 @@ from pellucid.verify_inside.kept import Line, guarded, line
 from pellucid.verify_inside.maps import Asked, asked_for
 from pellucid.verify_masks import (
     ANEW,
-    EXACT,
     ROWS,
     Forward,
     Opened,
@@ -59,6 +58,7 @@ STEP = 1 / 255  # of a kept confidence
 
 
 @dataclass(frozen=True)
+from pellucid.verify_numbers import EXACT
 class Near:
     """How far a picture may be predicted otherwise. share: of its pixels with another class; confidence: the largest difference of a probability."""
 

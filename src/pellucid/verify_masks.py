@@ -38,12 +38,11 @@ from pellucid.recipe import DataSection, Recipe
 from pellucid.run import DataRecord, Measurement, Run, RunRecord, rounded
 from pellucid.runtime import Runtime
 from pellucid.schema import ScoringSection
+from pellucid.verify_numbers import EXACT, Line, number_lines
 
-Line = tuple[str, bool, str]  # what was looked at, whether it held, a line for people
 Progress = Callable[[str, int, int], None]
 Forward = Callable[[Tensor], Tensor]
 
-EXACT = 1e-6  # two correct float64 computations of one number from the same pixels
 LISTED = 5  # files that a line names
 ROWS = 256  # of logits at the mask's size that are float64 at a time
 STORED, ANEW = "from the stored masks", "from checkpoint and data"
@@ -132,7 +131,7 @@ def _stored(opened: Opened, name: str, predictions: MaskPredictions, split: Spli
     lines.append(_listed_line(f"calibration {name}", _sums_that_differ(predictions, files), f"{name} calibration: its pixels are those of the confusion"))
     again = Recount(found.confusion, found.boundary, float(predictions.loss.sum()), predictions.calibration)
     wanted, rule, classes = opened.measurements(name), opened.rule, opened.data.classes
-    lines += _number_lines(recompute_masks(again, rule, classes), wanted, name, STORED, EXACT)
+    lines += number_lines(recompute_masks(again, rule, classes), wanted, name, STORED, EXACT)
     return [*lines, _interval_line(again, rule, classes, wanted, name, opened.recipe.seed)]
 
 
@@ -265,21 +264,6 @@ def _mean_f(boundary: np.ndarray) -> float | None:
     return sum(scores) / len(scores) if scores else None
 
 
-def _number_lines(numbers: dict[str, float], measurements: list[Measurement], split: str, path: str, tolerance: float) -> list[Line]:
-    lines: list[Line] = []
-    if absent := sorted(numbers.keys() - {m.name for m in measurements}):
-        lines.append((f"numbers {split}", False, f"MISMATCH run.json: {', '.join(absent)} of {split} is missing ({path})"))
-    for m in measurements:
-        what = f"number {m.key} {path}"
-        if m.name not in numbers:
-            lines.append((what, False, f"MISMATCH {m.key} {path}: there is no such number to recompute"))
-            continue
-        ok = bool(abs(numbers[m.name] - m.value) <= tolerance)
-        verdict = "ok" if ok else "MISMATCH"
-        lines.append((what, ok, f"{verdict} {m.key} {path}: reported {rounded(m.value, m.unit)}, recomputed {rounded(numbers[m.name], m.unit)}"))
-    return lines
-
-
 def _interval_line(found: Recount, rule: Convention, classes: Sequence[str], measurements: list[Measurement], split: str, seed: int) -> Line:
     """n, seed and intervals of the measurements (bootstrap over images anew); one line that names what differs."""
     n, wrong = len(found.confusion), []
@@ -375,7 +359,7 @@ def anew_mask_checks(
             continue
         found, digests, moved = _all_anew(opened, module.eval(), split, runtime, progress)
         numbers = recompute_masks(found, opened.rule, opened.data.classes)
-        lines += _number_lines(numbers, opened.measurements(name), name, ANEW, tolerance)
+        lines += number_lines(numbers, opened.measurements(name), name, ANEW, tolerance)
         shares.append(_share_of_other_bits(run, name, digests))
         if shares[-1] is not None:
             said = "the same bits" if not shares[-1] else f"other bits for {shares[-1]:.1%} of the images"

@@ -48,6 +48,7 @@ from pellucid.verify_masks import (
     recompute_masks,
     stored_form,
 )  # fmt: skip
+from pellucid.verify_numbers import EXACT
 
 Progress = Callable[[str, int, int], None]
 Masks = dict[str, np.ndarray]  # of a snapshot, as run.Snapshot has them
@@ -58,7 +59,6 @@ STEP = 1 / 255  # of a kept confidence
 
 
 @dataclass(frozen=True)
-from pellucid.verify_numbers import EXACT
 class Near:
     """How far a picture may be predicted otherwise. share: of its pixels with another class; confidence: the largest difference of a probability."""
 

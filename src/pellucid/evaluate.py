@@ -224,7 +224,7 @@ def export_run_backbone(run: Run, out: Path | None) -> ExportResult:
         )
     if recipe.task == "pretraining":
         return _pretrained_backbone(run, target)
-    classifier = MODELS[recipe.task](recipe, len(run.data.classes), start_weights=False)[0].classifier
+    classifier = MODELS[recipe.task](recipe, run.data.outputs, start_weights=False)[0].classifier
     return export_backbone(load_model(run), target, backbone_facts(run, classifier))
 
 

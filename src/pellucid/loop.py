@@ -38,7 +38,7 @@ RECORD_SECONDS = 1.0  # how long the record may lag behind short epochs
 # May differ when a run is resumed: where images lie (their content is compared), how they are read, how a batch is cut.
 NOT_PART_OF_THE_RESULT = (
     "train.checkpoint_seconds", "train.micro_batch_size", "data.workers", "data.store.directory", "data.store.limit_gb", "data.train", "data.val", "data.test",
-    "data.image_dir", "data.mask_dir",
+    "data.image_dir", "data.mask_dir", "data.boxes",
 )  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def plan(recipe: Recipe, *, timing: bool = True, formats: bool = False, progress
     t = recipe.train
     runtime = start(device=t.device, precision=t.precision, threads=t.threads, channels_last=t.channels_last)
     dataset = load_dataset(recipe.data, seed=recipe.seed, masks=recipe.masked, least=recipe.least_size, fewest_classes=recipe.fewest_classes, progress=progress)
-    built, _ = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=False)
+    built, _ = MODELS[recipe.task](recipe, dataset.outputs, start_weights=False)
     frozen = set_trainable(built.module, recipe.model.freeze, built.classifier, built.backbone, built.untrained)
     params = list(built.module.parameters())
     activations, flops = forward_cost(built.module, recipe, frozen)

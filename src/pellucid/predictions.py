@@ -168,6 +168,61 @@ class FeaturePredictions:
         return cls([files[i] for i in order], labels, features, views, rows[by_row], bank_labels[by_row], bank[by_row])
 
 
+@dataclass(frozen=True)
+class CaptionPredictions:
+    """What a captioner said of the n samples of a split, in the order of samples/<split>.csv, and how likely it held their own captions.
+
+    files: n relative names. tokens: (n, T) int64 of the caption that was found, the end included, -1 behind it; never the start. score: (n,) float64, its log
+    probability in nats, summed over its tokens. loss: (n,) float64, nats summed over the tokens of all own captions of the sample, each predicted from those
+    before it; counted: (n,) int64 how many these are, correct: (n,) int64 how many were the likeliest. digests: (n, 16) uint8, BLAKE2b-128 of the
+    float32 logits of the own captions, without those behind their ends.
+    """
+
+    files: list[str]
+    tokens: np.ndarray
+    score: np.ndarray
+    loss: np.ndarray
+    counted: np.ndarray
+    correct: np.ndarray
+    digests: np.ndarray
+
+    @classmethod
+    def of(cls, names: np.ndarray, arrays: Mapping[str, np.ndarray]) -> CaptionPredictions:
+        """The table of arrays as a run keeps them. ValueError says what does not fit."""
+        n, T = len(names) if names.ndim else -1, arrays["tokens"].shape[-1] if arrays["tokens"].ndim else -1
+        shapes = {"tokens": (n, T), "score": (n,), "loss": (n,), "counted": (n,), "correct": (n,), "digests": (n, 16)}
+        odd = [name for name, array in arrays.items() if array.shape != shapes[name] or array.dtype != CAPTION_ARRAYS[name]]
+        if names.dtype.kind != "U" or names.shape != (n,) or odd:
+            got = ", ".join(f"{name} {arrays[name].dtype} {arrays[name].shape}" for name in odd) or f"name {names.dtype} {names.shape}"
+            raise ValueError(f"expected text (n,) and the arrays of captions; got {got}")
+        behind = np.cumsum(arrays["tokens"] < 0, axis=1) > 0
+        if arrays["tokens"].min(initial=0) < -1 or (arrays["tokens"][behind] != -1).any():
+            raise ValueError("expected token numbers of at least 0 and nothing but -1 behind them")
+        if (
+            not (np.isfinite(arrays["score"]).all() and np.isfinite(arrays["loss"]).all())
+            or arrays["loss"].min(initial=0) < 0
+            or arrays["score"].max(initial=0) > 0
+        ):
+            raise ValueError("expected finite log probabilities")
+        if arrays["counted"].min(initial=1) < 1 or (arrays["correct"] > arrays["counted"]).any() or arrays["correct"].min(initial=0) < 0:
+            raise ValueError("expected at least one token of each sample, and of these some that are right")
+        return cls([str(name) for name in names], **{name: arrays[name] for name in CAPTION_ARRAYS})
+
+    @property
+    def diverged(self) -> np.ndarray:
+        """(n,) bool: samples with NaN or infinite logits."""
+        return np.asarray(~np.isfinite(self.loss))
+
+    @classmethod
+    def joined(cls, parts: Sequence[CaptionPredictions], order: np.ndarray) -> CaptionPredictions:
+        """One table of several, behind each other and then in the order of `order` (n,)."""
+        files = [name for part in parts for name in part.files]
+        T = max((part.tokens.shape[1] for part in parts), default=0)
+        tokens = [np.pad(part.tokens, ((0, 0), (0, T - part.tokens.shape[1])), constant_values=-1) for part in parts]
+        arrays = {name: np.concatenate(tokens if name == "tokens" else [getattr(part, name) for part in parts])[order] for name in CAPTION_ARRAYS}
+        return cls([files[i] for i in order], **arrays)
+
+
 def not_finite(what: str, bad: np.ndarray, files: Sequence[str], split: str) -> str:
     """Words for a model that gives NaN or infinite numbers. bad: (n,) bool, for which of the first n samples of the split."""
     return f"the model gives NaN or infinite {what} for {int(bad.sum())} of {len(bad)} {split} images, {files[int(bad.argmax())]} the first"
@@ -175,3 +230,4 @@ def not_finite(what: str, bad: np.ndarray, files: Sequence[str], split: str) -> 
 
 FEATURE_ARRAYS = {"labels": "int64", "features": "float32", "views": "float32", "bank_rows": "int64", "bank_labels": "int64", "bank": "float32"}
 MASK_ARRAYS = {"confusion": "i", "loss": "f", "boundary": "i", "calibration": "f", "digests": "u"}  # of MaskPredictions: their kinds of numbers
+CAPTION_ARRAYS = {"tokens": "int64", "score": "float64", "loss": "float64", "counted": "int64", "correct": "int64", "digests": "uint8"}

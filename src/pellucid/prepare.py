@@ -153,7 +153,7 @@ class Training:
 
     def rebuild(self, recipe: Recipe) -> nn.Module:
         """A fresh model of another recipe for the same data."""
-        return MODELS[recipe.task](recipe, len(self.dataset.classes), start_weights=False)[0].module
+        return MODELS[recipe.task](recipe, self.dataset.outputs, start_weights=False)[0].module
 
     def log(self, line: dict[str, Any]) -> None:
         """One line of metrics.jsonl, kept back until `write_log`: opening a file costs as much as a tenth of a small step."""
@@ -221,7 +221,7 @@ def _prepare(recipe: Recipe, record: RunRecord, progress: Progress, runtime: Run
         raise DataError(f"data.train: pre-training needs at least 2 images, to tell one from another; found {len(dataset.splits['train'])}. Give more.")
     looked = looked_at(recipe, dataset)
     seed_torch(derived_seed(recipe.seed, "initialisation"))
-    built, weights = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=start_weights)
+    built, weights = MODELS[recipe.task](recipe, dataset.outputs, start_weights=start_weights)
     for line in [*built.notes, *(weights.lines() if weights else [])]:
         record.note(line)
     frozen = set_trainable(built.module, recipe.model.freeze, built.classifier, built.backbone, built.untrained)
@@ -293,7 +293,7 @@ def assemble(run: Run, record: RunRecord, recipe: Recipe, prepared: Prepared, pr
     task = build_task(recipe, dataset, runtime, mean, std, Stored(prepared.pixels, prepared.targets))
     average = None
     if recipe.train.ema is not None:
-        average = MODELS[recipe.task](recipe, len(dataset.classes), start_weights=False)[0].module
+        average = MODELS[recipe.task](recipe, dataset.outputs, start_weights=False)[0].module
         average.load_state_dict(built.module.state_dict())
         runtime.place(average).eval()
     micro = micro_batch_size or _first_micro_batch(recipe, record, runtime, built.module, prepared.activations)

@@ -111,10 +111,14 @@ _PATH_FIELDS = (
     ("data", "store", "directory"),
     ("model", "weights"),
     ("model", "backbone_weights"),
+    ("data", "boxes"),
     ("inside", "masks"),
     ("inside", "images"),
+    ("words", "images"),
+    ("text", "tokenizer", "source"),
 )
-_LISTS = (("inside", "images"),)  # of paths; elsewhere a list is no list of paths (data.classes)
+_LISTS = (("inside", "images"), ("words", "images"))  # of paths; elsewhere a list is no list of paths (data.classes)
+_NAMED = (("text", "tokenizer", "source"),)  # names on a hub, unless they begin as paths do: with . ~ / or $
 _SPLITS = _PATH_FIELDS[:3]
 MAX_BYTES = 400_000  # of a recipe file; those that come with Pellucid have some 2,000
 MAX_VALUES = 50_000  # keys and values, an alias counted with all that it stands for
@@ -338,6 +342,8 @@ def _resolve_path(values: dict[str, Any], field: tuple[str, ...], folder: Path, 
         for i, item in enumerate(value if isinstance(value, list) else ()):
             if isinstance(item, str):
                 _put_path(value, i, (*field, i), folder, places, problems)
+    elif field in _NAMED and not str(value).startswith((".", "~", "/", "$")):
+        return
     elif isinstance(value, str) and not (field in _SPLITS and ":" in str(holder.get("source"))):  # for torchvision: and huggingface: these are names of splits
         _put_path(holder, field[-1], field, folder, places, problems)
 

@@ -28,137 +28,27 @@ from pellucid import recipe as recipes
 from pellucid.errors import RunError
 from pellucid.files import replacing
 from pellucid.palettes import MaskFormat
-from pellucid.predictions import FEATURE_ARRAYS, MASK_ARRAYS, FeaturePredictions, MaskPredictions, Predictions
-from pellucid.records import CLOSED, read_arrays, read_record, write_arrays, write_json
+from pellucid.predictions import (
+    CAPTION_ARRAYS,
+    FEATURE_ARRAYS,
+    MASK_ARRAYS,
+    CaptionPredictions,
+    FeaturePredictions,
+    MaskPredictions,
+    Predictions,
+)
+from pellucid.records import read_arrays, read_record, write_arrays, write_json
+from pellucid.run_records import DataProblem, DataRecord, Measurement, RunRecord, SplitRecord, Vocabulary, rounded
+
+__all__ = [
+    "DONE", "FAILED", "INTERRUPTED", "MAX_NUMBER", "RUNNING", "DataProblem", "DataRecord", "Measurement", "Probe", "Run", "RunRecord", "Snapshot",
+    "SplitRecord", "Vocabulary", "rounded", "seed_folders",
+]  # fmt: skip
 
 MAX_NUMBER = 1e300  # of a loss in metrics.jsonl: a chart of more would leave the range of floats; NaN and infinity are gaps in it
 _MASK_OF_SNAPSHOT = re.compile(r"(predicted|confidence|confusion)/\d+")
 _P = TypeVar("_P")
 RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A reported number with what a reader needs to believe it.
-
-    `value` is in `unit`: "fraction" lies in [0, 1], "nats" is a loss, "count" a number of things. `interval` is the
-    95 % interval that `interval_how` names, over the `n` samples of `split`.
-    """
-
-    __pydantic_config__ = CLOSED
-
-    name: str
-    value: float
-    unit: str
-    split: str
-    n: int
-    seed: int
-    how: str
-    interval: tuple[float, float] | None = None
-    interval_how: str = ""
-
-    @property
-    def key(self) -> str:
-        return f"{self.split}/{self.name}"
-
-    def __str__(self) -> str:
-        return rounded(self.value, self.unit)
-
-
-def rounded(value: float | None, unit: str = "fraction") -> str:
-    """A number as readers see it: fractions and losses with four decimals, counts whole. The one place that rounds."""
-    if value is None or math.isnan(value):
-        return "n/a"
-    if unit == "count":
-        return f"{value:,.0f}"
-    if unit == "seconds":
-        return f"{value:.1f}" if value < 100 else f"{value:.0f}"
-    if unit == "rate":
-        return f"{value:.3g}"
-    return f"{value:.4f}"
-
-
-@dataclass(frozen=True)
-class SplitRecord:
-    """One split of the data as the run saw it. `hash` covers names, labels, content and masks of all samples.
-
-    counts: samples of each class. pixels: of masks, the pixels of each class, the ignored ones last; [] without masks.
-    """
-
-    __pydantic_config__ = CLOSED
-
-    name: str
-    n: int
-    hash: str
-    counts: list[int]
-    pixels: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class DataProblem:
-    """A fault of one file or of a split: `kind` is one of those that `data check` lists."""
-
-    __pydantic_config__ = CLOSED
-
-    split: str
-    file: str
-    kind: str
-    detail: str
-    fatal: bool
-
-    @property
-    def where(self) -> str:
-        """split/file, or the split alone of what is said of all of it."""
-        return f"{self.split}/{self.file}" if self.file else self.split
-
-
-@dataclass(frozen=True)
-class DataRecord:
-    """What data.json holds."""
-
-    __pydantic_config__ = CLOSED
-
-    source: str
-    classes: list[str]
-    splits: dict[str, SplitRecord]
-    problems: list[DataProblem]
-    skipped: list[str]
-    mean: list[float]
-    std: list[float]
-    normalize: str
-    mask_format: MaskFormat | None = None
-
-
-@dataclass
-class RunRecord:
-    """What run.json holds; rewritten as a whole."""
-
-    __pydantic_config__ = CLOSED
-
-    pellucid: str
-    status: str
-    task: str
-    command: list[str]
-    started: str
-    finished: str | None = None
-    seconds: float = 0.0
-    epoch: int = 0
-    step: int = 0
-    total_steps: int = 0
-    num_params: int = 0
-    selected: str = "last epoch"
-    evaluation_batch_size: int = 64
-    measurements: list[Measurement] = field(default_factory=list)
-    files: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    error: str | None = None
-    alarms: list[str] = field(default_factory=list)  # what is wrong with the training as it stands; rewritten after every epoch
-    began_with: dict[str, str] = field(default_factory=dict)  # hashes of what decides the result, and of the recipe file
-
-    def note(self, line: str) -> None:
-        """Keep a line about something that was decided for the user; each line once."""
-        if line not in self.notes:
-            self.notes.append(line)
 
 
 @dataclass(frozen=True)
@@ -364,6 +254,23 @@ class Run:
         """Features and projections of a split, of a pre-training run."""
         return self._predicted(split, FEATURE_ARRAYS, FeaturePredictions.of)
 
+    def caption_predictions(self, split: str) -> CaptionPredictions:
+        """What a captioner said of a split."""
+        return self._predicted(split, CAPTION_ARRAYS, CaptionPredictions.of)
+
+    def captions(self, split: str) -> dict[str, tuple[str, ...]]:
+        """{file: captions} of the samples of a measured split, as the data has them."""
+        path = self._open(f"samples/{split}.captions.json")
+        found = self._json(f"samples/{split}.captions.json")
+        if not all(isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts) for texts in found.values()):
+            raise RunError(f"{path}: expected a list of captions for each file; the file was changed")
+        return {file: tuple(texts) for file, texts in found.items()}
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """What cuts captions into tokens, in the format of the tokenizers library."""
+        return self.path / "tokenizer.json"
+
     def _predicted(self, split: str, names: Iterable[str], of: Callable[[np.ndarray, Mapping[str, np.ndarray]], _P]) -> _P:
         """The named arrays of the predictions of a split as a table."""
         path = self._open(f"predictions/{split}.npz")
@@ -462,6 +369,22 @@ class Run:
         named = {"name": np.array(predictions.files, dtype=np.str_)}
         write_arrays(arrays, named | {name: getattr(predictions, name) for name in FEATURE_ARRAYS})
         return [arrays]
+
+    def write_captions(self, split: str, captions: Mapping[str, Iterable[str]]) -> None:
+        """The captions of a measured split, by file."""
+        write_json(self.path / "samples" / f"{split}.captions.json", {file: list(texts) for file, texts in captions.items()})
+
+    def write_caption_predictions(self, split: str, predictions: CaptionPredictions, captions: Iterable[str]) -> list[Path]:
+        """The arrays as .npz and a table for readers, file and caption, as .csv; returns both files."""
+        arrays = self.predictions_file(split)
+        named = {"name": np.array(predictions.files, dtype=np.str_)}
+        write_arrays(arrays, named | {name: getattr(predictions, name) for name in CAPTION_ARRAYS})
+        table = arrays.with_suffix(".csv")
+        with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as text:
+            writer = csv.writer(text)
+            writer.writerow(["file", "caption"])
+            writer.writerows(zip(predictions.files, captions, strict=True))
+        return [arrays, table]
 
     def write_mask_predictions(self, split: str, predictions: MaskPredictions, classes: list[str], mask_format: MaskFormat) -> list[Path]:
         """The arrays as .npz, a table for readers as .csv and the masks as PNG files; returns all files."""

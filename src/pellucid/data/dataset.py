@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 
 from pellucid.palettes import MaskFormat
-from pellucid.run import DataProblem, SplitRecord
+from pellucid.run import DataProblem, SplitRecord, Vocabulary
 
 
 class _Packed(Sequence[str]):
@@ -117,12 +117,44 @@ class Masks:
 
 
 @dataclass(frozen=True)
+class Thing:
+    """Something in a picture whose place is known.
+
+    names: words for it in lower case, by their kind, noun or color. mask: (H, W) bool, of the size of the upright image.
+    """
+
+    names: dict[str, frozenset[str]]
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The captions of the samples of a split, in their order. texts: of each sample its captions, one at least, each text as the source has it.
+
+    things: sample index -> what of the picture has a name and a place; None where nobody says where things are.
+    """
+
+    texts: Sequence[tuple[str, ...]]
+    things: Callable[[int], list[Thing]] | None = None
+
+    def hash(self, i: int) -> str:
+        """32 hex digits of the captions of a sample (BLAKE2b-128)."""
+        return hashlib.blake2b("\0".join(self.texts[i]).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+    def take(self, indices: np.ndarray) -> Captions:
+        """Those of the samples of these (m,) int64 indices, in this order."""
+        things = self.things
+        return Captions([self.texts[i] for i in indices.tolist()], None if things is None else lambda i: things(int(indices[i])))
+
+
+@dataclass(frozen=True)
 class Split:
     """The samples of one split, in a fixed order.
 
-    names: unique, relative, with forward slashes. labels: (n,) int64 indices into the classes; of samples with masks the largest class of each mask that is
+    names: unique, relative, with /. labels: (n,) int64 indices into the classes; of samples with masks the largest class of each mask that is
     not called background. hashes: content of each sample as 32 hex digits (BLAKE2b-128 of the file's bytes, or of what draws it).
-    open: sample index -> PIL image in mode RGB, upright, of its original size; raises DataError with the file's name. masks: where the samples have some.
+    open: sample index -> PIL image in mode RGB, upright, of its original size; raises DataError with the file's name. masks,
+    captions: of samples that have some.
     """
 
     name: str
@@ -131,6 +163,7 @@ class Split:
     hashes: Sequence[str]
     open: Callable[[int], PIL.Image.Image]
     masks: Masks | None = None
+    captions: Captions | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -149,7 +182,11 @@ class Split:
         return SplitRecord(self.name, len(self), self.hash, counts, pixels)
 
     def rows(self) -> Iterator[tuple[str, int, str]]:
-        """(file, label, content hash) of each sample, one at a time; with a mask file the hashes of image and mask, joined by +."""
+        """(file, label, content hash) of each sample, one at a time; with a mask file or captions the hashes of both, joined by +."""
+        if self.captions is not None:
+            captions = self.captions
+            contents = (f"{image}+{captions.hash(i)}" for i, image in enumerate(self.hashes))
+            return zip(self.names, map(int, self.labels), contents, strict=True)
         if self.masks is None:
             return zip(self.names, map(int, self.labels), self.hashes, strict=True)
         contents = (f"{image}+{mask}" if mask else image for image, mask in zip(self.hashes, self.masks.hashes, strict=True))
@@ -160,7 +197,8 @@ class Split:
 class Dataset:
     """Classes, splits and what was found wrong with them. `skipped` names the bad files that were left out (on_bad: skip).
 
-    mask_format: how masks are written, where the samples have some. notes: what was decided while the data was read.
+    mask_format: how masks are written, where the samples have some. notes: what was decided while the data was read. vocabulary: the tokens of captions,
+    where the samples have some and a tokeniser was made for them.
     """
 
     classes: tuple[str, ...]
@@ -169,3 +207,9 @@ class Dataset:
     skipped: list[str] = field(default_factory=list)
     mask_format: MaskFormat | None = None
     notes: list[str] = field(default_factory=list)
+    vocabulary: Vocabulary | None = None
+
+    @property
+    def outputs(self) -> int | Vocabulary:
+        """What a model for this data tells apart: its number of classes, or the tokens of captions."""
+        return len(self.classes) if self.vocabulary is None else self.vocabulary

@@ -24,7 +24,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from pellucid.data.dataset import Hashes, Masks, Names, Split
+from pellucid.data.dataset import Captions, Hashes, Masks, Names, Split
 from pellucid.data.images import Finding, decode, findings, upright_size
 from pellucid.data.store import cache_folder
 from pellucid.errors import DataError
@@ -74,7 +74,7 @@ class Listed:
 class Inspected:
     """A split with its content known. hashes: "" for a file that could not be read. findings: by index, only where there are any.
 
-    sizes: (n, 2) int32 height and width of the upright images, where asked for, 0 of those without a picture. masks: where the samples have some.
+    sizes: (n, 2) int32 height and width of the upright images, where asked for, 0 of those without a picture. masks, captions: where the samples have some.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Inspected:
     findings: Mapping[int, list[Finding]] = field(default_factory=dict)
     sizes: np.ndarray | None = None
     masks: Masks | None = None
+    captions: Captions | None = None
 
     def is_bad(self, index: int) -> bool:
         return any(finding.fatal for finding in self.findings.get(index, ()))
@@ -102,6 +103,7 @@ class Inspected:
             found,
             None if self.sizes is None else self.sizes[indices],
             None if self.masks is None else _taken(self.masks, indices),
+            None if self.captions is None else self.captions.take(indices),
         )
 
     def with_findings(self, findings: Mapping[int, list[Finding]]) -> Inspected:
@@ -115,7 +117,7 @@ class Inspected:
         return self.take(np.delete(np.arange(len(self.names)), bad), self.name) if bad else self
 
     def split(self) -> Split:
-        return Split(self.name, self.names, self.labels, self.hashes, self.open, self.masks)
+        return Split(self.name, self.names, self.labels, self.hashes, self.open, self.masks, self.captions)
 
 
 def _taken(masks: Masks, indices: np.ndarray) -> Masks:

@@ -6,10 +6,22 @@ come from them. `pellucid.recipe` reads files.
 
 from __future__ import annotations
 
-from pellucid.schema.data import DRAWN_SOURCES, MASK_SOURCES, SOURCES, AugmentSection, Channel, Colour, DataSection, Normalization, StoreSection
+from pellucid.schema.captioning import DecoderSection, GenerationSection, TextSection, TokenizerSection, WordsSection
+from pellucid.schema.data import (
+    CAPTION_SOURCES,
+    DRAWN_SOURCES,
+    MASK_SOURCES,
+    SOURCES,
+    AugmentSection,
+    Channel,
+    Colour,
+    DataSection,
+    Normalization,
+    StoreSection,
+)
 from pellucid.schema.inside import EPOCH_WORDS, EpochWord, EverySection, InsideSection, MapMethod, MaskValue
 from pellucid.schema.pretraining import ByolMethod, Method, ProbeSection, SecondView, SimClrMethod, SimSiamMethod
-from pellucid.schema.recipe import HOMES_OF_TASK, MODEL_HOMES, HeadSection, ModelSection, Recipe, ScoringSection
+from pellucid.schema.recipe import CAPTIONER, HOMES_OF_TASK, MODEL_HOMES, HeadSection, ModelSection, Recipe, ScoringSection
 from pellucid.schema.section import MOST_DRAWN, MOST_EPOCHS, Count, Fraction, NonNegative, Positive, Section, Threads
 from pellucid.schema.training import (
     ConstantSchedule,
@@ -29,6 +41,8 @@ from pellucid.schema.training import (
 )
 
 __all__ = [
+    "CAPTIONER",
+    "CAPTION_SOURCES",
     "DRAWN_SOURCES",
     "EPOCH_WORDS",
     "HOMES_OF_TASK",
@@ -45,11 +59,13 @@ __all__ = [
     "CosineSchedule",
     "Count",
     "DataSection",
+    "DecoderSection",
     "EarlyStopSection",
     "EmaSection",
     "EpochWord",
     "EverySection",
     "Fraction",
+    "GenerationSection",
     "HeadSection",
     "InsideSection",
     "LinearSchedule",
@@ -76,6 +92,9 @@ __all__ = [
     "SimSiamMethod",
     "StepSchedule",
     "StoreSection",
+    "TextSection",
     "Threads",
+    "TokenizerSection",
     "TrainSection",
+    "WordsSection",
 ]

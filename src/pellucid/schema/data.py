@@ -9,9 +9,10 @@ from pydantic import Field, field_validator, model_validator
 from pellucid.errors import did_you_mean
 from pellucid.schema.section import MOST_DRAWN, Count, Fraction, NonNegative, Positive, Section
 
-SOURCES = ("folder", "prefix", "table", "images", "pairs", "scenes", "digits", "torchvision:<Name>", "huggingface:<name>")
+SOURCES = ("folder", "prefix", "table", "images", "pairs", "captions", "scenes", "digits", "torchvision:<Name>", "huggingface:<name>")
 DRAWN_SOURCES = ("scenes", "digits")
 MASK_SOURCES = ("pairs", "scenes")  # those with a mask for each image
+CAPTION_SOURCES = ("captions", "scenes")  # those with captions for each image
 Channel = Annotated[int, Field(ge=0, le=255)]
 Colour = Channel | Annotated[list[Channel], Field(min_length=3, max_length=3)]  # a grey value or palette index, or [r, g, b]
 
@@ -33,13 +34,22 @@ class StoreSection(Section):
 class DataSection(Section):
     """Where images and labels come from and how they become arrays of one size."""
 
-    source: str = Field(description="Layout: folder, prefix, table, images (without labels), pairs, scenes, digits, torchvision:<Name>, huggingface:<name>.")
-    train: str | Count | None = Field(None, description="Training images: a folder, a CSV (table) or a count (scenes, digits).")
+    source: str = Field(
+        description="Layout: folder, prefix, table, images (without labels), pairs, captions, scenes, digits, torchvision:<Name>, huggingface:<name>."
+    )
+    train: str | Count | None = Field(
+        None, description="Training images: a folder, a CSV (table, captions), a COCO JSON (captions) or a count (scenes, digits)."
+    )
     val: str | Count | float | None = Field(None, description="Validation images: as train, or a fraction of train in (0, 1) split by content hash.")
     test: str | Count | None = Field(None, description="Test images, evaluated once after training.")
-    image_dir: str | None = Field(None, description="table: folder of the images, `{split}` stands for train, val or test; default: beside the CSV.")
-    filename_column: str = Field("filename", description="table: name of the column with file names.")
+    image_dir: str | None = Field(None, description="table, captions: folder of the images, `{split}` stands for train, val or test; default: beside the file.")
+    filename_column: str = Field("filename", description="table, captions: name of the column with file names.")
     label_column: str = Field("label", description="table: name of the column with labels.")
+    caption_column: str = Field("caption", description="captions: name of the column with captions; a file stands in a row for each of its captions.")
+    split_column: str = Field("split", description="captions: name of the column that says train, val or test, where there is one.")
+    boxes: str | None = Field(
+        None, description="captions: COCO JSON of instances, whose boxes say where the things of the captions are; `{split}` stands for train, val or test."
+    )
     mask_dir: str | None = Field(
         None,
         description="pairs: folder of the masks, `{split}` stands for train, val or test; default: <images>_masks where there is one, else beside the images.",
@@ -102,8 +112,11 @@ class DataSection(Section):
         for name in ("mask_dir", "pair_names", "palette", "threshold", "ignored"):
             if getattr(self, name) and self.source != "pairs":
                 raise ValueError(f"{name} belongs to source pairs, not to {self.source}")
-        if self.classes is not None and self.source == "images":
-            raise ValueError("classes belongs to sources with labels, and images has none; leave it out")
+        if self.classes is not None and self.source in ("images", "captions"):
+            raise ValueError(f"classes belongs to sources with labels, and {self.source} has none; leave it out")
+        for name, sources in (("boxes", ("captions",)), ("image_dir", ("table", "captions"))):
+            if getattr(self, name) is not None and self.source not in sources:
+                raise ValueError(f"{name} belongs to source {' and '.join(sources)}, not to {self.source}")
         if self.pair_names is not None and any(name.count("{}") != 1 for name in self.pair_names):
             raise ValueError(f"pair_names: each holds {{}} once, for what image and mask have in common; got {self.pair_names}")
         if self.palette is not None:

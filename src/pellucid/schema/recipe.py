@@ -7,15 +7,22 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pellucid.errors import did_you_mean
-from pellucid.schema.data import MASK_SOURCES, AugmentSection, DataSection
+from pellucid.schema.captioning import DecoderSection, GenerationSection, TextSection, WordsSection
+from pellucid.schema.data import CAPTION_SOURCES, MASK_SOURCES, AugmentSection, DataSection
 from pellucid.schema.inside import EverySection, InsideSection
 from pellucid.schema.pretraining import Method, ProbeSection
 from pellucid.schema.section import Count, Fraction, Section
 from pellucid.schema.training import LossSection, TrainSection
 
-MODEL_HOMES = ("timm", "torchvision", "smp", "pellucid")
-OWN_MODELS = ("fcn32s", "fcn16s", "fcn8s")  # of the home pellucid
-HOMES_OF_TASK = {"classification": ("timm", "torchvision"), "pretraining": ("timm", "torchvision"), "segmentation": ("pellucid", "torchvision", "smp")}
+MODEL_HOMES = ("timm", "torchvision", "smp", "transformers", "pellucid")
+CAPTIONER = "captioner"
+OWN_MODELS = ("fcn32s", "fcn16s", "fcn8s", CAPTIONER)  # of the home pellucid
+HOMES_OF_TASK = {
+    "classification": ("timm", "torchvision"),
+    "pretraining": ("timm", "torchvision"),
+    "segmentation": ("pellucid", "torchvision", "smp"),
+    "captioning": ("pellucid", "transformers"),
+}
 
 
 class HeadSection(Section):
@@ -31,15 +38,24 @@ class ModelSection(Section):
     """The network and where its weights come from."""
 
     name: str = Field(
-        description="Home and name: timm/<name>, torchvision/<name>; segmentation: torchvision/<name>, smp/<name>, pellucid/fcn32s, fcn16s, fcn8s."
+        description="Home and name: timm/<name>, torchvision/<name>; segmentation: torchvision/<name>, smp/<name>, pellucid/fcn32s, fcn16s, fcn8s; captioning: "
+        "pellucid/captioner, transformers/<name on the hub or folder>."
     )
     pretrained: bool | Literal["backbone"] = Field(
         False,
         description="Start from the published weights of that name, or of its backbone alone (segmentation); downloaded or from the hub's local cache.",
     )
     weights: str | None = Field(None, description="Start from a local .safetensors, .pth or .pt file: of a whole model or of its backbone.")
-    encoder: str | None = Field(None, description="smp: name of the backbone, e.g. resnet50 or tu-<name of timm>; default: the model's own.")
-    backbone_weights: str | None = Field(None, description="segmentation: start the backbone from a local file of a classifier's weights or of its backbone.")
+    encoder: str | None = Field(
+        None, description="smp: name of the backbone, e.g. resnet50 or tu-<name of timm>; default: the model's own. pellucid/captioner: timm/<name>."
+    )
+    encoder_stride: Count | None = Field(
+        None, description="pellucid/captioner: pixels of the picture for each cell of the grid that the decoder looks at; default: the backbone's coarsest."
+    )
+    decoder: DecoderSection | None = Field(None, description="pellucid/captioner: the transformer decoder.")
+    backbone_weights: str | None = Field(
+        None, description="segmentation, captioning: start the backbone from a local file of a classifier's weights or of its backbone."
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the model's constructor, e.g. {channel_multiplier: 0.25}.")
     freeze: Literal["none", "backbone"] | list[str] = Field(
         "none", description="Parts that are not trained: none, backbone (all but the classifier), or a list of module-path prefixes."
@@ -88,7 +104,7 @@ class ScoringSection(Section):
 class Recipe(Section):
     """Everything that decides a run."""
 
-    task: Literal["classification", "pretraining", "segmentation"] = Field(description="What is learned.")
+    task: Literal["classification", "pretraining", "segmentation", "captioning"] = Field(description="What is learned.")
     data: DataSection = Field(description="Images and labels.")
     model: ModelSection = Field(description="The network.")
     method: Method | None = Field(None, validate_default=True, description="pretraining: what is learned without labels.")
@@ -99,6 +115,9 @@ class Recipe(Section):
     train: TrainSection = Field(description="How the weights are found.")
     scoring: ScoringSection | None = Field(None, validate_default=True, description="segmentation: how predicted masks are scored.")
     probe: ProbeSection | None = Field(None, validate_default=True, description="pretraining: how labelled images measure the features.")
+    text: TextSection | None = Field(None, validate_default=True, description="captioning: how captions become tokens.")
+    generation: GenerationSection | None = Field(None, validate_default=True, description="captioning: how a caption is found.")
+    words: WordsSection | None = Field(None, validate_default=True, description="captioning: where the decoder looked for each word.")
     inside: InsideSection | None = Field(None, description="What is kept at chosen epochs for looking inside the model.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="Seed of every random draw.")
 
@@ -113,9 +132,14 @@ class Recipe(Section):
         return self.task == "segmentation"
 
     @property
+    def captioned(self) -> bool:
+        """Whether a sample is an image with captions."""
+        return self.task == "captioning"
+
+    @property
     def fewest_classes(self) -> int:
-        """How many classes the data must have at least: pre-training learns from no label."""
-        return 1 if self.task == "pretraining" else 2
+        """How many classes the data must have at least: pre-training and captioning learn from no label."""
+        return 1 if self.task in ("pretraining", "captioning") else 2
 
     @property
     def least_size(self) -> tuple[int, int] | None:
@@ -131,6 +155,10 @@ class Recipe(Section):
         task = info.data.get("task")
         if task == "segmentation" and data.source not in MASK_SOURCES:
             raise ValueError(f"source: segmentation needs a mask for each image: {' or '.join(MASK_SOURCES)}; {data.source} has none")
+        if task == "captioning" and data.source not in CAPTION_SOURCES:
+            raise ValueError(f"source: captioning needs captions for each image: {' or '.join(CAPTION_SOURCES)}; {data.source} has none")
+        if task != "captioning" and data.source == "captions":
+            raise ValueError("source: captions has captions and no labels; set task: captioning")
         if task == "classification" and data.source == "pairs":
             raise ValueError("source: pairs has masks and no labels; set task: segmentation")
         if task == "classification" and data.source == "images":
@@ -146,10 +174,16 @@ class Recipe(Section):
         homes = HOMES_OF_TASK.get(str(task), MODEL_HOMES)
         if model.name.partition("/")[0] not in homes:
             raise ValueError(f"name: {task} takes {', '.join(f'{home}/<name>' for home in homes)}; got {model.name!r}")
+        if task == "captioning":
+            return _captioner(model)
         if task != "segmentation" and model.encoder is not None:
             raise ValueError(f"encoder belongs to segmentation models of smp, got {model.encoder!r} for {model.name}")
         if task != "segmentation" and (model.pretrained == "backbone" or model.backbone_weights is not None):
-            raise ValueError("a backbone with weights of its own belongs to segmentation; give pretrained: true or weights: FILE")
+            raise ValueError("a backbone with weights of its own belongs to segmentation and captioning; give pretrained: true or weights: FILE")
+        if task is not None and (own := next((name for name in ("decoder", "encoder_stride") if getattr(model, name) is not None), None)):
+            raise ValueError(f"{own} belongs to pellucid/captioner; the task is {task}")
+        if task == "segmentation" and model.name == f"pellucid/{CAPTIONER}":
+            raise ValueError(f"name: {model.name} describes pictures in words; set task: captioning")
         if task == "segmentation" and (model.drop_rate is not None or model.drop_path_rate is not None):
             raise ValueError("drop_rate and drop_path_rate belong to classification; give dropout in options, by the name that the model has for it")
         if task != "classification" and (model.head is not None or model.cached_views):
@@ -168,7 +202,7 @@ class Recipe(Section):
         task = info.data.get("task")
         if task == "pretraining" and method is None:
             raise ValueError("pretraining needs a method, e.g. method: {name: byol}; there are byol, simclr and simsiam")
-        if task in ("classification", "segmentation") and method is not None:
+        if task not in (None, "pretraining") and method is not None:
             raise ValueError(f"method {method.name} belongs to pretraining; the task is {task}")
         return method
 
@@ -176,7 +210,7 @@ class Recipe(Section):
     @classmethod
     def _augment_fits(cls, augment: AugmentSection, info: ValidationInfo) -> AugmentSection:
         task, model = info.data.get("task"), info.data.get("model")
-        if task in ("segmentation", "pretraining") and (augment.mixup or augment.cutmix):
+        if task not in (None, "classification") and (augment.mixup or augment.cutmix):
             raise ValueError(f"{'mixup' if augment.mixup else 'cutmix'} mixes labels of images and belongs to classification")
         if task == "pretraining" and not augment.changes:
             raise ValueError(
@@ -194,8 +228,11 @@ class Recipe(Section):
     @field_validator("loss")
     @classmethod
     def _loss_fits(cls, loss: LossSection, info: ValidationInfo) -> LossSection:
-        if info.data.get("task") == "classification" and loss.name != "cross_entropy":
-            raise ValueError(f"name: classification is trained with cross_entropy; {loss.name} is a loss over pixels and belongs to segmentation")
+        task = info.data.get("task")
+        if task in ("classification", "captioning") and loss.name != "cross_entropy":
+            raise ValueError(f"name: {task} is trained with cross_entropy; {loss.name} is a loss over pixels and belongs to segmentation")
+        if task == "captioning" and loss.class_weights != "none":
+            raise ValueError("class_weights weighs labels, and captions have none; leave it out")
         chosen = [name for name, value in LossSection.model_validate({}) if getattr(loss, name) != value]  # resolved.yaml holds every default
         if info.data.get("task") == "pretraining" and chosen:
             raise ValueError(f"{chosen[0]}: the loss of pretraining follows from its method; leave loss out")
@@ -216,9 +253,11 @@ class Recipe(Section):
             _check_pretraining(train)
         if model is not None and model.cached_views and any(phase.optimizer.layer_decay != 1.0 for phase in train.phases):
             raise ValueError("optimizer.layer_decay is for layers below the classifier, and model.cached_views freezes them all; leave it out")
-        metric, wrong = train.early_stop.metric if train.early_stop else None, {"classification": "miou", "segmentation": "accuracy"}
-        if metric is not None and metric == wrong.get(str(info.data.get("task"))):
-            raise ValueError(f"early_stop.metric: {info.data['task']} has no {metric}")
+        metric, known = train.early_stop.metric if train.early_stop else None, STOPPED_BY.get(str(task), ())
+        if metric is not None and task is not None and metric not in known:
+            raise ValueError(f"early_stop.metric: {task} has no {metric}; it has {', '.join(known)}")
+        if task == "captioning" and train.balanced_sampling:
+            raise ValueError("balanced_sampling draws by label, and captions have none; leave it out")
         return train
 
     @field_validator("scoring")
@@ -226,7 +265,7 @@ class Recipe(Section):
     def _scoring_fits(cls, scoring: ScoringSection | None, info: ValidationInfo) -> ScoringSection | None:
         """Segmentation always has one, so that every value stands in resolved.yaml."""
         task = info.data.get("task")
-        if task in ("classification", "pretraining") and scoring is not None:
+        if task not in (None, "segmentation") and scoring is not None:
             raise ValueError("scoring says how masks are scored and belongs to segmentation")
         return ScoringSection.model_validate({}) if task == "segmentation" and scoring is None else scoring
 
@@ -235,9 +274,24 @@ class Recipe(Section):
     def _probe_fits(cls, probe: ProbeSection | None, info: ValidationInfo) -> ProbeSection | None:
         """Pre-training always has one, so that every value stands in resolved.yaml."""
         task = info.data.get("task")
-        if task in ("classification", "segmentation") and probe is not None:
+        if task not in (None, "pretraining") and probe is not None:
             raise ValueError("probe measures features of pretraining; to probe a finished backbone train a classification with model.freeze: backbone")
         return ProbeSection.model_validate({}) if task == "pretraining" and probe is None else probe
+
+    @field_validator("text", "generation", "words")
+    @classmethod
+    def _captions_fit(cls, section: Section | None, info: ValidationInfo) -> Section | None:
+        """Captioning always has these sections, so that every value stands in resolved.yaml."""
+        task, name = info.data.get("task"), str(info.field_name)
+        if task not in (None, "captioning") and section is not None:
+            raise ValueError(f"{name} belongs to captioning; the task is {task}")
+        if task != "captioning":
+            return section
+        found = _OF_CAPTIONS[name].model_validate({}) if section is None else section
+        text = info.data.get("text")
+        if isinstance(found, GenerationSection) and text is not None and found.min_length >= text.max_length:
+            raise ValueError(f"min_length {found.min_length} leaves no room below text.max_length {text.max_length}, the end among it")
+        return found
 
     @model_validator(mode="after")
     def _early_stop_needs_val(self) -> Self:
@@ -254,6 +308,8 @@ class Recipe(Section):
         data, train = info.data.get("data"), info.data.get("train")
         if inside is None or data is None or train is None:
             return inside
+        if info.data.get("task") == "captioning":
+            raise ValueError("captioning looks at the words of captions: give words: {drawn: 12} instead of inside")
         if info.data.get("task") == "segmentation":
             inside = _for_masks(inside)
         if info.data.get("task") == "pretraining":
@@ -271,6 +327,35 @@ class Recipe(Section):
         if inside.masks is None and data.source != "scenes" and (inside.mask_target or inside.mask_ignore):
             raise ValueError(f"{'mask_target' if inside.mask_target else 'mask_ignore'} needs masks, the folder of the masks")
         return inside
+
+
+STOPPED_BY = {  # numbers of an epoch that early stopping may watch
+    "classification": ("accuracy", "loss"),
+    "pretraining": (),
+    "segmentation": ("miou", "loss"),
+    "captioning": ("cider", "exact_match", "loss"),
+}
+_OF_CAPTIONS: dict[str, type[Section]] = {"text": TextSection, "generation": GenerationSection, "words": WordsSection}
+
+
+def _captioner(model: ModelSection) -> ModelSection:
+    """The model of captioning with its decoder; ValueError for what does not belong to it."""
+    own = model.name == f"pellucid/{CAPTIONER}"
+    if model.name.startswith("pellucid/") and not own:
+        raise ValueError(f"name: {model.name} gives masks; captioning takes pellucid/{CAPTIONER} or transformers/<name on the hub or folder>")
+    if own and (model.encoder is None or not model.encoder.startswith("timm/")):
+        raise ValueError(f"encoder: {model.name} needs the backbone that sees the picture, timm/<name>; got {model.encoder!r}")
+    if own and model.pretrained is True:
+        raise ValueError(f"pretrained: {model.name} has no published weights; its backbone may have: pretrained: backbone")
+    for name in ("encoder", "encoder_stride", "decoder", "backbone_weights"):
+        if not own and getattr(model, name) is not None:
+            raise ValueError(f"{name} belongs to pellucid/{CAPTIONER}; {model.name} brings its own parts")
+    if not own and model.pretrained == "backbone":
+        raise ValueError(f"pretrained: backbone belongs to pellucid/{CAPTIONER}; {model.name} takes true or false")
+    for name, value in (("head", model.head), ("cached_views", model.cached_views), ("drop_rate", model.drop_rate), ("drop_path_rate", model.drop_path_rate)):
+        if value:
+            raise ValueError(f"{name} belongs to classification" + ("; dropout of the decoder is decoder.drop_rate" if name == "drop_rate" else ""))
+    return model.model_copy(update={"decoder": model.decoder or DecoderSection.model_validate({})}) if own else model
 
 
 def _check_pretraining(train: TrainSection) -> None:

@@ -125,8 +125,8 @@ class EarlyStopSection(Section):
     """Stop a run that no longer improves."""
 
     patience: Count = Field(description="Evaluations without improvement before training stops.")
-    metric: Literal["accuracy", "miou", "loss"] | None = Field(
-        None, description="Validation number that is watched; default: the task's own, accuracy or miou."
+    metric: Literal["accuracy", "miou", "cider", "exact_match", "loss"] | None = Field(
+        None, description="Validation number that is watched; default: the task's own, accuracy, miou or cider."
     )
 
 

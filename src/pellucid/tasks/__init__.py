@@ -51,14 +51,14 @@ def load_model(run: Run) -> nn.Module:
     """The run's final model in eval mode on the CPU. Loading executes nothing from the file."""
     if not run.final_weights.is_file():
         raise MissingError(f"{run.final_weights}: the run has no final weights. Is it finished? `pellucid resume {run.path}`")
-    module = MODELS[run.recipe.task](run.recipe, len(run.data.classes), start_weights=False)[0].module
+    module = MODELS[run.recipe.task](run.recipe, run.data.outputs, start_weights=False)[0].module
     module.load_state_dict(read_weights(run.final_weights), strict=True)
     return module.eval()
 
 
 def backbone_of(run: Run) -> str:
     """Path of the backbone in the run's model, "" where its library does not say."""
-    return MODELS[run.recipe.task](run.recipe, len(run.data.classes), start_weights=False)[0].backbone
+    return MODELS[run.recipe.task](run.recipe, run.data.outputs, start_weights=False)[0].backbone
 
 
 def runtime_of(run: Run) -> Runtime:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +13,9 @@ from pellucid.cli import shipped
 from pellucid.cli.options import AsJson, Quiet, RecipeFile, Set
 from pellucid.errors import UsageError
 from pellucid.printing import print_data_report, print_json
+
+if TYPE_CHECKING:
+    from pellucid.data.captions import CaptionCounts
 
 
 def data_check(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
@@ -23,16 +27,38 @@ def data_check(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False, qu
 
     checked = recipes.load(recipe, set_ or [])
     with Progress(quiet=quiet) as progress:
-        found = check(checked.data, seed=checked.seed, masks=checked.masked, least=checked.least_size, fewest_classes=checked.fewest_classes, progress=progress)
+        found = check(
+            checked.data,
+            seed=checked.seed,
+            masks=checked.masked,
+            captions=checked.captioned,
+            least=checked.least_size,
+            fewest_classes=checked.fewest_classes,
+            progress=progress,
+        )
     if as_json:
         print_json(asdict(found))
     else:
+        if found.captions:
+            print("\n".join([_captions_table(found.captions), *(f"note: {note}" for note in found.notes)]))
         print_data_report(found)
     fatal = [problem for problem in found.problems if problem.fatal]
     if whole := [problem.kind for problem in fatal if not problem.file]:
         raise DataError(f"training would refuse to start: {', '.join(whole)}. What stands above says how to go on.")
     if fatal and checked.data.on_bad == "refuse":
         raise DataError(f"training would refuse to start: {len(fatal)} bad images. Repair or remove them, or set data.on_bad: skip to leave them out by name.")
+
+
+def _captions_table(found: Mapping[str, CaptionCounts]) -> str:
+    """What the captions of each split are; lengths in words."""
+    from pellucid.tables import table
+
+    head = ["split", "captions", "of a picture", "words", "different", "shortest", "median", "longest"]
+    rows = []
+    for name, c in found.items():
+        each = str(c.most) if c.fewest == c.most else f"{c.fewest} to {c.most}"
+        rows.append([name, f"{c.captions:,}", each, f"{c.words:,}", f"{c.different:,}", *(f"{length:g}" for length in c.lengths)])
+    return table(head, rows)
 
 
 def recipes_ls(as_json: AsJson = False) -> None:

@@ -10,13 +10,16 @@ from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import PIL.Image
 
 from pellucid.palettes import MaskFormat
 from pellucid.run import DataProblem, SplitRecord, Vocabulary
+
+if TYPE_CHECKING:
+    from pellucid.data.text import CaptionTokenizer
 
 
 class _Packed(Sequence[str]):
@@ -197,8 +200,8 @@ class Split:
 class Dataset:
     """Classes, splits and what was found wrong with them. `skipped` names the bad files that were left out (on_bad: skip).
 
-    mask_format: how masks are written, where the samples have some. notes: what was decided while the data was read. vocabulary: the tokens of captions,
-    where the samples have some and a tokeniser was made for them.
+    mask_format: how masks are written, where the samples have some. notes: what was decided while the data was read. tokenizer: what cuts captions into tokens,
+    where the samples have some and it was made for them.
     """
 
     classes: tuple[str, ...]
@@ -207,9 +210,9 @@ class Dataset:
     skipped: list[str] = field(default_factory=list)
     mask_format: MaskFormat | None = None
     notes: list[str] = field(default_factory=list)
-    vocabulary: Vocabulary | None = None
+    tokenizer: CaptionTokenizer | None = None
 
     @property
     def outputs(self) -> int | Vocabulary:
         """What a model for this data tells apart: its number of classes, or the tokens of captions."""
-        return len(self.classes) if self.vocabulary is None else self.vocabulary
+        return len(self.classes) if self.tokenizer is None else self.tokenizer.vocabulary

@@ -35,6 +35,7 @@ from pellucid.run import DataProblem
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
 
+UNLABELLED = "unlabelled"  # the class of images without labels
 IMBALANCE = 10  # largest over smallest class of train above which it is said
 
 _INSPECTION_VERSION = 1  # goes up when images.findings says something else about the same bytes
@@ -364,6 +365,8 @@ def _difference(split: Inspected, i: int, j: int, classes: Sequence[str]) -> str
     """What is said otherwise of sample i than of j, which has the same content; "" where nothing is."""
     if split.masks is not None:
         return "" if split.masks.hashes[i] == split.masks.hashes[j] else ", under another mask"
+    if split.captions is not None:
+        return "" if split.captions.texts[i] == split.captions.texts[j] else ", under other captions"
     one, other = split.labels[j], split.labels[i]
     return "" if one == other else f", under another label: {classes[other]!r} here, {classes[one]!r} there"
 

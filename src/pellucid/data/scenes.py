@@ -18,6 +18,7 @@ import numpy as np
 
 from pellucid.errors import DataError
 
+SIZES = ("large", "small")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (216, 48, 44),
@@ -52,7 +53,11 @@ class Object:
     box: tuple[int, int, int, int]
 
     def __str__(self) -> str:
-        return f"a {self.size} {self.color} {self.shape}"
+        return _phrase(self.size, self.color, self.shape)
+
+
+def _phrase(size: str, color: str, shape: str) -> str:
+    return f"a {size} {color} {shape}"
 
 
 @dataclass(frozen=True)
@@ -72,25 +77,21 @@ class Scene:
 
 def draw(index: int, *, split: str, image_size: tuple[int, int], seed: int = 0) -> Scene:
     """The scene of an index in a split, `image_size` = (H, W) in pixels. Six scenes in a row hold each class once."""
-    height, width = image_size
-    if min(image_size) < SMALLEST_SIDE:
-        raise DataError(f"scenes: image_size is at least {SMALLEST_SIDE} pixels on both sides, got {height} x {width}")
     words = _Words(_key(index, split, image_size, seed))
-    large_shape = index % len(SHAPES)
-    small_shape = (large_shape + 1 + words.below(len(SHAPES) - 1)) % len(SHAPES)
-    large_color = words.below(len(COLORS))
-    small_color = (large_color + 1 + words.below(len(COLORS) - 1)) % len(COLORS)
-    relation = ("above", "left of")[words.below(2)]
-    large, small, small_first = _places(words, image_size, vertical=relation == "above")
-
-    image = _background(words, image_size, (large_color, small_color))
+    plan = _planned(words, index, image_size)
+    image = _background(words, image_size, plan.colors)
     mask = np.zeros(image_size, np.uint8)
     drawn = []
-    for size, shape, color, (row, column, radius) in (("large", large_shape, large_color, large), ("small", small_shape, small_color, small)):
+    for size, shape, color, (row, column, radius) in zip(SIZES, plan.shapes, plan.colors, plan.places, strict=True):
         name = list(COLORS)[color]
         drawn.append(Object(SHAPES[shape], name, size, _paint(image, mask, shape, COLORS[name], row, column, radius)))
-    first, second = (drawn[1], drawn[0]) if small_first else (drawn[0], drawn[1])
-    return Scene(image, large_shape, mask, f"{first} {relation} {second}", (first, second))
+    first, second = (drawn[one] for one in plan.order)
+    return Scene(image, plan.shapes[0], mask, plan.caption, (first, second))
+
+
+def caption(index: int, *, split: str, image_size: tuple[int, int], seed: int = 0) -> str:
+    """The caption of a scene; nothing is drawn."""
+    return _planned(_Words(_key(index, split, image_size, seed)), index, image_size).caption
 
 
 def name(index: int, *, split: str) -> str:
@@ -129,6 +130,35 @@ class _Words:
 # ── where things are ──────────────────────────────────────────────────────────────────────────────────────────
 
 Place = tuple[int, int, int]  # row and column of the centre, radius; all in 1/8 pixel
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a scene holds, before it is drawn: of the large and the small object the shape and the color by index, and the place. order: of the caption."""
+
+    shapes: tuple[int, int]
+    colors: tuple[int, int]
+    places: tuple[Place, Place]
+    relation: str
+    order: tuple[int, int]
+
+    @property
+    def caption(self) -> str:
+        first, second = (_phrase(SIZES[one], list(COLORS)[self.colors[one]], SHAPES[self.shapes[one]]) for one in self.order)
+        return f"{first} {self.relation} {second}"
+
+
+def _planned(words: _Words, index: int, image_size: tuple[int, int]) -> _Plan:
+    """The first draws of a scene; those of its background come behind them."""
+    if min(image_size) < SMALLEST_SIDE:
+        raise DataError(f"scenes: image_size is at least {SMALLEST_SIDE} pixels on both sides, got {image_size[0]} x {image_size[1]}")
+    large_shape = index % len(SHAPES)
+    small_shape = (large_shape + 1 + words.below(len(SHAPES) - 1)) % len(SHAPES)
+    large_color = words.below(len(COLORS))
+    small_color = (large_color + 1 + words.below(len(COLORS) - 1)) % len(COLORS)
+    relation = ("above", "left of")[words.below(2)]
+    large, small, small_first = _places(words, image_size, vertical=relation == "above")
+    return _Plan((large_shape, small_shape), (large_color, small_color), (large, small), relation, (1, 0) if small_first else (0, 1))
 
 
 def _places(words: _Words, image_size: tuple[int, int], *, vertical: bool) -> tuple[Place, Place, bool]:

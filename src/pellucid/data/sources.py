@@ -5,6 +5,7 @@
   table    a CSV (comma-separated, UTF-8) with a file name and a label in each row
   images   <split>/**/<name>.jpg, without labels: all of one class
   pairs    an image and a mask file for each; see pairs.py
+  captions a CSV or a COCO JSON with captions of images; see captions.py
   scenes, digits                         embedded, offline, any number (digits: 1,797)
   torchvision:<Name>, huggingface:<name> see hubs.py
 
@@ -29,32 +30,42 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from pellucid.data import captions as described
 from pellucid.data import hubs, pairs, scenes
-from pellucid.data.dataset import Dataset, Hashes, Masks, Names
+from pellucid.data.dataset import Captions, Dataset, Hashes, Masks, Names, Thing
 from pellucid.data.folders import classes_file, existing, files_below, lines_of, of_files, split_paths
 from pellucid.data.images import ENDINGS
-from pellucid.data.inspection import Gathered, Inspected, Listed, Listing, Progress, inspect, large_enough, listed, problems
+from pellucid.data.inspection import UNLABELLED, Gathered, Inspected, Listed, Listing, Progress, inspect, large_enough, listed, problems
 from pellucid.errors import DataError, did_you_mean
 from pellucid.palettes import MaskFormat
 from pellucid.recipe import DataSection
 from pellucid.run import DataProblem
+from pellucid.schema.data import CAPTION_SOURCES
+from pellucid.word_findings import COLOR, NOUN
 
-UNLABELLED = "unlabelled"  # the class of images without labels
 _DRAWN = 1000  # scenes between two words of progress
 
 
 def load_dataset(
-    data: DataSection, *, seed: int, masks: bool = False, least: tuple[int, int] | None = None, fewest_classes: int = 2, progress: Progress | None = None
+    data: DataSection,
+    *,
+    seed: int,
+    masks: bool = False,
+    captions: bool = False,
+    least: tuple[int, int] | None = None,
+    fewest_classes: int = 2,
+    progress: Progress | None = None,
 ) -> Dataset:
     """Classes, splits and problems of the data of a recipe. DataError names what cannot be used and how to go on.
 
     masks: the samples with their masks, whose classes are those of the data set; pairs have nothing else.
+    captions: the samples with their captions; source captions has nothing else. No tokeniser is made for them here.
     least: smallest (height, width) of a training image file, a smaller one is bad; None where images are resized to what a crop needs.
     fewest_classes: of fewer labels than that nothing can be learned.
     Every source is a fixed set, so `seed` decides nothing: runs of several seeds are measured on the same images.
     progress(what, done, total) is called while files are read.
     """
-    found = gather(data, masks=masks, least=least, fewest_classes=fewest_classes, progress=progress)
+    found = gather(data, masks=masks, captions=captions, least=least, fewest_classes=fewest_classes, progress=progress)
     bad = [problem for problem in found.problems if problem.fatal]
     if whole := next((problem for problem in bad if not problem.file), None):
         raise DataError(f"{whole.split}: {whole.detail}")
@@ -83,15 +94,27 @@ def _why_empty(data: DataSection, name: str, bad: Sequence[DataProblem]) -> str:
 
 
 def gather(
-    data: DataSection, *, masks: bool = False, least: tuple[int, int] | None = None, fewest_classes: int = 2, progress: Progress | None = None
+    data: DataSection,
+    *,
+    masks: bool = False,
+    captions: bool = False,
+    least: tuple[int, int] | None = None,
+    fewest_classes: int = 2,
+    progress: Progress | None = None,
 ) -> Gathered:
     """Every split listed, read and inspected. Bad images are problems here; a layout that cannot be followed is a DataError. Arguments as of load_dataset."""
+    if captions and data.source not in CAPTION_SOURCES:
+        raise DataError(f"data.source: {data.source} has no captions; captioning takes {' or '.join(CAPTION_SOURCES)}")
     if data.source == "pairs":
         found = pairs.read(data, progress)
+    elif data.source == "captions":
+        found = described.read(data, progress)
     elif masks:
         found = _masked_scenes(data, progress)
     else:
         found = _labelled(data, least is not None, fewest_classes, progress)
+    if captions and data.source == "scenes":
+        found = replace(found, splits={name: _with_captions(split, name, data.size) for name, split in found.splits.items()})
     splits = _with_fraction(found.splits, data.val) if isinstance(data.val, float) else found.splits
     if least is not None:
         splits = splits | {"train": large_enough(splits["train"], least)}
@@ -344,6 +367,19 @@ def _scene_masks(split: str, count: int, size: tuple[int, int], layout: MaskForm
         if progress is not None and ((i + 1) % _DRAWN == 0 or i + 1 == count):
             progress(f"drawing masks of {split}", i + 1, count)
     return Masks(pixels, Hashes(np.zeros((count, 16), np.uint8)), open_mask)
+
+
+def _with_captions(split: Inspected, name: str, size: tuple[int, int]) -> Inspected:
+    """Drawn scenes with the caption of each, and its two objects as things: one noun, one colour and the pixels of each."""
+
+    def things(i: int) -> list[Thing]:
+        scene = scenes.draw(i, split=name, image_size=size)
+        return [
+            Thing({NOUN: frozenset({one.shape}), COLOR: frozenset({one.color})}, scene.mask == 1 + scenes.SHAPES.index(one.shape)) for one in scene.objects
+        ]  # the two objects of a scene have different shapes and colours
+
+    texts = [(scenes.caption(i, split=name, image_size=size),) for i in range(len(split.names))]
+    return replace(split, captions=Captions(texts, things))
 
 
 def digits(data: DataSection, progress: Progress | None) -> Listed:

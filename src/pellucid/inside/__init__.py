@@ -4,6 +4,7 @@ with inside.record(model) as rec: model(images)     attention of every layer, th
 inside.attention_map(model, images)                 (B, gh, gw) of the class token, any layer and head; attention_rollout; relevance; grad_cam
 inside.position_similarity(model)                   (gh, gw, gh, gw) of position embeddings
 inside.project(features, labels, ...)               (E, n, 2) planes of features over epochs
+inside.word_maps(model, generate, forced)           where a captioner looked for each word of a caption, each map checked; caption_maps
 inside.score_maps(...), inside.deletion(...)        how far a map can be believed, beside its baselines
 """
 
@@ -19,6 +20,7 @@ from pellucid.inside.maps import AttentionMap, attention_layers, attention_map, 
 from pellucid.inside.positions import Positions, position_similarity
 from pellucid.inside.projection import Projection, project
 from pellucid.inside.relevance import relevance
+from pellucid.inside.words import WordMaps, caption_maps, word_maps
 
 __all__ = [
     "AttentionMap",
@@ -29,11 +31,13 @@ __all__ = [
     "Projection",
     "Record",
     "Recording",
+    "WordMaps",
     "artefacts",
     "attention_layers",
     "attention_map",
     "attention_modules",
     "attention_rollout",
+    "caption_maps",
     "deletion",
     "find_classifier",
     "grad_cam",
@@ -50,4 +54,5 @@ __all__ = [
     "record",
     "relevance",
     "score_maps",
+    "word_maps",
 ]

@@ -2,7 +2,7 @@
 
 Each function returns a `matplotlib.figure.Figure` without pyplot's global state; `save` writes it. `runs` draws the numbers of a
 run, `pretraining` what the epochs of a pre-training say, `masks` a segmentation's and its masks, `inside` and `projections` what was seen
-inside a model; `overlays` puts a map on a photograph without drawing a figure.
+inside a model, `words` where a captioner looked; `overlays` puts a map on a photograph without drawing a figure.
 """
 
 from pellucid.figures.inside import attention_sheet, bias_figure, epochs_strip, heads_sheet, positions_figure, scores_figure
@@ -21,6 +21,7 @@ from pellucid.figures.runs import (
     write_run_figures,
 )
 from pellucid.figures.style import COLOURS, DASHES, save
+from pellucid.figures.words import word_overlays, word_scores_figure, words_strip, write_caption_figures, write_word_strips
 
 __all__ = [
     "COLOURS",
@@ -48,8 +49,13 @@ __all__ = [
     "reliability_diagram",
     "save",
     "scores_figure",
+    "word_overlays",
+    "word_scores_figure",
+    "words_strip",
+    "write_caption_figures",
     "write_mask_figures",
     "write_mask_sheets",
     "write_pretraining_figures",
     "write_run_figures",
+    "write_word_strips",
 ]

@@ -15,14 +15,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pellucid import findings, mask_findings
+from pellucid import findings, mask_findings, word_findings
+from pellucid.caption_readings import caption_charts
 from pellucid.errors import RunError
 from pellucid.readings import Chart, Curve, by_epoch, curve, learning_rate
 from pellucid.recipe import Recipe
-from pellucid.report import charts, masks, pictures, settings
+from pellucid.report import captions, charts, masks, pictures, settings
 from pellucid.report.content import Mistake, Reading, read_predictions
 from pellucid.report.inside import Inside, read_inside
-from pellucid.report.pretraining import alarms, read_pretraining
+from pellucid.report.pretraining import Pretrained, alarms, read_pretraining
 from pellucid.report.template import render_template
 from pellucid.run import DONE, DataRecord, Measurement, Run, RunRecord, rounded
 
@@ -86,12 +87,15 @@ def render(run: Run) -> str:
     data = run.data if _has(run, "data.json") else None
     headline = record.measurements[0] if record.measurements else None
     split = _shown_split(run, headline)
-    of_pixels, of_features = recipe.task == "segmentation", recipe.task == "pretraining"
-    reading = None if data is None or split is None or of_pixels or of_features else _reading(run, data, split, recipe.seed)
+    of_pixels, of_features, of_captions = (recipe.task == task for task in ("segmentation", "pretraining", "captioning"))
+    of_classes = not (of_pixels or of_features or of_captions)
+    reading = None if data is None or split is None or not of_classes else _reading(run, data, split, recipe.seed)
     features = read_pretraining(run, record, recipe, data) if of_features else None
     masked = None if data is None or split is None or not of_pixels else _masked(run, record, data, split, recipe)
+    captioned = None if data is None or split is None or not of_captions else captions.read_captions(run, data, recipe, record.measurements, split=split)
     inside = _inside(run)
-    room = masks.MAX_PICTURE_BYTES - (0 if masked is None else masked.bytes) - (0 if inside is None else _picture_bytes(inside))
+    taken = [0 if masked is None else masked.bytes, 0 if captioned is None else captioned.bytes, 0 if inside is None else _picture_bytes(inside)]
+    room = masks.MAX_PICTURE_BYTES - sum(taken)
     return render_template(
         "report.html",
         name=run.name,
@@ -101,13 +105,15 @@ def render(run: Run) -> str:
         promise=_promise(run, record),
         measurements=[m for m in record.measurements if m.key not in _in_class_table(reading, masked)],
         recalls={m.key: m for m in record.measurements},
-        alerts=_alerts(run, record, reading) + ([masked.alert] if masked is not None and masked.alert else []),
+        alerts=_alerts(run, record, reading) + [of.alert for of in (masked, captioned) if of is not None and of.alert],
         problems=[] if data is None else data.problems[:MAX_PROBLEMS],
         num_problems=0 if data is None else len(data.problems),
         skipped=[] if data is None else data.skipped,
         alarms=alarms(record),
-        drawings=_drawings(run.metrics(), accuracy="Pixel accuracy" if of_pixels else "Accuracy") if features is None else _charts(run, features.charts),
+        drawings=_curves(run, features, of_pixels=of_pixels, of_captions=of_captions),
         features=features,
+        captions=captioned,
+        words=captions.read_words(run, room=room) if of_captions else None,
         masks=masked,
         masks_over_epochs=masks.read_masks_over_epochs(run, room=room) if of_pixels else None,
         pixel_rows=[] if data is None or data.mask_format is None else masks.pixel_rows(data),
@@ -121,7 +127,7 @@ def render(run: Run) -> str:
         data=data,
         data_rows=None if data is None or len(data.classes) > BAR_CLASSES else _data_rows(data),
         strips={}
-        if data is None
+        if data is None or of_captions
         else {name: charts.bar_strip(split.counts, data.classes, label=f"Samples of each class in {name}") for name, split in data.splits.items()},
         groups=settings.groups(recipe),
         environment=_flat(run.environment) if _has(run, "environment.json") else None,
@@ -170,7 +176,7 @@ def _facts(recipe: Recipe, record: RunRecord, data: DataRecord | None) -> list[t
     if record.num_params:
         facts.append(("parameters", rounded(record.num_params, "count")))
     if data is not None:
-        facts.append(("data", f"{data.source}, {len(data.classes):,} classes"))
+        facts.append(("data", f"{data.source}, " + (f"{len(data.classes):,} classes" if data.vocabulary is None else f"{data.vocabulary.size:,} tokens")))
     facts.append(("epochs", f"{record.epoch} of {recipe.epochs}"))
     facts.append(("weights", record.selected))
     facts.append(("seed", str(recipe.seed)))
@@ -217,15 +223,24 @@ def _drawings(lines: Sequence[dict[str, Any]], *, accuracy: str) -> list[Drawing
     ]
 
 
+def _curves(run: Run, features: Pretrained | None, *, of_pixels: bool, of_captions: bool) -> list[Drawing]:
+    """The charts of a run, by what its task watches."""
+    if features is not None:
+        return _charts(run, features.charts)
+    if of_captions:
+        return _charts(run, caption_charts(run.metrics(), run.measurements))
+    return _drawings(run.metrics(), accuracy="Pixel accuracy" if of_pixels else "Accuracy")
+
+
 def _charts(run: Run, wanted: Sequence[Chart]) -> list[Drawing]:
-    """Charts of a pre-training, and its learning rate."""
+    """Charts of a pre-training or a captioning, and its learning rate."""
     found = [
         Drawing(
             c.title,
             charts.line_chart(
                 c.curves, title=c.title, x_label="epoch", y_label=c.y_label, unit=c.unit, levels=c.levels, shown=c.shown, shaded_below=c.collapsed
             ),
-            charts.legend([*c.curves, *c.levels]) if c.levels else Markup(""),
+            charts.legend([*c.curves, *c.levels]) if len(c.curves) + len(c.levels) > 1 else Markup(""),
             c.note,
         )
         for c in wanted
@@ -265,9 +280,9 @@ def _in_class_table(reading: Reading | None, masked: masks.MaskReading | None) -
 
 
 def _inside(run: Run) -> Inside | None:
-    """What was seen inside; None as well where masks over epochs are all that was kept."""
-    masks_alone = (run.inside / mask_findings.FINDINGS).is_file() and not (run.inside / findings.FINDINGS).is_file()
-    return None if masks_alone else read_inside(run)
+    """What was seen inside; None as well where masks over epochs, or words, are all that was kept."""
+    others = [run.inside / mask_findings.FINDINGS, run.inside / word_findings.WORDS]
+    return None if any(path.is_file() for path in others) and not (run.inside / findings.FINDINGS).is_file() else read_inside(run)
 
 
 def _picture_bytes(inside: Inside) -> int:

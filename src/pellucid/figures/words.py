@@ -1,0 +1,251 @@
+"""Where a captioner looked for each word: strips of a photograph with one panel a word, and how far these maps can be believed.
+
+Photos are (H, W, 3) uint8 RGB, maps (W, gh, gw) >= 0 of the words of one picture in the order of its caption. All maps of a picture share one scale, from
+0 to the highest value among them, so that its words compare; pictures do not compare with each other. A map lies over the photograph as in `overlays`: the
+colour of each pixel has the weight LIGHT to STRONG over the photo in grey. `ground` and `layer` are the two parts of that, for pages that lay many words
+over one picture.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import PIL.Image
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from numpy.typing import ArrayLike, NDArray
+
+from pellucid.caption_readings import CHOSEN, KIND_NAMES, caption_charts, hardest_baseline, layer_name, word_maps
+from pellucid.errors import RunError, UsageError
+from pellucid.figures.inside import SHEET_SIDE, fitted_view, scores_figure
+from pellucid.figures.overlays import DIMMED, LIGHT, MAP_COLOURS, STRONG, View, coloured, reduced, stretched
+from pellucid.figures.pretraining import chart_figure
+from pellucid.figures.runs import learning_rate_curve
+from pellucid.figures.style import STYLE, plain_text, save
+from pellucid.findings import IMAGES, ImageFinding, Score
+from pellucid.readings import learning_rate
+from pellucid.run import Run, rounded
+from pellucid.word_findings import WORDS, CaptionFinding, FoundWord, WordsFindings, load_words
+
+DRAWN = 3  # pictures of a run that get a strip in its figures; the report shows more, and the arrays hold all
+COLUMNS = 6  # panels beside each other
+SHOWN_SCORES = ("mass", "pointing")  # below a word; all measures stand in the figure of scores
+DRAWN_SCORES = ("mass", "pointing", "rank")
+IS_NOT = "It is neither why the model chose the word nor where the thing is"
+_LONGEST_WORD, _LONGEST_CAPTION = 18, 300  # letters of a title
+_MISSING = "\N{WHITE SQUARE}"  # instead of a letter that the figure's font lacks
+_PARTS = {"learning_curves": ("loss", "token_accuracy"), "captions": ("cider", "exact_match")}  # charts beside each other in one file
+
+
+def ground(photo: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
+    """What the layers of words are laid over: the photo in grey where the model saw it, at DIMMED of its brightness elsewhere; (H, W, 3) uint8."""
+    inside = _inside(photo.shape[:2], view)[..., None]
+    grey = np.asarray(PIL.Image.fromarray(photo).convert("L"))[..., None]
+    return np.where(inside, grey, np.rint(photo * np.float32(DIMMED)).astype(np.uint8))
+
+
+def layer(size: tuple[int, int], values: ArrayLike, view: View, *, most: float) -> NDArray[np.uint8]:
+    """A map at each pixel of a picture of `size` (height, width), as a layer over `ground`: (H, W, 4) uint8, transparent outside the view.
+
+    values: (gh, gw), >= 0. most: the value that is brightest, the highest of all words of the picture.
+    """
+    scaled = np.asarray(values, dtype=np.float64) / most if most > 0 else np.zeros(np.shape(values))
+    share = np.clip(stretched(scaled, size, view), 0.0, 1.0)
+    opacity = np.where(_inside(size, view), LIGHT + (STRONG - LIGHT) * share, 0.0)
+    return np.concatenate([coloured(share, MAP_COLOURS), np.rint(255 * opacity).astype(np.uint8)[..., None]], axis=-1)
+
+
+def word_overlays(photo: NDArray[np.uint8], finding: CaptionFinding, maps: ArrayLike) -> list[NDArray[np.uint8]]:
+    """The photo with the map of each word over it, (H, W, 3) uint8 at the photo's own resolution, all on one scale."""
+    values, view = _checked(maps, finding), picture_view(finding, photo)
+    below, most = PIL.Image.fromarray(ground(photo, view)).convert("RGBA"), float(values.max(initial=0.0))
+    size = (photo.shape[0], photo.shape[1])
+    return [np.asarray(PIL.Image.alpha_composite(below, PIL.Image.fromarray(layer(size, one, view, most=most))).convert("RGB")) for one in values]
+
+
+def words_strip(
+    photo: NDArray[np.uint8], finding: CaptionFinding, maps: ArrayLike, *, how: str = "", scores: Mapping[str, Sequence[Score]] | None = None
+) -> Figure:
+    """One picture: the photo, and a panel for each word of its caption with its map, the query and, where it was scored, its measures.
+
+    maps: (W, gh, gw). how: in words, what a map is. scores: {kind of word: scores of the whole set}, whose baselines stand below the figure and beside the
+    measures of a word. finding.view is in pixels of a photo of finding.size (height, width); `photo` may be a smaller copy of it.
+    """
+    values, of_kind = _checked(maps, finding), scores or {}
+    picture, _ = reduced(photo, None, SHEET_SIDE)
+    tiles = [("photo", "", picture)]
+    for word, tile in zip(finding.words, word_overlays(picture, finding, values), strict=True):
+        tiles.append((_short(word.text, _LONGEST_WORD), _below(word, of_kind.get(word.kind, ())), tile))
+    columns = max(3, min(len(tiles), COLUMNS))
+    rows = -(-len(tiles) // columns)
+    tall, lines = 2.1 * picture.shape[0] / picture.shape[1], 1 + max(below.count("\n") for _, below, _ in tiles)
+    title = textwrap.fill(f"{finding.file}: {_short(finding.caption, _LONGEST_CAPTION) or 'no word was found'}", 25 * columns)
+    notes = "\n".join(textwrap.fill(_letters(note), 41 * columns) for note in strip_notes(finding, values, how=how, scores=of_kind))
+    height = rows * (tall + 0.35 + 0.15 * lines) + 0.19 * (title.count("\n") + 1) + 0.16 * (notes.count("\n") + 1) + 0.3
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.2 * columns + 0.7, height), layout="constrained")
+        figure.suptitle(plain_text(_letters(title)), x=0.01, ha="left", fontsize=10, fontweight="bold")
+        figure.supxlabel(plain_text(notes), x=0.01, ha="left", fontsize=7.5)
+        cells = figure.subplots(rows, columns, squeeze=False)
+        for axes in cells.flat:
+            axes.set_axis_off()
+        for axes, (name, below, tile) in zip(cells.flat, tiles, strict=False):
+            axes.set_axis_on()
+            axes.imshow(tile)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            axes.set_title(plain_text(_letters(name)), fontsize=9.5)
+            axes.set_xlabel(plain_text(_letters(below)), fontsize=7, loc="left")
+        if values.size:
+            scale = ScalarMappable(Normalize(0.0, float(values.max()) or 1.0), MAP_COLOURS)
+            bar = figure.colorbar(
+                scale, ax=cells, label="attention on one patch", aspect=14 * min(rows, 2), shrink=min(1.0, 2 / rows), anchor=(0.0, 1.0), pad=0.01
+            )
+            bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def strip_notes(finding: CaptionFinding, maps: NDArray[np.float64], *, how: str, scores: Mapping[str, Sequence[Score]]) -> list[str]:
+    """The sentences below a strip: what a map is and is not, its query, the scale, the check of the maps, and the measures of the whole set."""
+    notes = [
+        f"A map is where the decoder looked in the step that gave the word. Its query is the word before, named below it: the word itself was not known yet. "
+        f"{IS_NOT}." + (f" It is {how.rstrip('.')}." if how else "")
+    ]
+    if maps.size:
+        gh, gw = finding.grid
+        notes.append(
+            f"One scale for all words of this picture: from 0 (dark) to {rounded(float(maps.max()))} (bright) of a word's attention on one of "
+            f"{gh} x {gw} patches; even attention would be {rounded(1 / (gh * gw))} on each. "
+            f"The maps differ by at most {rounded(finding.agreement, 'rate')} from one pass over the whole caption."
+        )
+    measured = [_of_set(KIND_NAMES.get(kind, kind), list_) for kind, list_ in scores.items()]
+    return notes + ([said for said in measured if said] or ["Not measured: nobody says where the things of these pictures are."])
+
+
+def word_scores_figure(findings: WordsFindings) -> Figure:
+    """Mass, pointing and rank of nouns and colour words for the drawn maps and for each layer, beside their baselines. UsageError without a score."""
+    named = [
+        replace(score, method=f"{KIND_NAMES.get(kind, kind)}, {_letters(layer_name(findings, of))}")
+        for kind in dict.fromkeys(kind for kinds in findings.scores.values() for kind in kinds)
+        for of, kinds in findings.scores.items()
+        for score in kinds.get(kind, [])
+        if score.measure in DRAWN_SCORES and score.baselines
+    ]
+    return scores_figure(named)
+
+
+def write_caption_figures(run: Run) -> list[Path]:
+    """Draw what a captioning holds into its figures/ folder and return the files: curves, strips of its first pictures, scores of its words.
+
+    What the run does not have is left out.
+    """
+    charts, files = caption_charts(run.metrics(), run.measurements), []
+    for name, wanted in _PARTS.items():
+        if chosen := [chart for chart in charts if chart.name in wanted]:
+            files += save(chart_figure(chosen), run.figures / name)
+    rate = learning_rate(run.metrics())
+    files += save(learning_rate_curve(rate), run.figures / "learning_rate") if rate.points else []
+    if not (run.inside / WORDS).is_file():
+        return files
+    findings = load_words(run.inside)
+    files += write_word_strips(run.inside, findings, run.figures / "words", most=DRAWN)
+    if any(score.measure in DRAWN_SCORES and score.baselines for kinds in findings.scores.values() for scores in kinds.values() for score in scores):
+        files += save(word_scores_figure(findings), run.figures / "word_scores")
+    return files
+
+
+def write_word_strips(folder: Path, findings: WordsFindings, out: Path, *, most: int, photos: Sequence[NDArray[np.uint8]] | None = None) -> list[Path]:
+    """The strips of the first `most` pictures of a folder of word findings, as files of `out`; photos: in place of the smaller copies in the folder."""
+    files = []
+    for i, (finding, maps) in enumerate(zip(findings.images[:most], word_maps(folder, findings), strict=False)):
+        photo = photos[i] if photos is not None else _kept(folder / IMAGES / f"{i}.webp")
+        try:
+            figure = words_strip(photo, finding, maps, how=findings.how, scores=findings.scores.get(CHOSEN))
+        except UsageError as error:
+            raise RunError(f"{folder}: {error}; the folder was changed") from None
+        files += save(figure, out / f"{i:03d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', Path(finding.file).stem)[:60]}")
+    return files
+
+
+def picture_view(finding: CaptionFinding, photo: NDArray[np.uint8]) -> View:
+    """The view of a finding in pixels of `photo`, which is the picture that was captioned or a smaller copy of it."""
+    return fitted_view(ImageFinding(finding.file, finding.size, finding.view), photo)
+
+
+def own_scores(word: FoundWord, scores: Sequence[Score]) -> list[tuple[str, float, Score]]:
+    """(measure, value, score of the set) of what stands below a word: its mass and pointing, where the set has baselines to put beside them."""
+    by_measure = {score.measure: score for score in scores if score.baselines}
+    return [(name, word.scores[name], by_measure[name]) for name in SHOWN_SCORES if name in word.scores and name in by_measure]
+
+
+# ── parts ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _below(word: FoundWord, scores: Sequence[Score]) -> str:
+    lines = [f"after “{_short(word.query, _LONGEST_WORD)}”"]
+    for name, value, score in own_scores(word, scores):
+        best = hardest_baseline(score)
+        lines.append(f"{name} {rounded(value, score.value.unit)} ({best} {score.baselines[best]})")
+    return "\n".join(lines)
+
+
+def _of_set(kind: str, scores: Sequence[Score]) -> str:
+    """`Nouns of val, n = 300: mass 0.41 (uniform 0.1, centre 0.22), …` of the measures with baselines; "" without one."""
+    said = []
+    for score in scores:
+        if score.measure in SHOWN_SCORES and score.baselines:
+            beside = ", ".join(f"{name} {m}" for name, m in score.baselines.items())
+            said.append(f"{score.measure} {score.value} against {beside}")
+    if not said:
+        return ""
+    value = next(score.value for score in scores if score.measure in SHOWN_SCORES and score.baselines)
+    return f"{kind.capitalize()} of {value.split}, n = {value.n:,}: {'; '.join(said)}."
+
+
+def _checked(maps: ArrayLike, finding: CaptionFinding) -> NDArray[np.float64]:
+    """(W, gh, gw) float64; UsageError where they are not the maps of the finding's words."""
+    values = np.asarray(maps, dtype=np.float64)
+    if values.shape != (len(finding.words), *finding.grid) or not np.isfinite(values).all() or values.min(initial=0.0) < 0:
+        expected = f"a map (gh, gw) = {finding.grid} of finite numbers >= 0 for each of {len(finding.words)} words"
+        raise UsageError(f"{finding.file}: expected {expected}, got shape {values.shape}, lowest {values.min(initial=0.0):g}")
+    return values
+
+
+def _inside(size: Sequence[int], view: View) -> NDArray[np.bool_]:
+    """(H, W): the pixels whose centres the model saw."""
+    top, left, height, width = view
+    y, x = np.arange(size[0])[:, None] + 0.5, np.arange(size[1])[None] + 0.5
+    return (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
+
+
+def _kept(path: Path) -> NDArray[np.uint8]:
+    try:
+        with PIL.Image.open(path) as opened:
+            return np.asarray(opened.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
+        raise RunError(f"{path}: the picture of the words cannot be read: {error}; the folder was changed") from None
+
+
+def _short(text: str, most: int) -> str:
+    one_line = " ".join(text.split())
+    return one_line if len(one_line) <= most else f"{one_line[: most - 1]}…"
+
+
+def _letters(text: str) -> str:
+    """The text with a square for each letter that the figure's font lacks, which matplotlib would warn of."""
+    known = _drawable()
+    return "".join(letter if letter == "\n" or ord(letter) in known else _MISSING for letter in text)
+
+
+@functools.cache
+def _drawable() -> frozenset[int]:
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())

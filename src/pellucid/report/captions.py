@@ -1,0 +1,407 @@
+"""What a report says about a captioning: numbers beside captions that need no network, best and worst captions, sameness, where the decoder looked.
+
+NumPy and Pillow only; matplotlib lends its colours and is loaded for runs whose words were drawn. Numbers and their intervals are those that the run states;
+which captions are best and worst is measured again from the saved captions. The words of a picture lie over it as layers, small WebP pictures that are
+transparent where the model did not see: each has the photograph below it, so that a picture is in the page once. Pictures share a budget of bytes, and what
+did not fit is said.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from pellucid.caption_readings import BASELINES, CHOSEN, KIND_NAMES, NAMES, extremes, found_captions, hardest_baseline, layer_name, word_maps
+from pellucid.caption_scores import cider_d, never_produced
+from pellucid.errors import RunError, UsageError
+from pellucid.findings import BETTER, IMAGES, WORSE, Score, verdict
+from pellucid.recipe import Recipe
+from pellucid.report import pictures
+from pellucid.run import DataRecord, Measurement, Run, rounded
+from pellucid.schema.captioning import GenerationSection
+from pellucid.word_findings import WORDS, CaptionFinding, FoundWord, WordsFindings, load_words
+
+MOST_SHOWN = 8  # pictures with the best, and with the worst captions
+MOST_COMMON, MOST_NEVER = 10, 30  # captions that were produced most often, words that never were
+MAX_REFERENCES = 5  # of a picture
+MAX_STRIPS = 24
+PHOTO_SIDE, LAYER_SIDE = 360, 160  # pixels of the long side; a layer is smooth, a photograph is not
+SAME = 0.1  # distinct captions over all, below which pictures share their captions
+LEAST = 10  # pictures from which sharing says something
+
+
+@dataclass(frozen=True)
+class NumberRow:
+    """A measurement of the captions and of each baseline, None where it was not measured."""
+
+    name: str
+    found: Measurement
+    baselines: list[Measurement | None]
+
+
+@dataclass(frozen=True)
+class Described:
+    """A picture with the caption that was found and its own; score: its part of CIDEr-D. uri: its thumbnail, None for the reason that `missing` says."""
+
+    file: str
+    caption: str
+    references: list[str]
+    score: Measurement
+    uri: str | None
+    missing: str
+
+
+@dataclass(frozen=True)
+class CaptionReading:
+    """Everything a report shows of one split's captions. terms: (term, text) of how they were found; shared: how many differ, and whether that is too few."""
+
+    split: str
+    n: int
+    rows: list[NumberRow]
+    baselines: list[str]
+    sentences: list[str]
+    terms: list[tuple[str, str]]
+    shared: str
+    alert: str
+    common: list[tuple[str, int]]
+    never: list[tuple[str, int]]
+    best: list[Described]
+    worst: list[Described]
+
+    @property
+    def bytes(self) -> int:
+        """Of the pictures in it, as text."""
+        return sum(len(picture.uri or "") for picture in (*self.best, *self.worst))
+
+
+@dataclass(frozen=True)
+class OwnNumber:
+    """A measure of one word beside the hardest baseline of the set."""
+
+    measure: str
+    value: Measurement
+    baseline: str
+    beside: Measurement
+
+
+@dataclass(frozen=True)
+class WordCell:
+    """A word of a caption with its layer as a CSS value; alt says the word, its query and where the map is highest."""
+
+    word: FoundWord
+    layer: Markup
+    alt: str
+    scores: list[OwnNumber]
+
+
+@dataclass(frozen=True)
+class WordStrip:
+    """A picture with its words. photo, ground: CSS values, None for the reason that `missing` says; ratio: width over height, also CSS.
+
+    scale: what the brightest colour is; agreement: the largest difference of a map from one pass over the whole caption.
+    """
+
+    finding: CaptionFinding
+    ratio: Markup
+    photo: Markup | None
+    ground: Markup
+    missing: str
+    cells: list[WordCell]
+    scale: str
+    agreement: str
+
+    @property
+    def bytes(self) -> int:
+        """Of the pictures in it, as text."""
+        return len(self.photo or "") + len(self.ground) + sum(len(cell.layer) for cell in self.cells)
+
+
+@dataclass(frozen=True)
+class WordRow:
+    """A measure of a kind of word on the drawn maps. `baselines` stand in the order of `WordReading.baselines`; `kind` is better, worse or open."""
+
+    of: str
+    score: Score
+    baselines: list[Measurement | None]
+    verdict: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A measure of a kind of word on the maps of each layer, in the order of `WordReading.layers`, beside the centre prior."""
+
+    of: str
+    measure: str
+    values: list[Measurement | None]
+    centre: Measurement | None
+
+
+@dataclass(frozen=True)
+class WordReading:
+    """Everything a report shows of where a captioner looked. sentences: what the scores allow to say."""
+
+    findings: WordsFindings
+    baselines: list[str]
+    rows: list[WordRow]
+    layers: list[str]
+    by_layer: list[LayerRow]
+    sentences: list[str]
+    strips: list[WordStrip]
+
+
+def read_captions(run: Run, data: DataRecord, recipe: Recipe, measurements: Sequence[Measurement], *, split: str) -> CaptionReading | None:
+    """The captions of a split; None where it has no picture. RunError where the files of the run contradict each other."""
+    found, own = found_captions(run, split), run.captions(split)
+    if set(found) != set(own):
+        odd = sorted(set(found) ^ set(own))[0]
+        raise RunError(f"{run.predictions_file(split).with_suffix('.csv')}: {odd} has no caption or no captions of its own; the run was changed")
+    if not found:
+        return None
+    files, captions, references = list(found), list(found.values()), [own[file] for file in found]
+    shared, alert = sharing(captions, references)
+    rows = _rows({m.name: m for m in measurements if m.split == split})
+    best, worst = _described(run, split, recipe.seed, files, captions, references)
+    return CaptionReading(
+        split,
+        len(files),
+        rows,
+        list(BASELINES.values()),
+        [beside for row in rows if (beside := beats(row))],
+        _terms(recipe, data),
+        shared,
+        alert,
+        [(caption, count) for caption, count in Counter(captions).most_common(MOST_COMMON) if count > 1],
+        never_produced(captions, references, MOST_NEVER),
+        best,
+        worst,
+    )
+
+
+# ── numbers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _rows(measured: Mapping[str, Measurement]) -> list[NumberRow]:
+    """The measurements by name, in the order of NAMES."""
+    return [
+        NumberRow(words, measured[name], [measured.get(f"{name}[{baseline}]") for baseline in BASELINES]) for name, words in NAMES.items() if name in measured
+    ]
+
+
+def beats(row: NumberRow) -> str:
+    """A sentence: whether a number lies above those of the baselines beyond their intervals; "" where none was measured."""
+    there = [(f"the {words}", m) for words, m in zip(BASELINES.values(), row.baselines, strict=True) if m is not None]
+    if not there:
+        return ""
+    sides: dict[str, list[str]] = {"above": [], "below": [], "not to be told from": []}
+    for words, other in there:
+        sides[_side(row.found, other)].append(f"{words} ({other})")
+    name = row.name if row.name[:2].isupper() or row.name.startswith("CIDEr") else row.name[:1].upper() + row.name[1:]
+    parts = [f"{side} that of {' and '.join(names)}" for side, names in sides.items() if names]
+    if len(sides["above"]) == len(there):
+        return f"{name}, {row.found}, is {parts[0]}, beyond their intervals."
+    return f"{name}, {row.found}, is not shown to be above every baseline: it is {', '.join(parts)}."
+
+
+def _side(one: Measurement, other: Measurement) -> str:
+    """On which side of another number one lies, beyond the intervals of both; a number without an interval is one point."""
+    (low, high), (other_low, other_high) = (m.interval or (m.value, m.value) for m in (one, other))
+    return "above" if low > other_high else "below" if high < other_low else "not to be told from"
+
+
+def sharing(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[str, str]:
+    """(how many captions differ, a warning where nearly all pictures got the same ones, else "").
+
+    That many pictures share a caption is a fault only where their own captions differ more.
+    """
+    n, counts = len(captions), Counter(captions)
+    own = len({texts[0] for texts in references})
+    said = f"{len(counts):,} distinct captions for {n:,} pictures ({rounded(len(counts) / n)}); the first own captions of these pictures are {own:,}."
+    (commonest, count), *_ = counts.most_common(1)
+    if n >= LEAST and len(counts) == 1 < own:
+        return said, f"Every one of the {n:,} pictures got the same caption: “{_short(commonest)}”. The model does not look at the picture."
+    if n >= LEAST and len(counts) < SAME * n and 2 * len(counts) < own:
+        alert = f"Nearly the same caption for every picture: {len(counts):,} captions for {n:,} pictures, “{_short(commonest)}” for {count:,} of them."
+        return said, f"{alert} The model hardly looks at the picture."
+    return said, ""
+
+
+def _terms(recipe: Recipe, data: DataRecord) -> list[tuple[str, str]]:
+    """(term, text) of what a reader must know of how the captions were found and cut into tokens."""
+    assert recipe.generation is not None
+    assert recipe.text is not None
+    terms = [("How a caption was found", searched(recipe.generation, recipe.text.max_length))]
+    if data.vocabulary is not None:
+        v = data.vocabulary
+        terms.append(("Tokens", f"{v.how}: {v.size:,} tokens; a caption has at most {v.max_length:,}, its end among them."))
+    return terms
+
+
+def searched(generation: GenerationSection, max_length: int) -> str:
+    """The settings of a search in words."""
+    g = generation
+    if g.num_beams == 1:
+        said = "Greedily: the likeliest token each time"
+    else:
+        longer = (
+            "" if g.length_penalty == 0 else f", {'above' if g.length_penalty > 0 else 'below'} 0 favours {'longer' if g.length_penalty > 0 else 'shorter'}"
+        )
+        said = f"By beam search with {g.num_beams} beams, length penalty {g.length_penalty:g} (log probability over length to this power{longer})"
+    said += f"; no run of {g.no_repeat_ngram_size} tokens twice" if g.no_repeat_ngram_size else ""
+    said += f"; at least {g.min_length} tokens" if g.min_length else ""
+    return f"{said}; at most {max_length} tokens, the end among them. No own caption of the picture was seen."
+
+
+def _described(
+    run: Run, split: str, seed: int, files: Sequence[str], captions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[list[Described], list[Described]]:
+    """(the pictures with the best captions, those with the worst) by their part of CIDEr-D."""
+    scores = np.asarray(cider_d(captions, references), np.float64)
+    kept = {int(path.stem) for path in (run.thumbnails / split).glob("*.webp") if path.stem.isdecimal()}
+    worst, best = extremes(scores, MOST_SHOWN, kept)
+
+    def of(row: int) -> Described:
+        path = run.thumbnails / split / f"{row:06d}.webp"
+        uri = pictures.thumbnail(path) if path.is_file() else None
+        score = Measurement("cider", float(scores[row]), "score", split, 1, seed, "CIDEr-D of the picture, with the document frequencies of the split")
+        missing = "picture cannot be read" if path.is_file() else "no picture was kept"
+        return Described(files[row], captions[row], list(references[row][:MAX_REFERENCES]), score, uri, missing)
+
+    return [of(row) for row in best], [of(row) for row in worst]
+
+
+# ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_words(run: Run, *, room: int) -> WordReading | None:
+    """Where the captioner looked; None where the run kept nothing. room: bytes of text that its pictures may take; the first is shown in any case."""
+    if not (run.inside / WORDS).is_file():
+        return None
+    findings = load_words(run.inside)
+    chosen = findings.scores.get(CHOSEN, {})
+    baselines = list(dict.fromkeys(name for scores in chosen.values() for score in scores for name in score.baselines))
+    strips: list[WordStrip] = []
+    for i, (finding, maps) in enumerate(zip(findings.images[:MAX_STRIPS], word_maps(run.inside, findings), strict=False)):
+        strip = _strip(run.inside / IMAGES / f"{i}.webp", finding, maps, chosen)
+        room -= strip.bytes
+        if room < 0 and strips:
+            break
+        strips.append(strip)
+    rows = [
+        WordRow(KIND_NAMES.get(kind, kind), score, [score.baselines.get(name) for name in baselines], *verdict(score))
+        for kind, scores in chosen.items()
+        for score in scores
+    ]
+    layers = [layer for layer in findings.scores if layer != CHOSEN]
+    sentences = [said for kind in chosen if (said := finding_of(findings, kind))]
+    return WordReading(findings, baselines, rows, [layer_name(findings, layer) for layer in layers], _by_layer(findings, layers), sentences, strips)
+
+
+def finding_of(findings: WordsFindings, kind: str) -> str:
+    """A sentence: whether the drawn maps of a kind of word lie on what the word names, and which layer does so most; "" without a score."""
+    scores = {score.measure: score for score in findings.scores.get(CHOSEN, {}).get(kind, []) if score.baselines}
+    judged = {name: verdict(scores[name])[1] for name in ("mass", "pointing") if name in scores}
+    if not judged:
+        return ""
+    first = next(iter(scores.values())).value
+    numbers = ", ".join(f"{name} {scores[name].value} ({_beside(scores[name])})" for name in judged)
+    said = f"{KIND_NAMES.get(kind, kind).capitalize()} ({first.n:,} of {first.split}): {numbers}. "
+    sides = set(judged.values())
+    if sides == {BETTER}:
+        said += "Their maps lie on the thing that the word names more than every baseline does."
+    elif BETTER in sides:
+        not_better = " and ".join(name for name, side in judged.items() if side != BETTER)
+        said += f"By one measure their maps lie on the thing more than every baseline does, by {not_better} they do not: they say little of where the thing is."
+    else:
+        worse = "lie on the thing less than a baseline does" if sides == {WORSE} else "are not shown to lie on the thing more than the baselines do"
+        said += f"Their maps {worse}: they do not say where the thing is."
+    mass = {layer: score.value for layer in findings.scores if layer != CHOSEN for score in findings.scores[layer].get(kind, []) if score.measure == "mass"}
+    if len(mass) > 1:
+        top = max(mass, key=lambda layer: mass[layer].value)
+        said += f" Of the layers, {layer_name(findings, top)} has the most mass on it ({mass[top]})."
+    return said
+
+
+def _beside(score: Score) -> str:
+    hardest = hardest_baseline(score)
+    named = [name for name in dict.fromkeys(["centre", hardest]) if name in score.baselines]
+    return ", ".join(f"{'centre prior' if name == 'centre' else name} {score.baselines[name]}" for name in named)
+
+
+def _by_layer(findings: WordsFindings, layers: Sequence[str]) -> list[LayerRow]:
+    """Mass and pointing of each kind of word over the layers."""
+    found = []
+    for kind in dict.fromkeys(kind for layer in layers for kind in findings.scores[layer]):
+        for measure in ("mass", "pointing"):
+            scores = [next((s for s in findings.scores[layer].get(kind, []) if s.measure == measure and s.baselines), None) for layer in layers]
+            if any(scores):
+                centre = next((score.baselines.get("centre") for score in scores if score is not None), None)
+                found.append(LayerRow(KIND_NAMES.get(kind, kind), measure, [None if score is None else score.value for score in scores], centre))
+    return found
+
+
+def _strip(path: Path, finding: CaptionFinding, maps: NDArray[np.float64], scores: Mapping[str, Sequence[Score]]) -> WordStrip:
+    from pellucid.figures.overlays import reduced
+    from pellucid.figures.words import ground, layer, picture_view
+
+    height, width = finding.size
+    ratio, most = Markup(f"{width / height:.4f}"), float(maps.max(initial=0.0))
+    try:
+        with PIL.Image.open(path) as opened:
+            photo = np.asarray(opened.convert("RGB"))
+    except FileNotFoundError:
+        return WordStrip(finding, ratio, None, Markup(""), "no picture was kept", [], "", "")
+    except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged files; the page says so in its place
+        return WordStrip(finding, ratio, None, Markup(""), "picture cannot be read", [], "", "")
+    try:
+        large, view = reduced(photo, picture_view(finding, photo), PHOTO_SIDE)
+        small, small_view = reduced(photo, picture_view(finding, photo), LAYER_SIDE)
+    except UsageError as error:
+        raise RunError(f"{path}: {error}; the folder was changed") from None
+    cells = []
+    for word, values in zip(finding.words, maps, strict=True):
+        drawn = PIL.Image.fromarray(layer((small.shape[0], small.shape[1]), values, small_view, most=most))
+        cells.append(WordCell(word, _css(drawn, quality=75), _spoken(word, values), _own(word, scores.get(word.kind, ()))))
+    gh, gw = finding.grid
+    scale = f"The brightest colour is {rounded(most)} of a word's attention on one of {gh} x {gw} patches; even attention is {rounded(1 / (gh * gw))} on each."
+    photograph, below = _css(PIL.Image.fromarray(large), quality=78), _css(PIL.Image.fromarray(ground(large, view)), quality=70)
+    return WordStrip(finding, ratio, photograph, below, "", cells, scale, rounded(finding.agreement, "rate"))
+
+
+def _own(word: FoundWord, scores: Sequence[Score]) -> list[OwnNumber]:
+    from pellucid.figures.words import own_scores
+
+    found = []
+    for measure, value, score in own_scores(word, scores):
+        of, hardest = score.value, hardest_baseline(score)
+        found.append(OwnNumber(measure, Measurement(measure, value, of.unit, of.split, 1, of.seed, of.how), hardest, score.baselines[hardest]))
+    return found
+
+
+def _spoken(word: FoundWord, values: NDArray[np.float64]) -> str:
+    """`“dog”, after “black”: the map is highest at the top left.`"""
+    row, column = np.unravel_index(int(values.argmax()), values.shape)
+    down = ("top", "middle", "bottom")[min(2, 3 * (2 * int(row) + 1) // (2 * values.shape[0]))]
+    across = ("left", "middle", "right")[min(2, 3 * (2 * int(column) + 1) // (2 * values.shape[1]))]
+    place = "in the middle" if down == across == "middle" else f"at the {down} {across}" if "middle" not in (down, across) else _side_of(down, across)
+    return f"“{word.text}”, after “{word.query}”: the map is highest {place} of what the model saw."
+
+
+def _side_of(down: str, across: str) -> str:
+    return f"at the {across if down == 'middle' else down}"
+
+
+def _css(image: PIL.Image.Image, *, quality: int) -> Markup:
+    """A picture as the value of a CSS property; base64 holds nothing that CSS or HTML would read as its own."""
+    return Markup(f"url({pictures.data_uri(image, 'WEBP', quality=quality, method=4)})")
+
+
+def _short(text: str, most: int = 120) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+PADDING = -100  # in the place of a token that is not there
+
+
 def soft_targets(labels: Tensor, num_classes: int) -> Tensor:
     """(B, C) float32 one-hot targets of (B,) labels."""
     return F.one_hot(labels, num_classes).to(torch.float32)
@@ -28,6 +31,14 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, class_weights: Tensor | No
     if class_weights is not None:
         smoothed = smoothed * class_weights
     return -(smoothed * log_p).sum()
+
+
+def token_cross_entropy(logits: Tensor, tokens: Tensor, *, label_smoothing: float) -> Tensor:
+    """Sum over the tokens of `cross_entropy` with hard targets; PADDING in their place count nowhere.
+
+    logits: (R, T, V); tokens: (R, T) int64. Computed in float32.
+    """
+    return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), ignore_index=PADDING, reduction="sum", label_smoothing=label_smoothing)
 
 
 def target_weight(targets: Tensor, class_weights: Tensor | None) -> float:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from pellucid.models.recompute import blocks
 from pellucid.pixel_losses import Term, kept_floats
 from pellucid.recipe import Recipe
 from pellucid.runtime import Runtime, free_memory
+
+if TYPE_CHECKING:
+    from pellucid.models.captioner import Captioner
 
 _MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1, "lars": 1}
 ROOM = 0.9  # share of the free memory that a plan fills
@@ -76,9 +79,12 @@ def forward_cost(module: nn.Module, recipe: Recipe, frozen: list[str]) -> tuple[
         for path in blocks(meta):
             kept.watch(path, meta.get_submodule(path))
     images = torch.zeros((2, 3, *recipe.data.size), device="meta")
+    if recipe.captioned and (captioner := cast("Captioner", meta)).model.config._attn_implementation != "eager":
+        # The library looks whether tokens are padding before it chooses a kernel, and here are none to look at. Its plain kernel keeps the most.
+        captioner.model.set_attn_implementation("eager")
     try:
         with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda t: t), FlopCounterMode(display=False) as counter:
-            output = meta(images, torch.zeros_like(images)) if recipe.method is not None else meta(images)  # pre-training: two views of each
+            output = meta(*training_inputs(meta, recipe, images))
     except (NotImplementedError, RuntimeError) as error:
         height, width = recipe.data.size
         raise PellucidError(f"{recipe.model.name} does not run on images of {height}x{width} pixels: {str(error).splitlines()[0]}") from None
@@ -88,8 +94,22 @@ def forward_cost(module: nn.Module, recipe: Recipe, frozen: list[str]) -> tuple[
     return halved + _kept_by_loss(output, recipe), counter.get_total_flops() // 2
 
 
+def training_inputs(module: nn.Module, recipe: Recipe, images: Tensor) -> tuple[Tensor, ...]:
+    """What the forward pass of a training step takes of some images: two views of each in pre-training, tokens of captions where these are learned."""
+    if recipe.method is not None:
+        return images, torch.zeros_like(images)
+    if recipe.captioned:
+        captioner = cast("Captioner", module)  # whose import takes seconds
+        captions, length = captioner.typical
+        tokens = torch.full((len(images) * captions, length), captioner.start, device=images.device)
+        return images, tokens, torch.arange(len(images), device=images.device).repeat_interleave(captions)
+    return (images,)
+
+
 def _kept_by_loss(output: Any, recipe: Recipe) -> int:
-    """Bytes that the loss of one image keeps, where it is over pixels; that of a few classes is nothing beside the rest."""
+    """Bytes that the loss of one image keeps, where it is over pixels or words; that of a few classes is nothing beside the rest."""
+    if recipe.captioned:  # of the two images of `output`, in float32: logits and log probabilities
+        return 4 * output.numel()
     if not recipe.masked:
         return 0
     terms = [Term(term.name) for term in recipe.loss.summed]

@@ -34,7 +34,7 @@ from pellucid.models.weights import read_weights
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _UNNAMED = re.compile(r"LABEL_\d+")  # what transformers calls classes that nobody named
 # What its constructors and forward passes raise on settings that they cannot take.
-_REFUSED = (
+REFUSED = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError,
     huggingface_hub.errors.StrictDataclassError,
 )  # fmt: skip
@@ -64,9 +64,9 @@ def build_transformers(
 ) -> Named:
     """`transformers/<model>` as `named.build_named` describes it."""
     name, notes = f"transformers/{model}", list[str]()
-    with _collected(notes), random_start(seed):
-        folder = _folder(name, model, pretrained)
-        config = _config(name, model, folder, options)
+    with collected(notes), random_start(seed):
+        folder = source_folder(name, model, pretrained)
+        config = config_of(name, model, folder, options)
         kind, classifies = _class(name, config, folder, wants_classes=num_classes is not None and not pretrained)
         published = (config.num_labels if folder is not None else IMAGENET_CLASSES) if classifies else 0
         count = class_count(name, num_classes, published, pretrained)
@@ -75,24 +75,24 @@ def build_transformers(
         if count and count != config.num_labels:
             config.num_labels = count
         if image_size is not None and not pretrained and weights is None:
-            _set_image_size(config, image_size)
+            set_image_size(config, image_size)
         sentence, headless = f"published weights {model}" if pretrained else f"random weights, seed {seed}", not classifies
         if pretrained and folder is not None:
-            whole = _loaded(name, kind, config, folder, notes)[0]
+            whole = loaded(name, kind, config, folder, notes)[0]
         elif weights is not None:
-            whole, trained = _loaded(name, kind, config, weights, notes)
+            whole, trained = loaded(name, kind, config, weights, notes)
             sentence, headless = f"weights of {weights}", not (classifies and trained)
         else:
-            with _building(name, options):
+            with building(name, options):
                 whole = kind(config)
         module = _image_part(name, whole.eval(), notes)
-        preparation = _preparation(name, _processor(name, folder, config, module, notes), _own_size(module.config), notes).at(image_size)
+        preparation = preparation_of(name, folder, config, module, notes).at(image_size)
         _check_size(name, module, preparation.size, count)
     return Named(name, module, sentence, preparation, None if headless else count, _class_names(config, count) if pretrained else None, notes)
 
 
 @contextlib.contextmanager
-def _collected(notes: list[str]) -> Iterator[None]:
+def collected(notes: list[str]) -> Iterator[None]:
     """What transformers logs in the block becomes notes, and it draws no progress bars."""
 
     class Collector(logging.Handler):
@@ -116,23 +116,23 @@ def _collected(notes: list[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _building(name: str, options: Mapping[str, Any]) -> Iterator[None]:
+def building(name: str, options: Mapping[str, Any]) -> Iterator[None]:
     """The library's complaint about a setting as a UsageError."""
     try:
         yield
-    except _REFUSED as error:
+    except REFUSED as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         given = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "no options"
-        raise UsageError(f"{name} cannot be built with {given}: {_said(error)}") from error
+        raise UsageError(f"{name} cannot be built with {given}: {said_by(error)}") from error
 
 
-def _said(error: Exception) -> str:
+def said_by(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
 # ── files and configuration ──
-def _folder(name: str, model: str, pretrained: bool) -> Path | None:
+def source_folder(name: str, model: str, pretrained: bool) -> Path | None:
     """The folder with the model's files; None for a model type, which has none."""
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -169,20 +169,20 @@ def _check_weights(name: str, folder: Path) -> None:
     raise MissingError(f"{name}: expected {WEIGHTS} beside config.json. Give -s weights=FILE, or -s pretrained=false for random ones.")
 
 
-def _config(name: str, model: str, folder: Path | None, options: Mapping[str, Any]) -> Any:
+def config_of(name: str, model: str, folder: Path | None, options: Mapping[str, Any]) -> Any:
     """The model's configuration with `options` laid over it; attn_implementation (sdpa, eager …) may be among them."""
     if folder is not None:
         try:
             said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             kind = said.get("model_type")
         except (OSError, ValueError, AttributeError) as error:
-            raise UsageError(f"{name}: its config.json is not readable as a JSON object: {_said(error)}") from None
+            raise UsageError(f"{name}: its config.json is not readable as a JSON object: {said_by(error)}") from None
         if "architecture" in said or kind == "timm_wrapper":
             raise UsageError(f"{name} is a model of timm. Give timm/<name>, or timm/<architecture> and -s weights=FILE.")
         if kind not in CONFIG_MAPPING_NAMES:
             why = "it needs code from its repository, which is never executed" if "auto_map" in said else f"transformers knows no model_type {kind!r}"
             raise UsageError(f"{name}: {why}.{did_you_mean(str(kind), image_types())}")
-    with _building(name, {}):
+    with building(name, {}):
         plain = transformers.AutoConfig.for_model(model) if folder is None else transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     known = set(plain.to_dict()) | {"attn_implementation"}
     for key in options:
@@ -192,7 +192,7 @@ def _config(name: str, model: str, folder: Path | None, options: Mapping[str, An
             raise UsageError(f"{name} does not take {key!r}.{did_you_mean(key, known)}")
     if not options:
         return plain
-    with _building(name, options):
+    with building(name, options):
         if folder is None:  # values that follow from others are worked out again
             return transformers.AutoConfig.for_model(model, **options)
         return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **options)
@@ -213,7 +213,7 @@ def _class(name: str, config: Any, folder: Path | None, *, wants_classes: bool) 
     return (base[0] if isinstance(base, tuple) else base), False
 
 
-def _loaded(name: str, kind: Any, config: Any, source: Path, notes: list[str]) -> tuple[Any, bool]:
+def loaded(name: str, kind: Any, config: Any, source: Path, notes: list[str]) -> tuple[Any, bool]:
     """(model with the weights of a folder or a file in float32, whether its classifier is among them). WeightsError where another part would stay random.
 
     Through the library's own loader: it knows the older names under which tensors were saved, with and without the prefix of the backbone.
@@ -225,10 +225,10 @@ def _loaded(name: str, kind: Any, config: Any, source: Path, notes: list[str]) -
         module, info = kind.from_pretrained(
             **given, config=config, local_files_only=True, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    except _REFUSED as error:
+    except REFUSED as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise WeightsError(f"{name}: its weights cannot be loaded: {_said(error)[:400]}") from error
+        raise WeightsError(f"{name}: its weights cannot be loaded: {said_by(error)[:400]}") from error
     head = {path for path, _ in module.named_children() if path != module.base_model_prefix}
     shapes = [f"{key}: the model has {_shape(there)}, the weights {_shape(own)}" for key, own, there in sorted(info["mismatched_keys"])]
     if shapes:
@@ -277,7 +277,7 @@ def _image_part(name: str, whole: Any, notes: list[str]) -> Any:
     raise UsageError(f"{name}: a {type(whole).__name__} takes no images as pixels. Choose a vision model.")
 
 
-def _own_size(config: Any) -> tuple[int, int] | None:
+def own_size(config: Any) -> tuple[int, int] | None:
     """(H, W) that a configuration states."""
     size = getattr(config, "image_size", None)
     if isinstance(size, int):
@@ -287,7 +287,7 @@ def _own_size(config: Any) -> tuple[int, int] | None:
     return None
 
 
-def _set_image_size(config: Any, size: tuple[int, int]) -> None:
+def set_image_size(config: Any, size: tuple[int, int]) -> None:
     """Build for this size where the configuration has one; a type that holds only squares keeps its own and resizes its positions."""
     holder = next((part for part in (getattr(config, "vision_config", None), getattr(config, "encoder", None), config) if hasattr(part, "image_size")), None)
     if holder is not None:
@@ -297,34 +297,39 @@ def _set_image_size(config: Any, size: tuple[int, int]) -> None:
 
 def _check_size(name: str, module: Any, size: tuple[int, int], count: int) -> None:
     """One forward pass at the input size. Position embeddings are resized, as the library offers it, where the size is not the model's own."""
-    own = _own_size(module.config)
+    own = own_size(module.config)
     if own not in (None, size) and "interpolate_pos_encoding" in inspect.signature(module.forward).parameters:
         module.register_forward_pre_hook(lambda _, args, kwargs: (args, {"interpolate_pos_encoding": True, **kwargs}), with_kwargs=True)
     try:
         with torch.no_grad():
             output = module(torch.zeros(1, 3, *size))
-    except _REFUSED as error:
+    except REFUSED as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         its = f" Its own size is {own[0]}x{own[1]}." if own not in (None, size) and own else ""
-        raise UsageError(f"{name} cannot take one image of {size[0]}x{size[1]} pixels (height x width): {_said(error)[:300]}.{its}") from error
+        raise UsageError(f"{name} cannot take one image of {size[0]}x{size[1]} pixels (height x width): {said_by(error)[:300]}.{its}") from error
     logits = getattr(output, "logits", None)
     if count and (not isinstance(logits, torch.Tensor) or logits.shape != (1, count)):
         raise UsageError(f"{name}: expected logits of {count} classes, got {type(output).__name__}. Choose another model.")
 
 
 # ── how it sees a photograph ──
+def preparation_of(name: str, folder: Path | None, config: Any, module: Any, notes: list[str]) -> Preparation:
+    """How `module`, the part of a model that sees the image, wants photographs prepared: by the folder's file, else as is usual for its type."""
+    return _preparation(name, _processor(name, folder, config, module, notes), own_size(module.config), notes)
+
+
 def _processor(name: str, folder: Path | None, config: Any, module: Any, notes: list[str]) -> Any:
     """The image processor of the folder, else the default of the model's type at its own size; None where there is neither."""
     if folder is not None and any((folder / file).is_file() for file in PREPROCESSORS):
         try:
             return transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except _REFUSED as error:
-            notes.append(f"{name}: its preprocessor_config.json cannot be used ({_said(error)[:200]})")
+        except REFUSED as error:
+            notes.append(f"{name}: its preprocessor_config.json cannot be used ({said_by(error)[:200]})")
     for kind in (config.model_type, module.config.model_type):
         found = IMAGE_PROCESSOR_MAPPING_NAMES.get(kind, {}).get("torchvision")
         if found is not None:
-            own = _own_size(module.config)
+            own = own_size(module.config)
             # ConvNeXt's crops below 384 pixels and squashes above: the size decides how.
             processor = getattr(transformers, found)(**({"size": {"shortest_edge": min(own)}} if own and found.startswith("ConvNext") else {}))
             notes.append(f"{name} has no file about preprocessing: the defaults of {found}" + (" at its own size" if own else ""))

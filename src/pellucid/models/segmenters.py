@@ -10,11 +10,9 @@ smp is segmentation_models_pytorch. Its encoders `tu-<name>` are timm's models c
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,18 +22,15 @@ import timm.data
 import torch
 import torchvision.models
 import torchvision.models.segmentation
-from timm.models import _registry
 from torch import Tensor, nn
 
-from pellucid.errors import MissingError, UsageError, WeightsError, did_you_mean
+from pellucid.errors import UsageError, WeightsError, did_you_mean
 from pellucid.models.backbone_file import normalized_as
 from pellucid.models.backbones import (
-    WIDTH_GENERATORS,
     Built,
     Color,
     color,
     constructing,
-    create_timm,
     last_layer,
     timm_config,
     timm_normalization,
@@ -44,6 +39,7 @@ from pellucid.models.backbones import (
 )
 from pellucid.models.fcn import FCN, PAPER_CHANNELS, STRIDES, convolutional
 from pellucid.models.hub import WEIGHTS, timm_tags, torch_hub_file, transformers_folder
+from pellucid.models.stages import fill_stages, for_backbones, of_width, takes, whole_of
 from pellucid.models.upsampling import bilinear, deterministic_bilinear
 from pellucid.models.weights import load_state, load_weights, read_weights
 
@@ -203,15 +199,6 @@ def _check_options(wanted: _Wanted, accepted: list[str]) -> None:
             raise UsageError(f"{wanted.name} does not take {key!r}.{did_you_mean(key, accepted)} It takes {takes}.")
 
 
-@contextlib.contextmanager
-def _for_backbones() -> Iterator[None]:
-    """Errors that name `weights: FILE` as the remedy, with the setting that loads a backbone."""
-    try:
-        yield
-    except (MissingError, UsageError) as error:
-        raise type(error)(re.sub(r"(?<!backbone_)\bweights: FILE\b", "backbone_weights: FILE", str(error))) from error
-
-
 def _determinate(module: nn.Module, x: Tensor) -> contextlib.AbstractContextManager[None]:
     """Deterministic up-sampling where the backward pass of torch's own is not: in training, on CUDA. A compiled graph has its own kernels."""
     needed = module.training and x.is_cuda and not torch.compiler.is_compiling()
@@ -229,7 +216,7 @@ def _build_fcn(wanted: _Wanted) -> Built:
     if wanted.pretrained:
         architecture = "vgg16_bn" if batch_norm else "vgg16"
         weights = torchvision.models.get_model_weights(architecture)["DEFAULT"]
-        with _for_backbones():
+        with for_backbones():
             file = torch_hub_file(wanted.name, weights.url)
         notes.append(f"backbone weights: {weights}")
     if file is not None:
@@ -286,7 +273,7 @@ def _build_torchvision(wanted: _Wanted) -> Built:
         return Built(module.train(), mean, std, classifier, [f"weights: {weights}", *report.lines()], "backbone")
     if wanted.pretrained:
         weights = parameters["weights_backbone"].default
-        with _for_backbones():
+        with for_backbones():
             file = torch_hub_file(wanted.name, weights.url)
         notes.append(f"backbone weights: {weights}")
     if file is not None:
@@ -378,7 +365,7 @@ def _published(encoder: str) -> tuple[Path, tuple[Color, Color]]:
     """(file, normalisation) of smp's ImageNet weights for one of its encoders, or of the first others where there are none."""
     settings = _smp_encoders()[encoder]["pretrained_settings"]
     setting = settings.get("imagenet") or next(iter(settings.values()))
-    with _for_backbones():
+    with for_backbones():
         folder = transformers_folder(f"smp encoder {encoder}", f"{setting['repo_id']}@{setting['revision']}", weights=True)
     try:
         stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -397,7 +384,7 @@ def _build_on_timm(wanted: _Wanted, architecture: Callable[..., nn.Module], enco
     for_timm |= size
     # DPT keeps timm's whole model and makes no use of its classifier.
     size |= {"num_classes": 0} if wanted.model == "DPT" else {}
-    with timm_says(notes), _of_width(model_name.split(".")[0], for_timm):
+    with timm_says(notes), of_width(model_name.split(".")[0], for_timm):
         model = _create_smp(wanted, architecture, encoder, {**wanted.options, **size})
         if wanted.pretrained or wanted.backbone_weights is not None:
             notes += _load_timm_backbone(model.encoder.model, wanted, model_name, for_timm)  # type: ignore[arg-type, union-attr]
@@ -410,7 +397,7 @@ def _size_options(wanted: _Wanted, architecture: Callable[..., nn.Module], model
     config = timm_config(model)
     if config is None or not config.fixed_input_size or "img_size" in for_timm or for_timm.get("dynamic_img_size"):
         return {}, []
-    if architecture.__name__ == "DPT" and "dynamic_img_size" not in for_timm and _takes(model, "dynamic_img_size"):
+    if architecture.__name__ == "DPT" and "dynamic_img_size" not in for_timm and takes(model, "dynamic_img_size"):
         return {"dynamic_img_size": True}, [f"timm/{model}: position embeddings are interpolated to the size of each image (dynamic_img_size)"]
     depth = wanted.options.get("encoder_depth", inspect.signature(architecture).parameters["encoder_depth"].default)
     multiple = 2**depth if depth in range(1, 5) and architecture.__name__ != "DPT" else 32
@@ -418,60 +405,15 @@ def _size_options(wanted: _Wanted, architecture: Callable[..., nn.Module], model
     return {"img_size": (height, width)}, [f"timm/{model} takes images of one size, {height}x{width} pixels; larger ones go through it in tiles"]
 
 
-def _takes(model: str, option: str) -> bool:
-    """Whether timm's model has an option that may be True."""
-    try:
-        with torch.device("meta"):
-            timm.create_model(model, **{option: True})  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return True
-
-
 def _pair(size: Any) -> tuple[int, int] | None:
     return (size, size) if isinstance(size, int) else size
 
 
-@contextlib.contextmanager
-def _of_width(architecture: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """Within the block timm builds the architecture at options.channel_multiplier, which its own function of that name fixes at 1."""
-    entry_points = _registry._model_entrypoints
-    if "channel_multiplier" not in options or architecture not in WIDTH_GENERATORS:
-        yield
-        return
-    before = entry_points[architecture]
-    entry_points[architecture] = functools.partial(WIDTH_GENERATORS[architecture], architecture)
-    try:
-        yield
-    finally:
-        entry_points[architecture] = before
-
-
 def _load_timm_backbone(stages: nn.Module, wanted: _Wanted, model: str, for_timm: dict[str, Any]) -> list[str]:
-    """Notes about filling timm's stages from weights of the whole timm model.
-
-    The whole model is built beside them and loaded, so that older layouts and position embeddings are converted as everywhere. Its tensors then go to
-    the stages by name: cut into stages, timm joins names by another separator (blocks.0 is blocks_0) or puts `model.` before them.
-    """
+    """Notes about filling timm's stages from weights of the whole timm model."""
     notes: list[str] = []
-    with torch.random.fork_rng(devices=[]), _for_backbones():  # its random start is not wanted: the model's must not depend on it
-        whole = create_timm(model, 0, bool(wanted.pretrained), dict(for_timm), notes)
+    whole = whole_of(model, pretrained=bool(wanted.pretrained), options=for_timm, notes=notes)
     file = wanted.backbone_weights
     if file is not None:
         notes += load_weights(whole, file, classifier=()).lines()
-    places = {_separated(name.removeprefix("model.")): name for name in stages.state_dict()}
-    if len(places) != len(stages.state_dict()):
-        raise WeightsError(f"timm/{model}: its stages have tensors that differ in separators alone, so that weights cannot be placed. Choose another encoder.")
-    whole_state = whole.state_dict()
-    placed = {places[_separated(name)]: tensor for name, tensor in whole_state.items() if _separated(name) in places}
-    load_state(stages, placed, file=file.name if file is not None else f"timm/{model}", classifier=())
-    return notes + [f"layers behind the last stage, left out: {', '.join(rest)}" for rest in [_behind(list(whole_state), places)] if rest]
-
-
-def _behind(names: list[str], places: Mapping[str, str]) -> list[str]:
-    """Layers of the whole model that the stages do not have."""
-    return list(dict.fromkeys(name.rpartition(".")[0] or name for name in names if _separated(name) not in places))
-
-
-def _separated(name: str) -> str:
-    return re.sub(r"[._]+", ".", name)
+    return notes + fill_stages(stages, whole, model=model, file=file.name if file is not None else f"timm/{model}")

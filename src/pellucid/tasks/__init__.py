@@ -15,7 +15,7 @@ from pellucid.models.weights import WeightsReport, read_weights
 from pellucid.recipe import Recipe
 from pellucid.run import Run
 from pellucid.runtime import Runtime, start
-from pellucid.tasks import classification, pretraining, segmentation
+from pellucid.tasks import captioning, classification, pretraining, segmentation
 from pellucid.tasks.protocol import NOTHING_STORED, PackLoss, Stored, Task
 
 __all__ = ["MODELS", "NUMBERS", "PREDICTORS", "TASKS", "PackLoss", "Stored", "Task", "backbone_of", "build_task", "load_model", "predict", "runtime_of"]
@@ -24,21 +24,25 @@ TASKS: dict[str, Callable[..., Task]] = {
     "classification": classification.Classification,
     "pretraining": pretraining.Pretraining,
     "segmentation": segmentation.Segmentation,
+    "captioning": captioning.Captioning,
 }
 MODELS: dict[str, Callable[..., tuple[Built, WeightsReport | None]]] = {
     "classification": classification.build,
     "pretraining": pretraining.build,
     "segmentation": segmentation.build,
+    "captioning": captioning.build,
 }
 NUMBERS: dict[str, tuple[str, ...]] = {  # names of what `measure` gives; CLASS stands for the name of one
     "classification": classification.NUMBERS,
     "pretraining": pretraining.NUMBERS,
     "segmentation": segmentation.NUMBERS,
+    "captioning": captioning.NUMBERS,
 }
 PREDICTORS: dict[str, Callable[..., list[Any]]] = {
     "classification": classification.predict,
     "pretraining": pretraining.predict,
     "segmentation": segmentation.predict,
+    "captioning": captioning.predict,
 }
 
 

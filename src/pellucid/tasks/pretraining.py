@@ -34,12 +34,12 @@ from pellucid.recipe import AugmentSection, ByolMethod, Recipe, SecondView, SimC
 from pellucid.representation import alignment, diagnose, effective_rank, fit_probe, knn_votes, spread, uniformity
 from pellucid.run import Measurement, Run
 from pellucid.runtime import Runtime, seed_torch
+from pellucid.tasks.evaluated import PIXEL_SIDE, packs, raw_pixels
 from pellucid.tasks.protocol import NOTHING_STORED, PackLoss, Stored
 
 EVALUATED = 2**32 - 1  # the epoch that keys the views of an evaluation: the same at all times, and of no training epoch
 WATCHED = 256  # images whose projections are looked at after every epoch
 BANK_BATCH = 64  # images of the bank that a process takes as its share, and at most takes at once, whatever the number of processes
-PIXEL_SIDE = 16  # raw pixels are compared at this size: 768 numbers an image
 SHOWN_VIEWS = 8  # training images whose two views of the first epoch a report shows
 REMEDIES = {  # against a collapse, by the method's own keys
     "byol": "a predictor (method.predictor_hidden), method.stop_gradient: true, a momentum nearer 1 (method.momentum), a smaller learning rate",
@@ -132,7 +132,7 @@ class Pretraining:
         assert isinstance(module, SelfSupervised)
         module.eval()
         features, projections = [], []
-        for number, pack in enumerate(_packs(pixels, windows, workers), 1):
+        for number, pack in enumerate(packs(pixels, windows, workers), 1):
             features.append(self._features(module, pack.images))
             projections.append(self._projections(module, pack))
             if progress is not None:
@@ -140,7 +140,7 @@ class Pretraining:
         processes = self._runtime.processes
         share = ordered_windows(len(self._bank_rows), BANK_BATCH)[processes.rank :: processes.size]
         own = [_chosen(window, self._bank_rows) for window in smaller(share, self.batch_size)]
-        bank = [self._features(module, pack.images) for pack in _packs(self._pixels["train"], own, workers)] if own else []
+        bank = [self._features(module, pack.images) for pack in packs(self._pixels["train"], own, workers)] if own else []
         rows, bank_rows = (np.concatenate([np.empty(0, np.int64), *(window.rows for window in some)]) for some in (windows, own))
         nothing = self._nothing(module)
         return FeaturePredictions(
@@ -182,7 +182,7 @@ class Pretraining:
         name = "val" if "val" in self._dataset.splits else "train"
         count = min(WATCHED, len(self._dataset.splits[name]))
         windows = ordered_windows(count, min(BANK_BATCH, self.batch_size))
-        points = np.concatenate([self._projections(module, pack)[0] for pack in _packs(self._pixels[name], windows, workers)])
+        points = np.concatenate([self._projections(module, pack)[0] for pack in packs(self._pixels[name], windows, workers)])
         if (bad := ~np.isfinite(points).all(axis=1)).any():
             raise DivergedError(not_finite("projections", bad, self._dataset.splits[name].names, name))
         return {"spread": spread(points), "rank": effective_rank(points), "num_dims": points.shape[1], "num_images": count}
@@ -269,7 +269,7 @@ class Pretraining:
         def both(features: Callable[[Images], np.ndarray]) -> FeaturePredictions:
             own = [_chosen(w, np.arange(len(p.labels))) for w in ordered_windows(len(p.labels), size)]
             bank = [_chosen(w, p.bank_rows) for w in ordered_windows(len(p.bank_rows), size)]
-            of = [np.concatenate([features(k.images) for k in _packs(self._pixels[s], w, workers)]) for s, w in ((split, own), ("train", bank))]
+            of = [np.concatenate([features(k.images) for k in packs(self._pixels[s], w, workers)]) for s, w in ((split, own), ("train", bank))]
             return FeaturePredictions(p.files, p.labels, of[0], p.views, p.bank_rows, p.bank_labels, of[1])
 
         with torch.inference_mode():
@@ -301,7 +301,7 @@ class Pretraining:
         pictures = {f"{row:06d}.webp": train.open(int(row)) for row in rows}
         _, mean, std = self._view
         scale, offset = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (std, mean))
-        for pack in _packs(self._pixels["train"], [Window(0, 0, rows, rows)], self._recipe.data.workers):
+        for pack in packs(self._pixels["train"], [Window(0, 0, rows, rows)], self._recipe.data.workers):
             for number, made in enumerate(self._augmented(pack.images, pack.draws, 0), 1):
                 shown = (made.float().cpu() * scale + offset).mul(255).round().clamp(0, 255).to(torch.uint8)
                 for row, view in zip(rows, shown, strict=True):
@@ -355,14 +355,6 @@ def _chosen(window: Window, rows: np.ndarray) -> Window:
     return Window(window.epoch, window.index, rows[window.rows], rows[window.rows])
 
 
-def _packs(pixels: Pixels, windows: Sequence[Window], workers: int) -> Iterator[Pack]:
-    """Each window as one pack, read ahead."""
-    with Reader(pixels, workers=workers) as reader:
-        reader.plan(list(windows), max(map(len, windows), default=1))
-        for window in windows:
-            yield from reader.packs(window, len(window))
-
-
 @torch.inference_mode()
 def features_of(module: SelfSupervised, images: Images, runtime: Runtime, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """(B, D) float32 features of decoded images, without augmentation."""
@@ -370,12 +362,6 @@ def features_of(module: SelfSupervised, images: Images, runtime: Runtime, size: 
     with runtime.autocast():
         features = module(inputs.to(memory_format=runtime.memory_format))
     return features.float().cpu().numpy()
-
-
-def raw_pixels(images: Images, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """(B, 3 s s) float32: normalised images, averaged to s x s pixels."""
-    inputs = evaluate_view(images, size=size, mean=mean, std=std)
-    return nn.functional.adaptive_avg_pool2d(inputs, PIXEL_SIDE).flatten(1).numpy()
 
 
 # ── models ────────────────────────────────────────────────────────────────────────────────────────────────────

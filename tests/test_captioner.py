@@ -24,7 +24,7 @@ from pellucid.models.captioner import Captioner, Generation
 from pellucid.models.captioners import build_captioner, build_named_captioner, captioner_folder, is_captioner
 from pellucid.models.grid_encoder import positions
 from pellucid.models.weights import read_weights, save_weights
-from tiny_captioners import DECODER, EYE, KINDS, RESNET, SIZE, SMALL, Words, captioner, captions, encoder_decoder, git, own, pictures, saved
+from tiny_captioners import DECODER, EYE, KINDS, NAMES, RESNET, SIZE, SMALL, Words, captioner, captions, encoder_decoder, git, gpt, own, pictures, saved
 
 EVERY = [*KINDS, "own"]
 
@@ -50,6 +50,23 @@ def test_logits_are_those_of_the_plain_model(kind: str) -> None:
     module, images, tokens = captioner(kind), pictures(3), captions(3)
     torch.testing.assert_close(module(images, tokens)[[0, 2]], plain_logits(kind, module.model, images, tokens)[[0, 2]], atol=1e-5, rtol=1e-4)
     assert module(images, tokens).dtype == torch.float32
+
+
+@pytest.mark.parametrize("decoder", ["bert", "roberta", "trocr", "gpt2"])
+def test_decoders_of_other_makes_give_their_own_logits_also_without_numbers(decoder: str) -> None:
+    """On the meta device memory is counted: nothing may ask for the value of a token."""
+    config: Any = {
+        "bert": transformers.BertConfig(vocab_size=12, is_decoder=True, add_cross_attention=True, **SMALL, **NAMES),
+        "roberta": transformers.RobertaConfig(vocab_size=12, is_decoder=True, add_cross_attention=True, **SMALL, **NAMES),
+        "trocr": transformers.TrOCRConfig(vocab_size=12, d_model=32, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=64, **NAMES),
+        "gpt2": gpt(),
+    }[decoder]
+    parts = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(transformers.ViTConfig(**EYE), config)
+    module = Captioner(transformers.VisionEncoderDecoderModel(parts), Words()).eval()
+    images, tokens = pictures(3), captions(3)
+    torch.testing.assert_close(module(images, tokens)[[0, 2]], plain_logits("own", module.model, images, tokens)[[0, 2]], atol=1e-5, rtol=1e-4)
+    counted = copy.deepcopy(module).to("meta").train()(images.to("meta"), tokens.to("meta"), torch.zeros(3, dtype=torch.int64, device="meta"))
+    assert counted.shape == (3, 7, 12)
 
 
 @pytest.mark.parametrize("kind", EVERY)

@@ -32,6 +32,11 @@ MASKS = [
     "task=segmentation", "loss={name: sum, terms: [{name: poly1}, {name: lovasz}], class_weights: balanced}", "augment={random_crop: 4, rotation: 20}",
     "model={name: smp/Unet, encoder: tu-test_convnext, options: {encoder_depth: 3, decoder_channels: [16, 8, 8], decoder_use_norm: false}}",
 ]  # fmt: skip
+# Scenes are described in 9 or 10 words: windows differ in their tokens.
+CAPTIONS = [
+    "task=captioning", "augment={}", "text={max_length: 12}", "words={drawn: 1}",
+    "model={name: pellucid/captioner, encoder: timm/test_vit, decoder: {depth: 1, embed_dim: 32, num_heads: 2, drop_rate: 0.0}}",
+]  # fmt: skip
 # The views of batches of 16, 16 and 17, the last in 9 and 8: 49 images, whose last would be alone.
 VIEWS = [
     *SGD, "task=pretraining", "model={name: timm/test_resnet}", "data.train=49", "train.sync_batch_norm=true", "train.phases.0.optimizer.lr=1e-3",
@@ -46,6 +51,7 @@ GRADIENTS = {
     "weighted": [*SGD, "train.micro_batch_size=3", "augment.mixup=0.4", "loss.class_weights=balanced", "loss.label_smoothing=0.1"],
     "synchronized": [*SGD, *RESNET, "train.sync_batch_norm=true"],
     "masks": [*SGD, *MASKS, "train.micro_batch_size=3"],
+    "captions": [*SGD, *CAPTIONS, "train.micro_batch_size=3", "loss.label_smoothing=0.1"],
     "recomputed": [*SGD, *RESNET, "train.sync_batch_norm=true", "train.activation_checkpointing=true"],
 }
 RUNS = {
@@ -53,6 +59,7 @@ RUNS = {
     "synchronized": [*SGD, *RESNET, "train.phases.0.optimizer.lr=1e-3", "train.sync_batch_norm=true", "train.keep=best"],
     "apart": [*SGD, *RESNET],
     "masks": [*SGD, *MASKS, "data.val=31"],
+    "captions": [*SGD, *CAPTIONS, "data.val=9", "generation.num_beams=2", "train.phases.0.epochs=1"],
     "byol": [*VIEWS, BYOL],
     "simclr": [*VIEWS, SIMCLR],
     "simclr apart": [*VIEWS, SIMCLR, "train.sync_batch_norm=false", "train.phases.0.epochs=1"],
@@ -234,6 +241,18 @@ def test_two_processes_count_each_mask_once(two: Path, recipe_file: Path, tmp_pa
     assert found.confusion.sum() == 31 * 32 * 32
     assert (found.confusion != alone.confusion).mean() < 0.01
     assert len(list(run.masks_folder("val").glob("*.png"))) == 31
+
+
+def test_two_processes_describe_each_picture_once_and_as_one_does(two: Path, recipe_file: Path, tmp_path: Path) -> None:
+    run = Run(two / "captions")
+    one = train(recipe_file, overrides=RUNS["captions"], out=tmp_path / "one", quiet=True, figures=False)
+    for ours, theirs in zip(lines(run), lines(one), strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-5)
+    found, alone = run.caption_predictions("val"), one.caption_predictions("val")
+    assert found.files == alone.files
+    assert found.tokens.tolist() == alone.tokens.tolist()
+    np.testing.assert_allclose(found.loss, alone.loss, rtol=1e-5)
+    assert {k: (m.n, pytest.approx(m.value, rel=1e-4)) for k, m in run.measurements.items()} == {k: (m.n, m.value) for k, m in one.measurements.items()}
 
 
 def test_statistics_that_are_not_synchronized_are_named(two: Path) -> None:

@@ -9,15 +9,18 @@ import json
 import math
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pellucid import recipe as recipes
 from pellucid.models.weights import under
-from pellucid.plan import plan
+from pellucid.plan import Plan, plan
 from pellucid.recipe import Recipe
 from pellucid.run import DONE, Run
 from pellucid.tasks import MODELS
@@ -74,13 +77,25 @@ FIELD: dict[str, dict[str, Any]] = {
         "train.phases.0.epochs": 1000, "train.phases.0.optimizer.name": "adam", "train.phases.0.optimizer.lr": 1e-4, "train.phases.0.schedule.name": "cosine",
     },
     "office-home-transfer": {"data.source": "table", "model.name": "torchvision/resnet50", "data.label_column": "label", "data.filename_column": "filename"},
+    "captions-coco": {
+        "data.source": "captions", "data.image_size": 640, "model.name": "pellucid/captioner", "model.encoder": "timm/resnet101.a1_in1k",
+        "model.encoder_stride": 32, "model.pretrained": "backbone", "model.decoder.depth": 6, "model.decoder.embed_dim": 256, "model.decoder.num_heads": 8,
+        "model.decoder.mlp_ratio": 8.0, "model.decoder.drop_rate": 0.1, "text.tokenizer.name": "transformers",
+        "text.tokenizer.source": "google-bert/bert-base-uncased", "text.max_length": 128, "train.clip_grad_norm": 0.1, "train.phases.0.epochs": 30,
+        "train.phases.0.optimizer.lr": 1e-4, "train.phases.0.optimizer.weight_decay": 1e-4, "train.phases.0.schedule.milestones": [20],
+    },
+    "captions-flickr8k": {"data.source": "captions", "text.captions": "all", "loss.label_smoothing": 0.1, "generation.num_beams": 3},
+    "captions-scenes": {"data.source": "scenes", "text.tokenizer.name": "words", "generation.num_beams": 1},
     "camvid-deeplabv3": {"model.name": "smp/DeepLabV3", "model.encoder": "resnet18", "loss.name": "poly1", "data.ignored": [11]},
 }  # fmt: skip
 
 
 # ── a recipe made small ──
-def reductions(recipe: Recipe) -> list[str]:
-    """Overrides under which a recipe trains in about a second; warm-ups shrink with their phases, so a schedule keeps its shape."""
+def reductions(recipe: Recipe, tokenizer: Path) -> list[str]:
+    """Overrides under which a recipe trains in about a second; warm-ups shrink with their phases, so a schedule keeps its shape.
+
+    tokenizer: a folder that stands for one on the hub.
+    """
     small = [
         "data.source=scenes", "data.train=12", "data.val=6", "data.test=null", "data.image_dir=null", "data.image_size=32", "data.resize_size=null",
         "model.pretrained=false", "model.weights=null", "train.batch_size=4", "train.micro_batch_size=2", "train.threads=1",
@@ -93,6 +108,10 @@ def reductions(recipe: Recipe) -> list[str]:
         small += ["inside.samples=2", "inside.images=[]"] if recipe.inside is not None else []
         small += ["model.options={channels: 8, batch_norm: true}"] if recipe.model.name == "pellucid/fcn32s" else []
         small += ["model.encoder=resnet18"] if recipe.model.encoder == "resnet50" else []
+    elif recipe.captioned:
+        small += ["model.backbone_weights=null", "model.decoder.depth=2", "model.decoder.embed_dim=32", "text.max_length=12", "words.drawn=1"]
+        small += ["model.encoder=timm/test_resnet"] if recipe.model.encoder == "timm/resnet101.a1_in1k" else []
+        small += tokenized(recipe, tokenizer)
     elif recipe.method is not None:
         small += ["method.projector_hidden=8", "method.projector_output=8", *(["inside.features=4"] if recipe.inside is not None else [])]
         small += ["method.predictor_hidden=8"] if recipe.method.name != "simclr" else []
@@ -111,18 +130,63 @@ def reductions(recipe: Recipe) -> list[str]:
     return small
 
 
+def tokenized(recipe: Recipe, tokenizer: Path) -> list[str]:
+    """Overrides by which a captioner takes a folder for the tokeniser of the hub."""
+    return [f"text.tokenizer.source={tokenizer}"] if recipe.text is not None and recipe.text.tokenizer.source is not None else []
+
+
 @pytest.fixture(scope="module")
-def reduced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in the hub's layout with a BERT tokeniser: its special tokens where BERT has them, and letters, of which it makes all words."""
+    from transformers import BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("bert")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", *letters[1:], *(f"##{letter}" for letter in letters)]
+    BertTokenizerFast(vocab={token: i for i, token in enumerate(tokens)}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as COCO's lies with Karpathy's splits: a few pictures of two shapes, five captions each."""
+    folder, images = tmp_path_factory.mktemp("coco"), []
+    for i, split in enumerate(["train"] * 4 + ["restval"] * 2 + ["val"] * 3 + ["test"] * 2):
+        place = "train2014" if split == "train" else "val2014"
+        (folder / place).mkdir(exist_ok=True)
+        noise = np.random.default_rng(i).integers(0, 256, (48, 64, 3) if i % 2 else (64, 48, 3), np.uint8)
+        Image.fromarray(noise).save(folder / place / f"{i}.png")
+        images.append({"split": split, "filepath": place, "filename": f"{i}.png", "sentences": [{"raw": f"A dog in house {'ab' * k}."} for k in range(5)]})
+    (folder / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reduced(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
     """The finished run of a shipped recipe at a reduced size; trained once."""
     folder = tmp_path_factory.mktemp("reduced")
 
     def run(name: str) -> Run:
         if not (folder / name).exists():
             file = FOLDER / f"{name}.yaml"
-            train(file, overrides=reductions(recipes.load(file)), out=folder / name, quiet=True, figures=False)
+            train(file, overrides=reductions(recipes.load(file), tokenizer), out=folder / name, quiet=True, figures=False)
         return Run(folder / name)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def planned(photographs: Path, coco: Path, tokenizer: Path) -> Callable[[str], Plan]:
+    """The plan of a shipped recipe as it stands; counted once."""
+
+    @cache
+    def counted(name: str) -> Plan:
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("PELLUCID_DATA", str(photographs))
+            environment.setenv("COCO_DIR", str(coco))
+            return plan(recipes.load(FOLDER / f"{name}.yaml", tokenized(load(name), tokenizer)), timing=False)
+
+    return counted
 
 
 def load(name: str) -> Recipe:
@@ -138,8 +202,8 @@ def test_recipe_opens_with_its_command_hardware_minutes_and_metric(name: str) ->
     hardware, minutes, metric = first.split("        ", 1)[1].split(" · ", 2)
     assert re.match(r"\d+x? .*(GPU|CPU cores)", hardware)
     assert re.match(r"(about [\d.]+ (min|s)\b|minutes not measured here)", minutes)
-    headline = {"classification": "accuracy", "pretraining": "k-NN accuracy", "segmentation": "mIoU"}[load(name).task]
-    assert re.match(headline + r" (0\.\d+|not measured here)", metric)
+    headline = {"classification": "accuracy", "pretraining": "k-NN accuracy", "segmentation": "mIoU", "captioning": "CIDEr-D"}[load(name).task]
+    assert re.match(headline + r" (\d\.\d+|not measured here)", metric)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -167,18 +231,16 @@ def test_three_sources_of_photographs_are_shown() -> None:
 
 # ── what they would do ──
 @pytest.mark.parametrize("name", NAMES)
-def test_recipe_passes_plan(name: str, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PELLUCID_DATA", str(photographs))
-    recipe = load(name)
-    planned = plan(recipe, timing=False)
-    assert planned.total_steps == recipe.epochs * math.ceil(planned.images["train"] / recipe.train.batch_size) > 0
-    assert planned.images["val"] > 0
-    assert planned.micro_batch_size <= recipe.train.batch_size
-    for phase, section in zip(planned.phases, recipe.train.phases, strict=True):
+def test_recipe_passes_plan(name: str, planned: Callable[[str], Plan]) -> None:
+    recipe, found = load(name), planned(name)
+    assert found.total_steps == recipe.epochs * math.ceil(found.images["train"] / recipe.train.batch_size) > 0
+    assert found.images["val"] > 0
+    assert found.micro_batch_size <= recipe.train.batch_size
+    for phase, section in zip(found.phases, recipe.train.phases, strict=True):
         assert phase.peak_lr == pytest.approx(section.optimizer.lr), "the schedule reaches its peak"
-    assert planned.num_params > 0
+    assert found.num_params > 0
     # The target of byol is never trained: as large as backbone and projector.
-    assert (planned.num_trainable < planned.num_params) == (recipe.method is not None and recipe.method.name == "byol")
+    assert (found.num_trainable < found.num_params) == (recipe.method is not None and recipe.method.name == "byol")
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
@@ -201,7 +263,7 @@ def test_published_weights_reach_the_model(name: str, photographs: Path, monkeyp
 
 # ── what they do, at a reduced size ──
 @pytest.mark.parametrize("name", NAMES)
-def test_recipe_trains_end_to_end_at_a_reduced_size(name: str, reduced: Callable[[str], Run]) -> None:
+def test_recipe_trains_end_to_end_at_a_reduced_size(name: str, tokenizer: Path, reduced: Callable[[str], Run]) -> None:
     run, shipped = reduced(name), recipes.flat(load(name))
     assert run.record.status == DONE
     assert run.record.step == run.record.total_steps == 3 * len(load(name).train.phases)
@@ -212,7 +274,7 @@ def test_recipe_trains_end_to_end_at_a_reduced_size(name: str, reduced: Callable
     assert len(values) >= 5
     assert all(math.isfinite(number) for number in [*rates, *losses, *values])
     resolved = recipes.flat(recipes.load(run.path / "resolved.yaml"))
-    small = {override.partition("=")[0] for override in reductions(load(name))}
+    small = {override.partition("=")[0] for override in reductions(load(name), tokenizer)}
     changed = {key for key in shipped.keys() | resolved.keys() if shipped.get(key) != resolved.get(key)}
     assert {key for key in changed if not under(key, sorted(small))} == set(), "only size, data and weights are reduced"
 
@@ -245,3 +307,21 @@ def test_effective_batch_is_cut_into_micro_batches(reduced: Callable[[str], Run]
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert {line["micro_batch_size"] for line in lines if line["kind"] == "train"} == {2}
     assert run.record.step == 3, "12 images in batches of 4"
+
+
+def test_the_large_captioner_looks_at_20_x_20_cells_and_speaks_berts_word_pieces(planned: Callable[[str], Plan]) -> None:
+    found = planned("captions-coco")
+    assert found.images == {"train": 6, "val": 3, "test": 2}, "restval is train"
+    assert "the decoder looks at 20x20 cells of timm/resnet101.a1_in1k" in found.notes
+    assert any("the tokeniser of bert" in note and " 58 tokens" in note for note in found.notes), found.notes
+    assert found.activation_bytes_per_image > 100e6, "counted at 640 pixels"
+
+
+def test_the_large_captioner_is_trained_with_the_parts_of_its_recipe(reduced: Callable[[str], Run]) -> None:
+    run = reduced("captions-coco")
+    assert run.data.vocabulary is not None
+    vocabulary = run.data.vocabulary
+    assert (vocabulary.start, vocabulary.end, vocabulary.pad, vocabulary.captions) == (2, 3, 0, 1)
+    assert any(note.startswith("activation checkpointing: ") for note in run.record.notes)
+    assert "captions found by 4 beams" in run.measurements["val/cider"].how
+    assert len(run.caption_predictions("val").files) == 6

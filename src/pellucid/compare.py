@@ -7,6 +7,7 @@ A row of one run keeps that run's own interval, which is over samples, and says 
     both rows are one run on equal samples    paired interval over the samples (accuracy, top5_accuracy)
     both are one pre-training on these        paired interval over the images (knn_accuracy, linear_accuracy), recomputed from the stored features
     both are one run on equal images          paired bootstrap over the images (miou, iou[<class>] and what else follows from the confusion of pixels)
+    both are one captioner on equal pictures  paired bootstrap over the pictures, recomputed from the stored captions; exact_match as of right and wrong
     anything else                             no interval, with the reason
 
 Nothing is dropped: unfinished runs, runs without the number, runs on other data and masks scored by another convention keep
@@ -27,19 +28,17 @@ import numpy as np
 
 from pellucid import intervals, overlap, recipe
 from pellucid.errors import RunError, UsageError, did_you_mean
-from pellucid.predictions import FeaturePredictions, MaskPredictions
+from pellucid.paired_runs import number_of_images, paired, unpaired
 from pellucid.report.comparison import signed, to_html, to_json, to_text
 from pellucid.report.settings import shown
-from pellucid.representation import fit_probe, knn_votes
 from pellucid.run import DONE, Measurement, Run, rounded, seed_folders
 
-__all__ = ["ClassCell", "ClassTable", "Comparison", "Row", "SeedSummary", "compare", "expand", "summarize_seeds", "to_html", "to_json", "to_text"]
+__all__ = [
+    "ClassCell", "ClassTable", "Comparison", "Row", "SeedSummary", "compare", "expand", "number_of_images", "summarize_seeds", "to_html", "to_json", "to_text",
+]  # fmt: skip
 
 LOWER_IS_BETTER = ("loss", "calibration_error", "alignment", "uniformity")
 FAMILIES = {"miou": "iou", "frequency_weighted_iou": "iou", "accuracy": "recall", "macro_f1": "recall"}  # a number -> its numbers of single classes
-TOP = {"accuracy": 1, "top5_accuracy": 5}  # numbers that each sample is either right or wrong for
-OF_FEATURES = ("knn_accuracy", "linear_accuracy")  # the same of features, by what is near them and by a linear classifier
-OF_CONFUSION = ("miou", "pixel_accuracy", "class_accuracy", "frequency_weighted_iou")  # attributes of overlap.Overlaps, besides iou of each class
 
 
 @dataclass(frozen=True)
@@ -502,7 +501,8 @@ def unlike_words(row: Row, base: Row) -> str:
     """Why the number of a row is not comparable with the baseline's; for a row whose `other` says so."""
     if row.other == "data":
         split = row.measurement.split if row.measurement else ""
-        return f"measured on other samples than {base.name} (the content hash of {split} differs)"
+        captioned = any(run.record.task == "captioning" for run in row.scored)
+        return f"measured on other {'pictures or captions' if captioned else 'samples'} than {base.name} (the content hash of {split} differs)"
     mine, theirs = (side.scoring.name if side.scoring else "none" for side in (row, base))
     names = f"{mine} here, {theirs} there" if mine != theirs else f"{mine} with other classes or void"
     return f"masks are scored by another convention than in {base.name} ({names}); the keys of scoring in both recipes must say the same"
@@ -515,78 +515,14 @@ def _interval(row: Row, base: Row) -> tuple[intervals.Interval | None, str]:
         return intervals.welch(row.values, base.values), ""
     if many != of_base:
         return None, f"{many} {'seed' if many == 1 else 'seeds'} here and {of_base} in {base.name}; train both under two or more seeds"
-    of_masks = row.scoring is not None and (name in OF_CONFUSION or name.startswith("iou["))
-    if name not in TOP and name not in OF_FEATURES and not of_masks:
-        return None, f"{name} is not right or wrong sample by sample; train both under two or more seeds"
-    split = row.measurement.split if row.measurement else ""
     (mine,), (theirs,) = row.scored, base.scored
+    if reason := unpaired(mine, name):
+        return None, f"{reason}; train both under two or more seeds"
+    split = row.measurement.split if row.measurement else ""
     for side, run in ((row, mine), (base, theirs)):
         if not run.predictions_file(split).is_file():
             return None, f"the predictions of {side.name} are missing"
-    if name in OF_FEATURES:
-        return _paired_features(mine, theirs, split, name)
-    return _paired_masks(mine, theirs, split, name) if of_masks else _paired(mine, theirs, split, name)
-
-
-def _paired(mine: Run, theirs: Run, split: str, name: str) -> tuple[intervals.Interval | None, str]:
-    """The interval over the samples that two runs were right or wrong for."""
-    first, second = mine.predictions(split), theirs.predictions(split)
-    if first.files != second.files or not np.array_equal(first.labels, second.labels):
-        return None, "the predictions are not of the same samples in the same order"
-    return intervals.paired(right_samples(first.labels, first.logits, TOP[name]), right_samples(second.labels, second.logits, TOP[name])), ""
-
-
-def _paired_features(mine: Run, theirs: Run, split: str, name: str) -> tuple[intervals.Interval | None, str]:
-    """The interval over the images whose features two runs stored."""
-    first, second = mine.feature_predictions(split), theirs.feature_predictions(split)
-    if not len(first.bank) or not len(second.bank):
-        return None, "features of training images are not stored"
-    if first.files != second.files or not np.array_equal(first.labels, second.labels):
-        return None, "the features are not of the same images in the same order"
-    return intervals.paired(right_features(mine, first, name), right_features(theirs, second, name)), ""
-
-
-def right_features(run: Run, p: FeaturePredictions, name: str) -> np.ndarray:
-    """(n,) bool: whether k-NN, or a linear classifier, gives an image its label, against the run's own bank by its own probe."""
-    probe, C = run.recipe.probe, len(run.data.classes)
-    assert probe is not None
-    if name == "linear_accuracy":
-        return np.asarray(fit_probe(p.bank, p.bank_labels, p.features, C).logits.argmax(axis=1) == p.labels)
-    return np.asarray(knn_votes(p.features, p.bank, p.bank_labels, C, probe.neighbours, probe.temperature).argmax(axis=1) == p.labels)
-
-
-def _paired_masks(mine: Run, theirs: Run, split: str, name: str) -> tuple[intervals.Interval | None, str]:
-    """The interval over the images whose masks two runs predicted."""
-    first, second = mine.mask_predictions(split), theirs.mask_predictions(split)
-    if first.files != second.files or not np.array_equal(first.confusion.sum(axis=2), second.confusion.sum(axis=2)):
-        return None, "the predictions are not of the same masks in the same order"
-    one, other = (number_of_images(run, found, name) for run, found in ((mine, first), (theirs, second)))
-    try:
-        return intervals.paired_bootstrap(lambda images: one(images) - other(images), len(first.files)), ""
-    except ValueError:
-        return None, f"{name} is there in none of the resamples of both"
-
-
-def number_of_images(run: Run, found: MaskPredictions, name: str) -> Callable[[np.ndarray], float]:
-    """A number of the run over some of the images, by its own scoring convention: indices (m,), some of them repeated -> the number, NaN without one."""
-    section, classes = run.recipe.scoring, run.data.classes
-    assert section is not None
-    convention = overlap.convention(section, classes)
-    n, of_class = len(found.files), classes.index(name[4:-1]) if name.startswith("iou[") else None
-    confusion = found.confusion.reshape(n, -1).astype(np.float64)  # counts below 2^53 are exact, and products of floats are fast
-
-    def number(images: np.ndarray) -> float:
-        total = np.bincount(images, minlength=n) @ confusion
-        scores = overlap.overlaps(total.astype(np.int64).reshape(found.confusion.shape[1:]), convention)
-        return float(scores.iou[of_class] if of_class is not None else getattr(scores, name))
-
-    return number
-
-
-def right_samples(labels: np.ndarray, logits: np.ndarray, top: int) -> np.ndarray:
-    """(n,) bool: whether the label is among the `top` largest logits."""
-    chosen = np.argsort(-logits, axis=1, kind="stable")[:, :top]
-    return np.asarray((chosen == labels[:, None]).any(axis=1))
+    return paired(mine, theirs, split, name)
 
 
 def _words(row: Row, base: Row, value: float, interval: intervals.Interval) -> str:

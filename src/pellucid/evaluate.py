@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pellucid.data.dataset import Split
+from pellucid.data.captions import named_splits
+from pellucid.data.dataset import Dataset, Split
 from pellucid.data.folders import split_paths
 from pellucid.data.images import image_files
 from pellucid.data.inspection import listed
 from pellucid.data.loader import ordered_windows
 from pellucid.data.sources import load_dataset
 from pellucid.data.store import Resizing, Stream
-from pellucid.errors import DataError, MissingError, RunError, UsageError
+from pellucid.errors import DataError, MissingError, PellucidError, RunError, UsageError, did_you_mean
 from pellucid.export import ExportResult, backbone_facts, export_backbone, export_onnx, export_safetensors
 from pellucid.files import replacing
 from pellucid.mask_folders import section_of
@@ -24,16 +27,24 @@ from pellucid.models.weights import read_weights
 from pellucid.palettes import MaskFormat, matched
 from pellucid.recipe import DataSection
 from pellucid.run import Measurement, Run
-from pellucid.tasks import MODELS, PREDICTORS, build_task, load_model, runtime_of
+from pellucid.runtime import Runtime
+from pellucid.tasks import MODELS, PREDICTORS, Stored, Task, build_task, load_model, runtime_of
+from pellucid.tasks.caption_numbers import measure_captions
+from pellucid.tasks.captioning import describe, generation_of, tokenizer_of
 from pellucid.tasks.segmentation import confidence_png
 
 _IMAGES = "images or masks beside them"  # what training takes files in a folder of images for
 
 
-def evaluate(run: Run, data: str, *, progress: Callable[[str, int, int], None] | None = None) -> list[Measurement]:
-    """The measurements of the run's final weights on the labelled images, or images with masks, of `data` (split "data").
+Told = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+
+
+def evaluate(run: Run, data: str, *, split: str | None = None, told: Told | None = None, progress: Progress | None = None) -> list[Measurement]:
+    """The measurements of the run's final weights on the labelled images, or images with masks or captions, of `data` (split "data").
 
     The images are matched to the run's classes by name; a class that the run does not know is a DataError, as are masks that are written otherwise.
+    split: which one of a file of captions that names some. told(line) hears what is left out.
     """
     recipe = run.recipe
     if recipe.task == "pretraining":
@@ -43,21 +54,99 @@ def evaluate(run: Run, data: str, *, progress: Callable[[str, int, int], None] |
         )
     if recipe.data.source in ("scenes", "digits") or ":" in recipe.data.source:
         raise UsageError(f"--data takes a path; the run's source {recipe.data.source} has none. Its own splits are checked by `pellucid verify`.")
+    if recipe.captioned:
+        return _on_captions(run, Path(data), split, told or (lambda line: None), progress)
+    if split is not None:
+        raise UsageError(f"--split chooses from a file of captions that names splits; {run.path} is a run of {recipe.task}")
     section = section_of(run, Path(data)) if recipe.masked else _labelled(run, Path(data))
     dataset = load_dataset(section, seed=recipe.seed, masks=recipe.masked, progress=progress)
     if list(dataset.classes) != run.data.classes:
         raise DataError(f"{data}: expected the run's classes {', '.join(run.data.classes)}; found {', '.join(dataset.classes)}")
     found = dataset.splits["train"]
-    split = Split("data", found.names, np.asarray(found.labels), found.hashes, found.open, found.masks)
+    labelled = Split("data", found.names, np.asarray(found.labels), found.hashes, found.open, found.masks)
     runtime = runtime_of(run)
     task = build_task(recipe, dataset, runtime, run.data.mean, run.data.std)
-    d = recipe.data
-    pixels = Stream(split, Resizing(d.size, d.fit, d.resize_size, d.interpolation), None)
-    module = runtime.place(load_model(run))
+    predictions = _predictions(run, task, runtime, labelled, _pixels(run, labelled), progress)
+    return task.measure(predictions, "data", _whose(run, dataset))
+
+
+def _pixels(run: Run, split: Split) -> Stream:
+    """The images of a split as the run evaluates them."""
+    d = run.recipe.data
+    return Stream(split, Resizing(d.size, d.fit, d.resize_size, d.interpolation), None)
+
+
+def _predictions(run: Run, task: Task, runtime: Runtime, split: Split, pixels: Stream, progress: Progress | None) -> Any:
+    """What the run's final weights say of a split."""
     windows = ordered_windows(len(split), run.record.evaluation_batch_size)
-    predictions = task.predictions(module, split, pixels, windows, workers=d.workers, progress=progress)
+    return task.predictions(runtime.place(load_model(run)), split, pixels, windows, workers=run.recipe.data.workers, progress=progress)
+
+
+def _whose(run: Run, dataset: Dataset) -> str:
+    """Which weights a number belongs to, and what of the data it leaves out."""
     left_out = f"; {len(dataset.skipped)} bad images left out" if dataset.skipped else ""
-    return task.measure(predictions, "data", f"weights of {run.name}, {run.record.selected}{left_out}")
+    return f"weights of {run.name}, {run.record.selected}{left_out}"
+
+
+# ── captions ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _on_captions(run: Run, data: Path, split: str | None, told: Told, progress: Progress | None) -> list[Measurement]:
+    """The numbers of a captioner on other pictures, beside the baselines where the run's training pictures are still there."""
+    recipe, runtime = run.recipe, runtime_of(run)
+    name = _named_split(data, recipe.data, split)
+    section = _labelled(run, data)
+    section = section.model_copy(update={"train": None, "classes": None, "boxes": None, name: section.train})
+    dataset = load_dataset(section, seed=recipe.seed, captions=True, fewest_classes=1, progress=progress)
+    found = replace(dataset.splits[name], name="data")
+    whose = _whose(run, dataset) + _trained_on(run, found, told)
+    splits, why = {"data": found}, ""
+    try:
+        splits["train"] = _training_split(run, progress)
+    except PellucidError as error:
+        why = str(error).partition("\n")[0]
+    pixels = {name: _pixels(run, each) for name, each in splits.items()}
+    task = build_task(recipe, replace(dataset, splits=splits, tokenizer=tokenizer_of(run)), runtime, run.data.mean, run.data.std, Stored(pixels))
+    predictions = _predictions(run, task, runtime, found, pixels["data"], progress)
+    if not why:
+        return task.measure(predictions, "data", whose)
+    told(f"without the baselines, which come from the training pictures: {why}")
+    assert found.captions is not None
+    said = [tokenizer_of(run).decode(row) for row in predictions.tokens.tolist()]
+    how = describe(generation_of(recipe))
+    return measure_captions(said, found.captions.texts, predictions, {}, split="data", seed=recipe.seed, found=how, note=whose)
+
+
+def _named_split(data: Path, section: DataSection, asked: str | None) -> str:
+    """Which split of a file of captions is meant; train where it names none, as all of it is taken. UsageError where several could be."""
+    named = named_splits(data, section)
+    there = ", ".join(f"{split} ({count:,} captions)" for split, count in named.items())
+    if asked is not None and asked not in named:
+        known = f"it names {there}.{did_you_mean(asked, named)}" if named else "it names none: leave --split out, and all of it is taken"
+        raise UsageError(f"--split {asked}: {data} has no such split; {known}")
+    if asked is None and len(named) > 1:
+        raise UsageError(f"{data} says which split each picture belongs to: {there}. Choose one with --split.")
+    return asked or next(iter(named), "train")
+
+
+def _training_split(run: Run, progress: Progress | None) -> Split:
+    """The training pictures of a run with their captions. DataError where they are gone, or are not those that it was trained on."""
+    section = run.recipe.data
+    others = {"val": section.val if isinstance(section.val, float) else None, "test": None, "boxes": None}
+    found = load_dataset(section.model_copy(update=others), seed=run.recipe.seed, captions=True, fewest_classes=1, progress=progress).splits["train"]
+    if found.hash != run.data.splits["train"].hash:
+        raise DataError(f"{section.train}: the training pictures or their captions have changed since {run.name} was trained")
+    return found
+
+
+def _trained_on(run: Run, split: Split, told: Told) -> str:
+    """How many pictures of a split the run was trained on, for the end of a note; told(line) hears it too."""
+    learned = {content.partition("+")[0] for _, _, content in run.samples("train")}
+    count = sum(content in learned for content in split.hashes)
+    if not count:
+        return ""
+    told(f"{count:,} of the {len(split):,} pictures stand in the training data of {run.name} too: the numbers are no measure of new pictures")
+    return f"; {count} of its {len(split)} images were trained on, so that it is no measure of new images"
 
 
 def _labelled(run: Run, data: Path) -> DataSection:
@@ -83,8 +172,8 @@ def write_masks(
     *,
     confidence: bool = False,
     overwrite: bool = False,
-    told: Callable[[str], None] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    told: Told | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[WrittenMask]:
     """Each predicted mask once it is in `out`, in the format of the training masks and named as these; sub-folders of a given folder stay.
 
@@ -203,13 +292,20 @@ def export_run(run: Run, out: Path | None, format_: str) -> ExportResult:
             f"{run.path}: a pre-trained backbone gives no logits, which an ONNX file of Pellucid is checked by. `pellucid export RUN --backbone` writes its "
             "backbone, --format safetensors the whole network with its heads."
         )
+    if recipe.captioned and format_ == "onnx":
+        raise UsageError(
+            f"{run.path}: a captioner finds its words one after the other, each from those before, and one ONNX graph gives the logits of one pass. "
+            "`pellucid export RUN --format safetensors` writes the whole model."
+        )
     module = load_model(run)
     target = out or run.path / f"model.{format_}"
     if format_ == "onnx":
         return export_onnx(module, target, image_size=recipe.data.size, class_names=data.classes, mean=data.mean, std=data.std)
     size = str(list(recipe.data.size))
-    metadata = {"model": recipe.model.name, "classes": "\n".join(data.classes), "mean": str(data.mean), "std": str(data.std), "image_size": size}
-    return export_safetensors(module, target, metadata)
+    metadata = {"model": recipe.model.name, "mean": str(data.mean), "std": str(data.std), "image_size": size}
+    if data.vocabulary is not None:  # tokenizer.json of the run cuts texts into these tokens
+        return export_safetensors(module, target, metadata | {"vocabulary": json.dumps(asdict(data.vocabulary))})
+    return export_safetensors(module, target, metadata | {"classes": "\n".join(data.classes)})
 
 
 def export_run_backbone(run: Run, out: Path | None) -> ExportResult:
@@ -221,6 +317,12 @@ def export_run_backbone(run: Run, out: Path | None) -> ExportResult:
         raise UsageError(
             f"{run.path}: the encoder of {recipe.model.name} is cut into stages whose tensors have other names than the library's own; a backbone file "
             "comes from a classification or a pretraining. `pellucid export RUN --format safetensors` writes the whole model."
+        )
+    if recipe.captioned:
+        kind = f"{recipe.model.name} is part of a captioner of transformers" if recipe.model.encoder is None else f"{recipe.model.encoder} is cut at one stride"
+        raise UsageError(
+            f"{run.path}: the encoder {kind}, so that it is no whole model of its library; a backbone file comes from a classification or a pretraining. "
+            "`pellucid export RUN --format safetensors` writes the whole captioner."
         )
     if recipe.task == "pretraining":
         return _pretrained_backbone(run, target)

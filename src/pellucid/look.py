@@ -71,6 +71,8 @@ def look_into(
     if not files:
         raise UsageError("expected at least one photograph")
     chosen = subject(target, overrides, device=device)
+    if chosen.run is not None and chosen.run.recipe.captioned:
+        raise UsageError(f"{chosen.run.path} says captions and names no class: pellucid.look_words.look_into_words shows where it looked for each word")
     if chosen.run is not None and chosen.run.recipe.task == "pretraining":
         methods, deletion = _without_classes(chosen, methods), False
     photos = [decode(file.read_bytes(), str(file)) for file in files]

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 PADDING = -100  # in the place of a token that is not there
 
 

@@ -79,9 +79,6 @@ def forward_cost(module: nn.Module, recipe: Recipe, frozen: list[str]) -> tuple[
         for path in blocks(meta):
             kept.watch(path, meta.get_submodule(path))
     images = torch.zeros((2, 3, *recipe.data.size), device="meta")
-    if recipe.captioned and (captioner := cast("Captioner", meta)).model.config._attn_implementation != "eager":
-        # The library looks whether tokens are padding before it chooses a kernel, and here are none to look at. Its plain kernel keeps the most.
-        captioner.model.set_attn_implementation("eager")
     try:
         with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda t: t), FlopCounterMode(display=False) as counter:
             output = meta(*training_inputs(meta, recipe, images))

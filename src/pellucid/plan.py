@@ -23,7 +23,7 @@ from pellucid.data.dataset import Dataset
 from pellucid.data.sources import load_dataset
 from pellucid.inside.features import penultimate
 from pellucid.mask_findings import kept_size
-from pellucid.memory import fitting_micro_batch, forward_cost, step_memory
+from pellucid.memory import fitting_micro_batch, forward_cost, step_memory, training_inputs
 from pellucid.models import Built, set_trainable, train_mode
 from pellucid.optim import learning_rate, warmup_steps
 from pellucid.recipe import Recipe
@@ -31,6 +31,7 @@ from pellucid.runtime import Runtime, free_memory, out_of_memory, start
 from pellucid.schema import MapMethod
 from pellucid.snapshots import looked_at, probe_of
 from pellucid.tasks import MODELS
+from pellucid.tasks.captioning import mirror_notes, with_tokenizer
 
 TIMED_IMAGES = 4
 TIMED_SECONDS = 0.5
@@ -117,7 +118,17 @@ def plan(recipe: Recipe, *, timing: bool = True, formats: bool = False, progress
     """
     t = recipe.train
     runtime = start(device=t.device, precision=t.precision, threads=t.threads, channels_last=t.channels_last)
-    dataset = load_dataset(recipe.data, seed=recipe.seed, masks=recipe.masked, least=recipe.least_size, fewest_classes=recipe.fewest_classes, progress=progress)
+    dataset = load_dataset(
+        recipe.data,
+        seed=recipe.seed,
+        masks=recipe.masked,
+        captions=recipe.captioned,
+        least=recipe.least_size,
+        fewest_classes=recipe.fewest_classes,
+        progress=progress,
+    )
+    if recipe.captioned:
+        dataset = with_tokenizer(recipe, dataset)
     built, _ = MODELS[recipe.task](recipe, dataset.outputs, start_weights=False)
     frozen = set_trainable(built.module, recipe.model.freeze, built.classifier, built.backbone, built.untrained)
     params = list(built.module.parameters())
@@ -221,6 +232,9 @@ def _notes(recipe: Recipe, dataset: Dataset, built: Any, cached: KeptSize | None
         notes.append(f"training starts from the published weights of {recipe.model.name}: from the local cache, or downloaded when they are not there")
     if recipe.task == "pretraining":
         notes.append("the time is that of training alone: k-NN against the bank in each evaluation and the baselines after training come on top")
+    if recipe.captioned and dataset.tokenizer is not None:
+        notes += [dataset.tokenizer.vocabulary.how, *mirror_notes(recipe, dataset)]
+        notes.append("the time is that of training alone: finding captions in each evaluation, and the maps of their words after training, come on top")
     if recipe.inside is not None:
         kept = "masks and maps at each kept epoch, their scores" if recipe.masked else "maps at each kept epoch, their scores, projections"
         kept = "projections of the features" if recipe.task == "pretraining" else kept
@@ -272,7 +286,7 @@ def _timed_pass(module: nn.Module, recipe: Recipe, runtime: Runtime, count: int)
     images = torch.zeros((count, 3, *recipe.data.size), device=runtime.device).to(memory_format=runtime.memory_format)
     began = time.perf_counter()
     with runtime.autocast():
-        output = module(images, images) if recipe.task == "pretraining" else module(images)  # two views and their loss
+        output = module(*training_inputs(module, recipe, images))
     outputs = output if isinstance(output, tuple) else (output,)  # (logits, auxiliary logits)
     torch.stack([one.float().sum() for one in outputs]).sum().backward()
     module.zero_grad(set_to_none=True)

@@ -175,7 +175,7 @@ class CaptionPredictions:
     files: n relative names. tokens: (n, T) int64 of the caption that was found, the end included, -1 behind it; never the start. score: (n,) float64, its log
     probability in nats, summed over its tokens. loss: (n,) float64, nats summed over the tokens of all own captions of the sample, each predicted from those
     before it; counted: (n,) int64 how many these are, correct: (n,) int64 how many were the likeliest. digests: (n, 16) uint8, BLAKE2b-128 of the
-    float32 logits of the own captions, without those behind their ends.
+    float32 log probabilities of these tokens.
     """
 
     files: list[str]

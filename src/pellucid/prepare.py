@@ -20,7 +20,7 @@ from pellucid.data.sources import load_dataset
 from pellucid.data.store import Pixels, Resizing, channel_statistics, open_pixels, open_targets
 from pellucid.distributed import Processes
 from pellucid.errors import DataError, PellucidError, UsageError
-from pellucid.memory import fitting_micro_batch, forward_cost, step_memory
+from pellucid.memory import fitting_micro_batch, forward_cost, step_memory, training_inputs
 from pellucid.models import Built, set_trainable
 from pellucid.models.backbones import MODELS_OWN
 from pellucid.models.recompute import recompute_blocks
@@ -33,6 +33,7 @@ from pellucid.run import DataProblem, DataRecord, Run, RunRecord
 from pellucid.runtime import Runtime, describe, free_memory, seed_torch, start
 from pellucid.snapshots import Looked, looked_at
 from pellucid.tasks import MODELS, Stored, Task, build_task
+from pellucid.tasks.captioning import mirror_notes, with_tokenizer
 
 EVALUATION_BATCH = 64
 
@@ -135,7 +136,7 @@ class Training:
         self.synchronized = self.batch_norm and self.recipe.train.sync_batch_norm and not self.runtime.processes.alone and not self.recipe.model.cached_views
         self.random = any(_draws(m) for m in module.modules())
         if self.average is not None:
-            self.averaged = list(self.average.state_dict().values()), list(module.state_dict().values())
+            self.averaged = _pairs(self.average.state_dict(), module.state_dict())
 
     @property
     def module(self) -> nn.Module:
@@ -177,6 +178,13 @@ class Training:
         return num_windows(len(self.dataset.splits["train"]), self.recipe.train.batch_size, no_single=self.batch_norm)
 
 
+def _pairs(average: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors of two state dicts side by side, tied ones once: they would move twice."""
+    places = {tensor.data_ptr() if tensor.numel() else name: name for name, tensor in reversed(list(average.items()))}
+    once = set(places.values())
+    return [average[name] for name in average if name in once], [own[name] for name in average if name in once]
+
+
 def _training_norms(built: Built, frozen: Sequence[str], *, cached: bool) -> list[nn.modules.batchnorm._BatchNorm]:
     """The layers of BatchNorm that take statistics of a batch: not those of frozen parts, which stay in evaluation mode; cached: of the classifier alone."""
     named = [(name, m) for name, m in built.module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -214,11 +222,22 @@ def prepare(recipe: Recipe, record: RunRecord, progress: Progress, processes: Pr
 
 def _prepare(recipe: Recipe, record: RunRecord, progress: Progress, runtime: Runtime, start_weights: bool) -> Prepared:
     t, d = recipe.train, recipe.data
-    dataset = load_dataset(d, seed=recipe.seed, masks=recipe.masked, least=recipe.least_size, fewest_classes=recipe.fewest_classes, progress=progress)
+    dataset = load_dataset(
+        d,
+        seed=recipe.seed,
+        masks=recipe.masked,
+        captions=recipe.captioned,
+        least=recipe.least_size,
+        fewest_classes=recipe.fewest_classes,
+        progress=progress,
+    )
     if "val" not in dataset.splits and (t.keep == "best" or t.early_stop is not None):
         raise UsageError(f"train.{'keep: best' if t.keep == 'best' else 'early_stop'} needs a val split, and the data has {', '.join(dataset.splits)}.")
     if recipe.method is not None and len(dataset.splits["train"]) < 2:
         raise DataError(f"data.train: pre-training needs at least 2 images, to tell one from another; found {len(dataset.splits['train'])}. Give more.")
+    if recipe.captioned:
+        dataset = with_tokenizer(recipe, dataset)
+        dataset.notes.extend(mirror_notes(recipe, dataset))
     looked = looked_at(recipe, dataset)
     seed_torch(derived_seed(recipe.seed, "initialisation"))
     built, weights = MODELS[recipe.task](recipe, dataset.outputs, start_weights=start_weights)
@@ -311,11 +330,14 @@ def assemble(run: Run, record: RunRecord, recipe: Recipe, prepared: Prepared, pr
     if not environment["flush_denormal"]:
         record.note("denormal numbers are not flushed to zero in every thread, because torch had worked before: slower, and other bits than in a fresh process")
     if training.first:
+        if dataset.tokenizer is not None:
+            dataset.tokenizer.save(run.tokenizer_file)
         run.write_environment(environment)
         run.write_data(
             DataRecord(
                 recipe.data.source, list(dataset.classes), {name: split.record(len(dataset.classes)) for name, split in dataset.splits.items()},
                 dataset.problems, dataset.skipped, mean, std, source, dataset.mask_format,
+                dataset.tokenizer.vocabulary if dataset.tokenizer is not None else None,
             ),
             {name: split.rows() for name, split in dataset.splits.items()},
         )  # fmt: skip
@@ -389,7 +411,7 @@ def _try_model(module: nn.Module, recipe: Recipe, runtime: Runtime) -> None:
     module.eval()
     try:
         with torch.inference_mode(), runtime.autocast():
-            module(image.to(memory_format=runtime.memory_format))
+            module(*training_inputs(module, recipe, image.to(memory_format=runtime.memory_format)))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UsageError(f"model.name: {recipe.model.name} does not run on images of {height}x{width} pixels: {str(error).splitlines()[0]}") from None
 

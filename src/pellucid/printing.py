@@ -69,6 +69,36 @@ def print_labels(predictions: Any, out: Path | None, as_json: bool) -> None:
     print(out)
 
 
+def print_captions(predictions: Iterable[Any], out: Path | None, as_json: bool) -> None:
+    """Captions as CSV (filename, caption), or as JSON {name: caption} where `out` ends in .json or as_json; into `out`, whose path is printed, or to stdout."""
+    rows = [(p.file, p.caption) for p in predictions]
+    if out is not None:
+        with out.open("w", newline="", encoding="utf-8") as stream:
+            if out.suffix.lower() == ".json":
+                json.dump(dict(rows), stream, ensure_ascii=False, indent=1)
+                stream.write("\n")
+            else:
+                csv.writer(stream).writerows([["filename", "caption"], *rows])
+    if as_json:
+        print_json(dict(rows))
+    elif out is not None:
+        print(out)
+    else:
+        csv.writer(sys.stdout).writerows([["filename", "caption"], *rows])
+
+
+def print_words(found: Any, rows: Sequence[Sequence[str]], out: Path) -> None:
+    """The caption of each picture, its words with the place that each was looked for in, and the folder; notes to stderr. rows: as `look_words.summary`."""
+    from pellucid.tables import table
+
+    for line in found.notes:
+        print_note(line)
+    for image in found.images:
+        print(f"{image.file}: {image.caption or 'no word was found'}")
+        print(table(["word", "read before it", "looked most at", "attention there", "on the picture"], [row[1:] for row in rows if row[0] == image.file]))
+    print(out)
+
+
 def print_masks(written: Iterable[Any], classes: Sequence[str], as_json: bool) -> None:
     """A row for each mask as soon as it is written: image, mask, and the share of each class among its pixels."""
     if as_json:

@@ -90,7 +90,7 @@ def _in_order(parts: list[tuple[np.ndarray, Any]]) -> Any:
 
 def _diverged(t: Training, split: str, predictions: Any) -> str | None:
     bad = predictions.diverged
-    what = "features" if t.recipe.method is not None else "logits"
+    what = "features" if t.recipe.method is not None else "log probabilities" if t.recipe.captioned else "logits"
     return diverged(t, not_finite(what, bad, predictions.files, split)) if bad.any() else None
 
 
@@ -143,6 +143,10 @@ def report_numbers(t: Training) -> None:
         from pellucid.look import look_into_run
 
         look_into_run(t, module, selected)
+    if t.recipe.captioned:
+        from pellucid.look_words import look_into_run as look_into_words
+
+        files += look_into_words(t, module, selected)
     files += end(t)
     files += t.run.hashed_files(list(t.dataset.splits))
     t.record.files = {str(path.relative_to(t.run.path)): file_hash(path) for path in files}
@@ -177,7 +181,7 @@ def _write_views(t: Training) -> None:
 
 def draw(t: Training, figures: bool) -> None:
     """Figures and report; a run whose drawing fails is still a run, and says so."""
-    from pellucid.figures import write_mask_figures, write_pretraining_figures, write_run_figures  # matplotlib takes a second to import
+    from pellucid.figures import write_caption_figures, write_mask_figures, write_pretraining_figures, write_run_figures  # matplotlib takes a second to import
 
     try:
         with warnings.catch_warnings(record=True) as told:
@@ -185,6 +189,8 @@ def draw(t: Training, figures: bool) -> None:
                 write_mask_figures(t.run)
             elif figures and t.recipe.task == "pretraining":
                 write_pretraining_figures(t.run)
+            elif figures and t.recipe.captioned:
+                write_caption_figures(t.run)
             elif figures:
                 write_run_figures(t.run, lambda split, row: t.dataset.splits[split].open(row))
             if figures and t.recipe.inside is not None:

@@ -176,7 +176,7 @@ class Run:
     def hashed_files(self, splits: list[str]) -> list[Path]:
         """What says where the numbers come from, besides weights and predictions: settings, data, machine, curves."""
         names = ["recipe.yaml", "resolved.yaml", "environment.json", "data.json", "metrics.jsonl", *[f"samples/{split}.csv" for split in splits]]
-        return [self.path / name for name in names]
+        return [*(self.path / name for name in names), *([self.tokenizer_file] if self.data.vocabulary is not None else [])]
 
     # ── reading ──
     @property
@@ -370,9 +370,11 @@ class Run:
         write_arrays(arrays, named | {name: getattr(predictions, name) for name in FEATURE_ARRAYS})
         return [arrays]
 
-    def write_captions(self, split: str, captions: Mapping[str, Iterable[str]]) -> None:
-        """The captions of a measured split, by file."""
-        write_json(self.path / "samples" / f"{split}.captions.json", {file: list(texts) for file, texts in captions.items()})
+    def write_captions(self, split: str, captions: Mapping[str, Iterable[str]]) -> Path:
+        """The captions of a measured split, by file; returns the file."""
+        path = self.path / "samples" / f"{split}.captions.json"
+        write_json(path, {file: list(texts) for file, texts in captions.items()})
+        return path
 
     def write_caption_predictions(self, split: str, predictions: CaptionPredictions, captions: Iterable[str]) -> list[Path]:
         """The arrays as .npz and a table for readers, file and caption, as .csv; returns both files."""
@@ -417,7 +419,8 @@ class Run:
 
     # ── use ──
     def predict(self, images: Any) -> list[Any]:
-        """`Prediction(file, label, confidence, probabilities)` for each image: paths, folders or PIL images."""
+        """`Prediction(file, label, confidence, probabilities)` for each image: paths, folders or PIL images. Of masks `MaskPrediction`, of captions
+        `CaptionPrediction(file, caption, tokens, score)`."""
         from pellucid.tasks import predict  # needs torch
 
         return predict(self, images)

@@ -70,6 +70,7 @@ class SplitRecord:
 class Vocabulary:
     """The tokens of captions; tokenizer.json beside it cuts text into them. size: how many; start: what a caption begins after, end: what ends it,
     pad: what stands behind the end, all numbers of tokens. max_length: most tokens of a caption, the end among them. how: where they come from, in words.
+    captions, longest: of a training picture the most captions that are learned at once, and of these the most tokens.
     """
 
     __pydantic_config__ = CLOSED
@@ -80,6 +81,8 @@ class Vocabulary:
     pad: int
     max_length: int
     how: str
+    captions: int = 1
+    longest: int = 0
 
 
 @dataclass(frozen=True)

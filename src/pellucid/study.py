@@ -229,6 +229,7 @@ def _refuse_other_weights(runs: Sequence[PlannedRun]) -> None:
 def _check_models(study: PlannedStudy) -> None:
     """RecipeError with every model name that nobody knows."""
     from pellucid.models import normalization
+    from pellucid.models.captioners import captioner_folder
     from pellucid.models.segmenters import check_segmenter
 
     problems = []
@@ -237,6 +238,10 @@ def _check_models(study: PlannedStudy) -> None:
         try:
             if part.recipe.masked:
                 check_segmenter(model.name, model.encoder)
+            elif part.recipe.captioned and model.encoder is None:
+                captioner_folder(model.name, Path(model.weights) if model.weights else None)
+            elif part.recipe.captioned:
+                normalization(str(model.encoder))
             else:
                 normalization(model.name)
         except PellucidError as error:

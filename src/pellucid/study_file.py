@@ -176,8 +176,9 @@ class _Reader:
 
 
 def learned(name: str, recipe: Recipe) -> Path:
-    """The file with what a shared run learns, in the folder of the study: its backbone, which states a normalisation; of a segmentation its weights."""
-    return Path("shared") / name / "checkpoints" / ("final.safetensors" if recipe.masked else "backbone.safetensors")
+    """The file with what a shared run learns, in the folder of the study: its backbone, which states a normalisation; of masks and captions its weights."""
+    whole = recipe.masked or recipe.captioned
+    return Path("shared") / name / "checkpoints" / ("final.safetensors" if whole else "backbone.safetensors")
 
 
 def addressee(override: str) -> str:

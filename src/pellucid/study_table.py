@@ -9,6 +9,8 @@ One seed alone shows none: another one would change the number by what its inter
     the same of features (knn_accuracy, linear_accuracy)                   the same, recomputed from the stored features
     a mean over images (loss of a classification)                          t interval over images
     out of all images at once (macro_f1, miou, iou[...], loss of masks)    paired bootstrap over images
+    of captions: exact_match                                               as right or wrong
+    of captions: all else but the share of distinct ones                   paired bootstrap over pictures, recomputed from the stored captions
     anything else, or predictions that are not there                       none: over seeds alone, and the words say so
 
 Nothing is dropped: runs that failed, are unfinished or not begun keep their place. Needs no torch.
@@ -26,24 +28,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid import intervals
-from pellucid.compare import (
-    LOWER_IS_BETTER,
+from pellucid.compare import LOWER_IS_BETTER, ClassTable, Group, Row, class_table, seed_row, unlike, unlike_words
+from pellucid.errors import RunError
+from pellucid.files import replacing
+from pellucid.paired_runs import (
+    OF_CAPTIONS,
     OF_CONFUSION,
     OF_FEATURES,
     TOP,
-    ClassTable,
-    Group,
-    Row,
-    class_table,
+    number_of_captions,
     number_of_images,
+    other_captions,
     right_features,
     right_samples,
-    seed_row,
-    unlike,
-    unlike_words,
+    scores_of,
 )
-from pellucid.errors import RunError
-from pellucid.files import replacing
 from pellucid.predictions import MaskPredictions, Predictions
 from pellucid.readings import class_scores, confusion_counts
 from pellucid.records import write_json
@@ -63,6 +62,7 @@ OVER_IMAGES = {  # task -> its numbers that have an interval over images; what e
     "classification": (*TOP, "macro_f1", "loss", "recall["),
     "segmentation": (*OF_CONFUSION, "loss", "iou["),
     "pretraining": OF_FEATURES,
+    "captioning": OF_CAPTIONS,
 }
 TEXT_WIDTH = 160  # columns of table.txt
 
@@ -322,7 +322,7 @@ def _over_images(mine: Row, theirs: Row, seeds: Sequence[int]) -> tuple[interval
     for run in (run for side in sides for run in side):
         if not run.predictions_file(split).is_file():
             return None, f"the predictions of {run.path.parent.name}/{run.name} are missing"
-    over = {"classification": _over_predictions, "segmentation": _over_masks, "pretraining": _over_features}[task]
+    over = {"classification": _over_predictions, "segmentation": _over_masks, "pretraining": _over_features, "captioning": _over_captions}[task]
     return over(sides, split, name)
 
 
@@ -374,6 +374,18 @@ def _over_features(sides: Sequence[Sequence[Run]], split: str, name: str) -> tup
         written = [run.predictions_file(split).stat() for run in side]
         right.append(np.mean([_right_of(run.path, split, name, (s.st_mtime_ns, s.st_size)) for run, s in zip(side, written, strict=True)], axis=0))
     return intervals.paired_shares(right[0], right[1]), ""
+
+
+def _over_captions(sides: Sequence[Sequence[Run]], split: str, name: str) -> tuple[intervals.Interval | None, str]:
+    """Of numbers that follow from the captions of each picture, found and own."""
+    if reason := other_captions([run for side in sides for run in side], split):
+        return None, reason
+    if name == "exact_match":
+        right = [np.mean([scores_of(run, split).exact for run in side], axis=0) for side in sides]
+        return intervals.paired_shares(right[0], right[1]), ""
+    mine, theirs = (_mean_of([number_of_captions(run, split, name) for run in side]) for side in sides)
+    count = len(sides[0][0].caption_predictions(split).files)
+    return intervals.paired_bootstrap(lambda rows: mine(rows) - theirs(rows), count, of="pictures"), ""
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, overload
 
 import numpy as np
 import PIL.Image
@@ -25,7 +25,7 @@ from pellucid.data.loader import pack_images
 from pellucid.errors import DataError, MissingError, Problem, RecipeError, UsageError, did_you_mean
 from pellucid.inside.outputs import logits_of
 from pellucid.inside.pixel_scores import PixelScores
-from pellucid.models.named import Preparation, build_named
+from pellucid.models.named import Named, Preparation, build_named
 from pellucid.run import Run
 from pellucid.runtime import Runtime, start
 from pellucid.schema import Count, Normalization, Section
@@ -68,6 +68,9 @@ class SubjectSection(Section):
         if isinstance(self.image_size, list):
             return self.image_size[0], self.image_size[1]
         return None if self.image_size is None else (self.image_size, self.image_size)
+
+
+_S = TypeVar("_S", bound=SubjectSection)
 
 
 @dataclass(frozen=True)
@@ -163,36 +166,40 @@ def subject(target: str | Path, overrides: Sequence[str] = (), *, device: str = 
     return _of_name(str(target), section, device)
 
 
-def settings(overrides: Sequence[str]) -> SubjectSection:
-    """The checked `key=value` overrides. RecipeError names every fault, with the nearest known key."""
+@overload
+def settings(overrides: Sequence[str]) -> SubjectSection: ...
+@overload
+def settings(overrides: Sequence[str], kind: type[_S]) -> _S: ...
+def settings(overrides: Sequence[str], kind: type[SubjectSection] = SubjectSection) -> SubjectSection:
+    """The checked `key=value` overrides, a section of `kind`. RecipeError names every fault, with the nearest known key."""
     values: dict[str, Any] = {}
     places: recipes.Places = {(): ("-s", None, None)}
     problems: list[Problem] = []
     for text in overrides:
         recipes.apply_override(values, places, problems, text)
     try:
-        section = SubjectSection.model_validate(values)
+        section = kind.model_validate(values)
     except ValidationError as error:
         one_of = "Normalization" if isinstance(values.get("normalize"), dict) else "literal"  # of the union's faults those of the kind that was meant
         meant = [dict(item) for item in error.errors(include_url=False) if item["loc"][0:1] != ("normalize",) or str(item["loc"][1]).startswith(one_of)]
-        found = [_problem(item, values, places) for item in meant]
+        found = [_problem(item, values, places, kind) for item in meant]
         raise RecipeError(recipes.joined_problems([*problems, *found])) from None
     if problems:
         raise RecipeError(problems)
     return section
 
 
-def _problem(error: dict[str, Any], values: dict[str, Any], places: recipes.Places) -> Problem:
+def _problem(error: dict[str, Any], values: dict[str, Any], places: recipes.Places, kind: type[SubjectSection]) -> Problem:
     """One pydantic error as a sentence with the override that it is in."""
     path = tuple(part for part in error["loc"] if part != "Normalization")
     place = recipes.place_of(places, path)
     match error["type"]:
         case "extra_forbidden":
-            known = list((SubjectSection if len(path) == 1 else Normalization).model_fields)
+            known = list((kind if len(path) == 1 else Normalization).model_fields)
             return Problem(*place, f"unknown key {path[-1]!r}.{did_you_mean(str(path[-1]), known) or ' Known: ' + ', '.join(known) + '.'}")
         case "missing":
             return Problem(*place, f"{'.'.join(map(str, path))} is missing")
-    return recipes.as_problem(error | {"loc": path}, values, places, "-s")
+    return recipes.as_problem(error | {"loc": path}, values, places, "-s", root=kind)
 
 
 # ── a run ──
@@ -204,14 +211,14 @@ def _of_run(run: Run, section: SubjectSection, device: str) -> Subject:
             "or give the model by name."
         )
     recipe, data = run.recipe, run.data
-    unnamed = recipe.task == "pretraining"  # features name no class
+    backbone, unnamed = recipe.task == "pretraining", recipe.task in ("pretraining", "captioning")  # features and words name no class
     runtime = runtime_of(run)
     if device != "auto" and runtime.device.type != device:
         runtime = start(device=device, precision=runtime.precision, threads=runtime.threads, channels_last=runtime.channels_last)
     return Subject(
         name=recipe.model.name,
         weights=f"final weights of {run.path}, {run.record.selected}",
-        module=runtime.place(PixelScores(load_model(run)) if recipe.masked else load_model(run).get_submodule("backbone" if unnamed else "")),
+        module=runtime.place(PixelScores(load_model(run)) if recipe.masked else load_model(run).get_submodule("backbone" if backbone else "")),
         runtime=runtime,
         size=recipe.data.size,
         mean=tuple(data.mean),
@@ -244,6 +251,11 @@ def _of_name(target: str, section: SubjectSection, device: str) -> Subject:
     if classes is not None and len(classes) != named.num_classes:
         has = f"{named.num_classes} classes" if named.num_classes else "no classifier"
         raise UsageError(f"{section.classes}: expected a name for each class, got {len(classes)}; {named.name} has {has}.")
+    return of_named(named, section, device, classes)
+
+
+def of_named(named: Named, section: SubjectSection, device: str, classes: tuple[str, ...] | None = None) -> Subject:
+    """The subject that a model by name is, placed on the device, with the settings laid over how it sees. classes: names instead of its own."""
     seen = _prepared(named.preparation, section)
     runtime = start(device=device, precision="fp32", threads=None, channels_last=False)
     return Subject(

@@ -8,7 +8,8 @@
    their oracles are in the tests.
 
    Of segmentation, `verify_masks` does the third and the fourth, `verify_mask_findings` both for the masks kept over epochs; of pre-training,
-   `verify_features` does both; it also compares the backbone file with the model, and the alarms with those that the curves give.
+   `verify_features` does both; it also compares the backbone file with the model, and the alarms with those that the curves give. Of captioning,
+   `verify_captions` does both, and `verify_words` recomputes where the decoder looked for each word.
 5. *Inside.* Of a run whose recipe has `inside`, scores of maps, projections, maps and features, as `verify_inside` says.
 
 What must be there follows from the recipe, the data and its classes, not from run.json. The class of the promise that held:
@@ -43,10 +44,12 @@ from pellucid.run import DONE, Measurement, Run, rounded
 from pellucid.runtime import DECIDES_BITS, Runtime, describe
 from pellucid.tasks import load_model, runtime_of
 from pellucid.tasks.classification import CALIBRATION_BINS
+from pellucid.verify_captions import anew_caption_checks, stored_caption_checks
 from pellucid.verify_features import anew_feature_checks, stored_feature_checks
 from pellucid.verify_inside import anew_checks, open_kept, stored_checks
 from pellucid.verify_mask_findings import anew_picture_checks, stored_picture_checks
 from pellucid.verify_masks import anew_mask_checks, stored_mask_checks
+from pellucid.verify_words import anew_word_checks, open_words, stored_word_checks
 
 TOLERANCE = 0.005
 EXACT = 1e-6  # two correct float64 computations of one number from the same logits
@@ -101,6 +104,7 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
     if recipe.task == "classification":
         checks += _prediction_checks(run, record.measurements)
     kept, lines = open_kept(run)
+    words = None
     lines += stored_checks(kept, progress) if kept is not None else []
     dataset, data_checks = _data_checks(run, recipe, progress)
     checks += data_checks
@@ -109,6 +113,9 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
     sound = [split for split in run.prediction_splits if _sound(data_checks, split)]
     if recipe.task == "pretraining":
         lines += stored_feature_checks(run, progress)
+    if recipe.captioned:
+        words, opened = open_words(run)
+        lines += [*stored_caption_checks(run, progress), *opened, *(stored_word_checks(words) if words is not None else [])]
     if recipe.masked:
         lines += stored_mask_checks(run, _of_splits(dataset, sound), progress) if dataset is not None else []
         lines += stored_picture_checks(run, dataset, progress)
@@ -122,6 +129,12 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
             bank = ["train"] if _sound(data_checks, "train") else []
             anew, found = anew_feature_checks(run, _of_splits(dataset, [*sound, *bank]), module, runtime, tolerance, progress)
             lines += anew
+        if recipe.captioned:
+            train = ["train"] if _sound(data_checks, "train") else []
+            anew, found = anew_caption_checks(run, _of_splits(dataset, [*sound, *train]), module, runtime, tolerance, progress)
+            lines += anew
+            if words is not None:
+                lines += anew_word_checks(words, _of_splits(dataset, [*sound, *train]), module, runtime, progress)
         for split in sound if recipe.task == "classification" else ():
             recomputed = _recompute(run, module, dataset.splits[split], runtime, progress)
             found.append(_same_bits(run, split, recomputed))
@@ -175,6 +188,7 @@ def _file_checks(run: Run) -> list[Check]:
     wanted = [run.final_weights, *([run.backbone_weights] if run.recipe.task == "pretraining" else []), *run.hashed_files(splits)]
     for split in (s for s in splits if s != "train"):
         wanted += [run.predictions_file(split), *([] if run.recipe.task == "pretraining" else [run.predictions_file(split).with_suffix(".csv")])]
+        wanted += [run.path / "samples" / f"{split}.captions.json"] if run.recipe.captioned else []
     missing = [name for name in (str(path.relative_to(run.path)) for path in wanted) if name not in run.record.files]
     checks = [Check(f"file {name}", False, f"MISMATCH run.json: it holds no hash of {name}") for name in missing]
     for name, expected in run.record.files.items():
@@ -204,36 +218,46 @@ def _weights_are_readable(run: Run, checks: list[Check]) -> bool:
 def _data_checks(run: Run, recipe: Recipe, progress: Callable[[str, int, int], None] | None) -> tuple[Dataset | None, list[Check]]:
     try:
         dataset = load_dataset(
-            recipe.data, seed=recipe.seed, masks=recipe.masked, least=recipe.least_size, fewest_classes=recipe.fewest_classes, progress=progress
+            recipe.data,
+            seed=recipe.seed,
+            masks=recipe.masked,
+            captions=recipe.captioned,
+            least=recipe.least_size,
+            fewest_classes=recipe.fewest_classes,
+            progress=progress,
         )
     except PellucidError as error:
         return None, [Check("data", False, f"MISMATCH data: {error}")]
     if list(dataset.classes) != run.data.classes:
         return None, [Check("data", False, f"MISMATCH data: the classes changed from {run.data.classes} to {list(dataset.classes)}")]
-    checks = []
+    checks, beside = [], "captions" if recipe.captioned else "mask"
     for name in run.data.splits:
-        changes = _changes(run.samples(name), dataset.splits[name], dataset.classes) if name in dataset.splits else [f"the {name} split is gone"]
+        changes = _changes(run.samples(name), dataset.splits[name], dataset.classes, beside) if name in dataset.splits else [f"the {name} split is gone"]
         if changes:
             shown = "; ".join(changes[:20]) + (f"; and {len(changes) - 20} more" if len(changes) > 20 else "")
             checks.append(Check(f"data {name}", False, f"MISMATCH {name} data: {shown}"))
         else:
-            checks.append(Check(f"data {name}", True, f"ok {name} data: {len(dataset.splits[name]):,} images and labels unchanged"))
+            checks.append(
+                Check(
+                    f"data {name}", True, f"ok {name} data: {len(dataset.splits[name]):,} images and {'captions' if recipe.captioned else 'labels'} unchanged"
+                )
+            )
     return dataset, checks
 
 
-def _changes(recorded: list[tuple[str, int, str]], split: Split, classes: tuple[str, ...]) -> list[str]:
-    """What differs between the samples of the run and those of today, in words."""
+def _changes(recorded: list[tuple[str, int, str]], split: Split, classes: tuple[str, ...], beside: str) -> list[str]:
+    """What differs between the samples of the run and those of today, in words. beside: what the hash behind a + is of."""
     old = {file: (label, content) for file, label, content in recorded}
     new = {file: (label, content) for file, label, content in split.rows()}
     changes = [f"{file} is missing" for file in old if file not in new] + [f"{file} is new" for file in new if file not in old]
     for file in old.keys() & new.keys():
-        (image, _, mask), (now_image, _, now_mask) = old[file][1].partition("+"), new[file][1].partition("+")
-        if old[file][0] != new[file][0] and not mask:
+        (image, _, other), (now_image, _, now_other) = old[file][1].partition("+"), new[file][1].partition("+")
+        if old[file][0] != new[file][0] and not other:
             changes.append(f"the label of {file} changed from {classes[old[file][0]]} to {classes[new[file][0]]}")
         if image != now_image:
             changes.append(f"the content of {file} changed")
-        if mask != now_mask:
-            changes.append(f"the mask of {file} changed")
+        if other != now_other:
+            changes.append(f"the {beside} of {file} changed")
     return sorted(changes)
 
 
@@ -433,6 +457,9 @@ def _promise(run: Run, runtime: Runtime, differences: list[float]) -> str:
 def _promise_check(promise: str, found: list[float | None], recipe: Recipe) -> Check:
     largest = max((d for d in found if d is not None), default=float("nan"))
     what, one = ("features and projections", "feature or projection") if recipe.task == "pretraining" else ("logits", "logit")
-    other = f"{largest:.1%} of the images have other logits" if recipe.masked else f"largest difference of a {one} {largest:.2g}"
+    if recipe.captioned:
+        what = "captions and log probabilities"
+    shared = recipe.masked or recipe.captioned  # told as a share of the images
+    other = f"{largest:.1%} of the images have other {what}" if shared else f"largest difference of a {one} {largest:.2g}"
     detail = f"all {what} are the same bits" if promise == BIT_EQUAL else other
     return Check("promise", True, f"promise: {promise} ({detail})")

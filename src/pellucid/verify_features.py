@@ -44,7 +44,8 @@ from pellucid.representation import HELD_OUT, STRENGTHS
 from pellucid.run import Measurement, Run, rounded
 from pellucid.runtime import Runtime
 from pellucid.schema.pretraining import ProbeSection
-from pellucid.tasks.pretraining import BANK_BATCH, EVALUATED, PIXEL_SIDE, alarms_of, bank_rows, left_out, untrained, views
+from pellucid.tasks.evaluated import PIXEL_SIDE
+from pellucid.tasks.pretraining import BANK_BATCH, EVALUATED, alarms_of, bank_rows, left_out, untrained, views
 from pellucid.verify_numbers import EXACT, Line, number_lines
 
 Progress = Callable[[str, int, int], None]

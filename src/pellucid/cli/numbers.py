@@ -11,7 +11,7 @@ import typer
 
 from pellucid.cli.options import AsJson, Quiet, RunFolder, Tolerance
 from pellucid.errors import MismatchError, PellucidError, RunError, UsageError
-from pellucid.printing import measurement_table, print_json, print_labels, print_masks, print_note
+from pellucid.printing import measurement_table, print_captions, print_json, print_labels, print_masks, print_note, print_words
 
 
 def verify(
@@ -71,11 +71,18 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", metavar="PATH", help="Labelled images as the run's source has them: a folder, a CSV for table, a folder of pairs, or of masks alone."
+            "--data",
+            metavar="PATH",
+            help="Labelled images as the run's source has them: a folder, a CSV (table, captions), a JSON of captions, a folder of pairs, or of masks alone.",
         ),
     ] = None,
     masks: Annotated[Path | None, typer.Option("--masks", metavar="DIR", help="Score these predicted masks, without any model.")] = None,
-    split: Annotated[str | None, typer.Option("--split", help="--masks without --data: split of the recipe with the true masks; default: val.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split", help="--masks without --data: split of the recipe with the true masks, by default val. Captions: split of a file that names some."
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -83,9 +90,10 @@ def evaluate(
     from pellucid.progress import Progress
     from pellucid.run import Run
 
-    if split is not None and (masks is None or data is not None):
-        raise UsageError("--split names a split of the recipe that --masks are scored against; it goes with --masks and without --data")
     run = None if target.is_file() else Run(target)
+    described = run is not None and run.record.task == "captioning" and masks is None
+    if split is not None and not described and (masks is None or data is not None):
+        raise UsageError("--split names a split of the recipe that --masks are scored against; it goes with --masks and without --data")
     with Progress(quiet=quiet) as progress:
         if masks is not None:
             from pellucid import recipe as recipes
@@ -99,9 +107,9 @@ def evaluate(
         else:
             from pellucid.evaluate import evaluate as evaluate_
 
-            measurements = evaluate_(run, str(data), progress=progress)
+            measurements = evaluate_(run, str(data), split=split, told=print_note, progress=progress)
     if as_json:
-        given = {"data": data, "masks": masks, "split": (split or "val") if masks is not None and data is None else None}
+        given = {"data": data, "masks": masks, "split": (split or "val") if masks is not None and data is None else split}
         print_json({"run" if run else "recipe": str(target), **{k: str(v) for k, v in given.items() if v}, "measurements": [asdict(m) for m in measurements]})
     else:
         print(measurement_table(measurements))
@@ -110,13 +118,15 @@ def evaluate(
 def predict(
     run: RunFolder,
     paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Images and folders of images.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="PATH", help="CSV to write; of a segmentation run the folder for its masks.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PATH", help="CSV to write, or JSON of captions; of a segmentation run the folder for its masks.")
+    ] = None,
     confidence: Annotated[bool, typer.Option("--confidence", help="Segmentation: also write <mask>_confidence.png, 8-bit grey.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Segmentation: replace files in --out; never true masks or what training reads.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Label images: CSV with filename, label and confidence. Of a segmentation run: a mask for each, and the share of each class."""
+    """Label images: CSV with filename, label and confidence. Of a segmentation run: a mask for each, and the share of each class. Of captioning: captions."""
     from pellucid.run import Run
 
     opened = Run(run)
@@ -130,6 +140,11 @@ def predict(
             written = write_masks(opened, paths, out, confidence=confidence, overwrite=overwrite, told=print_note, progress=progress)
             print_masks(written, opened.data.classes, as_json)
         return
+    if opened.recipe.captioned:
+        if given := "--confidence" if confidence else "--overwrite" if overwrite else "":
+            raise UsageError(f"{given} belongs to segmentation; {run} captions pictures, and its file is written anew in any case")
+        print_captions(opened.predict([str(path) for path in paths]), out, as_json)
+        return
     if confidence:
         raise UsageError("--confidence writes pictures beside masks and belongs to segmentation; the confidence of a label stands in the CSV")
     if overwrite:
@@ -141,7 +156,9 @@ def predict(
 def inside(
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run folder, or a model: timm/<name>, torchvision/<name>, transformers/<name>.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Photographs and folders of them.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for figures, arrays.npz and findings.json.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for figures, arrays.npz and findings.json; of a captioner words.npz and words.json.")
+    ],
     set_: Annotated[
         list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="A setting of the model, e.g. -s pretrained=false or -s image_size=384.")
     ] = None,
@@ -160,11 +177,18 @@ def inside(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """What is inside a model: maps over photographs, each with its measures and baselines; heads; position embeddings."""
+    """What is inside a model: maps over photographs, each with its measures and baselines; heads; position embeddings. Of a captioner: a map for each word."""
     from pellucid.look import look_into, summary
+    from pellucid.look_words import is_spoken
     from pellucid.progress import Progress
     from pellucid.tables import table
 
+    if is_spoken(target):
+        given = {"--map": maps, "--layer": layer, "--class": explained, "--masks": masks, "--mask-target": mask_target, "--mask-ignore": mask_ignore}
+        if odd := [name for name, value in given.items() if value] + ([] if deletion else ["--no-deletion"]):
+            raise UsageError(f"{odd[0]} belongs to models that name classes; {target} says captions, and each word has one map: -s layers=… and -s heads=…")
+        _words(target, images, out, set_ or [], as_json, quiet)
+        return
     with Progress(quiet=quiet) as progress:
         found = look_into(
             target, images, out, overrides=set_ or [], methods=maps, layer=layer, masks=masks, mask_target=mask_target, mask_ignore=mask_ignore or [],
@@ -177,6 +201,20 @@ def inside(
         print(f"note: {line}", file=sys.stderr)
     print(table(["map", "measure", "mean", "95 % interval", "baselines"], summary(found)))
     print(out)
+
+
+def _words(target: str, images: list[Path], out: Path, overrides: list[str], as_json: bool, quiet: bool) -> None:
+    """`inside` of a captioner."""
+    from pellucid.caption_readings import word_maps
+    from pellucid.look_words import look_into_words, summary
+    from pellucid.progress import Progress
+
+    with Progress(quiet=quiet) as progress:
+        found = look_into_words(target, images, out, overrides=overrides, progress=progress)
+    if as_json:
+        print_json({"out": str(out), **asdict(found)})
+    else:
+        print_words(found, summary(found, word_maps(out, found)), out)
 
 
 def export(

@@ -134,7 +134,7 @@ class Captioner(nn.Module):
         assert not self.training, "dropout would draw other captions each time"
         self.check_length(how.max_length)
         memory, notes = self.encode(images), list[str]()
-        with collected(notes), self._way.generating(self.model, self.layout(_size(images))):
+        with collected(notes), self._way.generating(self.model):
             found = self._way.generate(self.model, images, memory, self._settings(how))
         sequences = found.sequences[:, 1:]
         kept = torch.cat([torch.ones_like(sequences[:, :1]), (sequences[:, :-1] != self.end).cumprod(1)], dim=1) > 0
@@ -231,8 +231,8 @@ class _Way(Protocol):
 
     def generate(self, model: Any, images: Tensor, memory: Tensor, settings: Any) -> Any: ...
 
-    def generating(self, model: Any, layout: Layout) -> Any:
-        """A context in which the model generates for pictures of this layout under no settings but those that are given."""
+    def generating(self, model: Any) -> Any:
+        """A context in which the model generates under no settings but those that are given."""
         ...
 
     def layout(self, model: Any, images: Tensor) -> Layout: ...
@@ -246,13 +246,16 @@ class _EncoderDecoder:
         return found.flatten(2).mT if found.ndim == 4 else found  # B, gh·gw, C of convolutional encoders
 
     def decode(self, model: Any, memory: Tensor, tokens: Tensor) -> Tensor:
-        logits: Tensor = model(encoder_outputs=_seen(memory), decoder_input_ids=tokens, use_cache=False).logits
+        # Words as vectors under a whole mask: from numbers of tokens and without one, decoders would look for padding, warn, and read values off the device.
+        words = model.get_input_embeddings()(tokens)
+        seen = _seen(memory)
+        logits: Tensor = model(encoder_outputs=seen, decoder_inputs_embeds=words, decoder_attention_mask=_causal(0, words), use_cache=False).logits
         return logits
 
     def generate(self, model: Any, images: Tensor, memory: Tensor, settings: Any) -> Any:
         return model.generate(encoder_outputs=_seen(memory), generation_config=settings)
 
-    def generating(self, model: Any, layout: Layout) -> Any:
+    def generating(self, model: Any) -> Any:
         return _without_published(model)
 
     def layout(self, model: Any, images: Tensor) -> Layout:
@@ -282,7 +285,7 @@ class _Blip:
             input_ids=start, attention_mask=torch.ones_like(start), encoder_hidden_states=memory, encoder_attention_mask=seen, generation_config=settings
         )
 
-    def generating(self, model: Any, layout: Layout) -> Any:
+    def generating(self, model: Any) -> Any:
         return _without_published(model.text_decoder)
 
     def layout(self, model: Any, images: Tensor) -> Layout:
@@ -301,7 +304,7 @@ class _Git:
         """GitForCausalLM's own pass with the picture already encoded, which its forward offers no way to hand in."""
         count = memory.shape[1]
         embedded = torch.cat([memory, model.git.embeddings(input_ids=tokens)], dim=1)  # R, K + T, D
-        hidden = model.git.encoder(embedded, attention_mask=_git_mask(count, embedded), past_key_values=None, use_cache=False)
+        hidden = model.git.encoder(embedded, attention_mask=_causal(count, embedded), past_key_values=None, use_cache=False)
         logits: Tensor = model.output(hidden.last_hidden_state[:, count:])
         return logits
 
@@ -312,19 +315,8 @@ class _Git:
             **_interpolated(model.git.image_encoder, images),
         )  # fmt: skip
 
-    @contextmanager
-    def generating(self, model: Any, layout: Layout) -> Iterator[None]:
-        """GIT widens the mask of cached keys by the tokens of a picture of its own size; others have others."""
-        attentions = [layer.attention.self for layer in model.git.encoder.layer]
-        before = [attention.image_patch_tokens for attention in attentions]
-        for attention in attentions:
-            attention.image_patch_tokens = layout.tokens
-        try:
-            with _without_published(model):
-                yield
-        finally:
-            for attention, count in zip(attentions, before, strict=True):
-                attention.image_patch_tokens = count
+    def generating(self, model: Any) -> Any:
+        return _without_published(model)
 
     def layout(self, model: Any, images: Tensor) -> Layout:
         return _by_patches(model.git.image_encoder, images, self.encode(model, images).shape[1])
@@ -352,12 +344,13 @@ def _seen(memory: Tensor) -> Any:
     return BaseModelOutput(last_hidden_state=memory)  # type: ignore[arg-type]
 
 
-def _git_mask(count: int, embedded: Tensor) -> Tensor:
-    """(1, 1, K + T, K + T), added to the scores of (R, K + T, D): the picture's `count` tokens look at each other, words at the picture and at those before."""
-    length = embedded.shape[1]
+def _causal(count: int, embedded: Tensor) -> Tensor:
+    """(R, 1, N, N), added to the scores of R rows of N tokens: each sees those before it; the first `count`, a picture's, see each other."""
+    rows, length = embedded.shape[:2]
     seen = torch.ones(length, length, dtype=torch.bool, device=embedded.device).tril()
     seen[:count, :count] = True
-    return torch.zeros(length, length, dtype=embedded.dtype, device=embedded.device).masked_fill(~seen, torch.finfo(embedded.dtype).min)[None, None]
+    mask = torch.zeros(length, length, dtype=embedded.dtype, device=embedded.device).masked_fill(~seen, torch.finfo(embedded.dtype).min)
+    return mask.expand(rows, 1, length, length)
 
 
 def _interpolated(eye: nn.Module, images: Tensor) -> dict[str, bool]:

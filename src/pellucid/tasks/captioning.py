@@ -216,7 +216,9 @@ class Captioning:
         """All reported numbers of a split; `note` says which weights they belong to. Baselines are computed here, from the training pictures."""
         candidates, references = self._texts(predictions)
         baselines = {"most_frequent": self._most_frequent(len(candidates)), "nearest": self._nearest(split)}
-        return measure_captions(candidates, references, predictions, baselines, split=split, seed=self._recipe.seed, found=describe(self._generation), note=note)
+        return measure_captions(
+            candidates, references, predictions, baselines, split=split, seed=self._recipe.seed, found=describe(self._generation), note=note
+        )
 
     def _most_frequent(self, n: int) -> list[str]:
         return [most_frequent(text for texts in _captions(self._dataset.splits["train"]).texts for text in texts)] * n
@@ -308,8 +310,11 @@ def nearest_pictures(bank: np.ndarray, points: np.ndarray, *, at_once: int = 256
 def with_tokenizer(recipe: Recipe, dataset: Dataset) -> Dataset:
     """The data set with what cuts its captions into tokens, made from the training captions or the model's own."""
     assert recipe.text is not None
-    home, _, name = recipe.model.name.partition("/")
-    own = (recipe.model.weights or name) if home == "transformers" else None
+    own = None
+    if recipe.model.name.startswith("transformers/"):
+        from pellucid.models.captioners import captioner_folder
+
+        own = captioner_folder(recipe.model.name, Path(recipe.model.weights) if recipe.model.weights else None)
     texts = (text for texts in _captions(dataset.splits["train"]).texts for text in texts)
     tokenizer = build_tokenizer(recipe.text, texts, own=own)
     table = TokenTable(_captions(dataset.splits["train"]), tokenizer)
@@ -359,11 +364,11 @@ def build(recipe: Recipe, vocabulary: Vocabulary, *, start_weights: bool = True)
     """The recipe's captioner; `start_weights=False` leaves it at its initialisation."""
     from pellucid.models.captioners import build_captioner
 
-    m, pretrained = recipe.model, recipe.model.pretrained if start_weights else False
+    m = recipe.model
     built = build_captioner(
         m.name, vocabulary=vocabulary, encoder=m.encoder, encoder_stride=m.encoder_stride, decoder=m.decoder.model_dump() if m.decoder else None,
-        pretrained=pretrained, options=m.options, image_size=recipe.data.size, weights=Path(m.weights) if m.weights else None,
-        backbone_weights=Path(m.backbone_weights) if m.backbone_weights and start_weights else None, start_weights=start_weights,
+        pretrained=m.pretrained, options=m.options, image_size=recipe.data.size, weights=Path(m.weights) if m.weights else None,
+        backbone_weights=Path(m.backbone_weights) if m.backbone_weights else None, start_weights=start_weights,
     )  # fmt: skip
     cast("Captioner", built.module).typical = vocabulary.captions, vocabulary.longest or vocabulary.max_length
     return built, None

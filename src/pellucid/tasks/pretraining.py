@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pellucid.data.augment import Augment, Images, evaluate_view
 from pellucid.data.dataset import Dataset, Split
 from pellucid.data.draws import derived_seed
-from pellucid.data.loader import Pack, Reader, Window, ordered_windows, smaller
+from pellucid.data.loader import Pack, Window, ordered_windows, smaller
 from pellucid.data.store import Pixels
 from pellucid.errors import DivergedError, UsageError
 from pellucid.intervals import wilson

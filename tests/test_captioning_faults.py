@@ -1,11 +1,17 @@
-"""What a recipe of captioning may not say, what others may not say of captions, and what a saved one holds."""
+"""What a recipe of captioning may not say, what others may not say of captions, what a saved one holds; and pictures whose sides change."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from pellucid import recipe as recipes
-from pellucid.errors import RecipeError
+from pellucid.data.dataset import Captions, Dataset, Split
+from pellucid.errors import DataError, RecipeError
+from pellucid.tasks.captioning import mirror_notes
 
 MODEL = "{name: pellucid/captioner, encoder: timm/test_vit, decoder: {depth: 1, embed_dim: 32, num_heads: 2, drop_rate: 0.0}}"
 SMALL = f"""\
@@ -83,3 +89,41 @@ def test_a_saved_captioning_holds_every_value_and_loads_back_equal() -> None:
     assert recipes.to_yaml(again) == recipes.to_yaml(recipe)
     values = recipes.flat(again)
     assert (values["text.captions"], values["generation.num_beams"], values["words.pieces"], values["model.decoder.mlp_ratio"]) == ("all", 1, "mean", 4.0)
+
+
+# ── mirrored pictures ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def said_of(texts: Sequence[str], *changes: str) -> list[str]:
+    """What mirror_notes says of a data set with these training captions, one a picture."""
+    n = len(texts)
+    split = Split("train", [f"{i}.png" for i in range(n)], np.zeros(n, np.int64), [""] * n, lambda i: pytest.fail("no picture is read"))
+    dataset = Dataset(("unlabelled",), {"train": replace(split, captions=Captions([(text,) for text in texts]))})
+    return mirror_notes(recipes.override(recipes.loads(SMALL), changes), dataset)
+
+
+@pytest.mark.parametrize(
+    ("change", "word", "name", "sides"),
+    [
+        ("augment.horizontal_flip=0.5", "left", "horizontal_flip", "left, right …"),
+        ("augment.vertical_flip=0.5", "above", "vertical_flip", "above, below …"),
+        ("augment.rotation=90", "right", "rotation", "left, right …"),
+        ("augment.rotation=90", "below", "rotation", "above, below …"),
+    ],
+)
+def test_changed_sides_are_refused_where_many_captions_name_them_and_told_where_few_do(change: str, word: str, name: str, sides: str) -> None:
+    few = [*["a dog"] * 19, f"a dog {word} of it"]
+    line = f"augment.{name} changes sides, and 1 of 20 training captions name one ({sides})"
+    assert said_of(few, change) == [f"{line}: these are wrong for the pictures that were changed"], "5 % are told"
+    with pytest.raises(DataError) as told:
+        said_of(few[1:], change)
+    assert str(told.value) == f"{line.replace('1 of 20', '1 of 19')}: they would be wrong for the changed pictures; leave {name} out"
+
+
+def test_nothing_is_said_where_no_side_that_is_named_changes() -> None:
+    lying, standing = ["left of a dog"] * 3, ["above a dog"] * 3
+    assert said_of(lying + standing) == []
+    assert said_of(standing, "augment.horizontal_flip=0.5", "augment.rotation=15") == []
+    assert said_of(lying, "augment.vertical_flip=0.5", "augment.rotation=45") == []
+    with pytest.raises(DataError, match="leave horizontal_flip and rotation out"):
+        said_of(lying, "augment.horizontal_flip=0.5", "augment.rotation=46")

@@ -314,6 +314,7 @@ def test_the_large_captioner_looks_at_20_x_20_cells_and_speaks_berts_word_pieces
     assert found.images == {"train": 6, "val": 3, "test": 2}, "restval is train"
     assert "the decoder looks at 20x20 cells of timm/resnet101.a1_in1k" in found.notes
     assert any("the tokeniser of bert" in note and " 58 tokens" in note for note in found.notes), found.notes
+    assert any("starts from the published weights of timm/resnet101.a1_in1k" in note for note in found.notes)
     assert found.activation_bytes_per_image > 100e6, "counted at 640 pixels"
 
 

@@ -113,7 +113,7 @@ def _on_captions(run: Run, data: Path, split: str | None, told: Told, progress: 
     told(f"without the baselines, which come from the training pictures: {why}")
     assert found.captions is not None
     said = [tokenizer_of(run).decode(row) for row in predictions.tokens.tolist()]
-    how = describe(generation_of(recipe))
+    how = describe(generation_of(recipe, run.data.vocabulary))
     return measure_captions(said, found.captions.texts, predictions, {}, split="data", seed=recipe.seed, found=how, note=whose)
 
 

@@ -44,7 +44,7 @@ from pellucid.run import Run, rounded
 from pellucid.runtime import out_of_memory
 from pellucid.schema.captioning import MOST_TOKENS, GenerationSection, TextSection, WordsSection
 from pellucid.subjects import Subject, SubjectSection, of_named, settings, subject
-from pellucid.tasks.captioning import generation_of, tokenizer_of
+from pellucid.tasks.captioning import generation_of, suppressed, tokenizer_of
 from pellucid.tasks.evaluated import packs
 from pellucid.word_findings import WORD_ARRAYS, CaptionFinding, FoundWord, WordsFindings
 
@@ -175,7 +175,7 @@ def _of_run(run: Run, overrides: Sequence[str], device: str) -> Speaker:
             f"{run.path} is a run: its recipe and its weights say what {given} is. Remove -s {given}, or give the model by name; a run takes "
             f"{', '.join((*HOW_FOUND, 'layers', 'heads', 'pieces'))}."
         )
-    return Speaker(subject(run.path, device=device), tokenizer_of(run), _generation(section, generation_of(recipe).max_length), section)
+    return Speaker(subject(run.path, device=device), tokenizer_of(run), _generation(section, generation_of(recipe, run.data.vocabulary)), section)
 
 
 def _of_name(target: str, section: CaptionerSection, device: str) -> Speaker:
@@ -196,12 +196,18 @@ def _of_name(target: str, section: CaptionerSection, device: str) -> Speaker:
         options=section.options,
         seed=section.seed,
     )
-    return Speaker(of_named(named, section, device), tokenizer, _generation(section, length), section)
+    return Speaker(
+        of_named(named, section, device),
+        tokenizer,
+        _generation(section, Generation(length, suppressed=suppressed(replace(tokenizer.vocabulary, unknown=tokenizer.unknown)))),
+        section,
+    )
 
 
-def _generation(section: CaptionerSection, max_length: int) -> Generation:
+def _generation(section: CaptionerSection, own: Generation) -> Generation:
+    """How captions are found by settings, where these say nothing as `own` has it."""
     found = {name: getattr(section, name) for name in GenerationSection.model_fields}
-    return Generation(max_length=section.max_length or max_length, **found)
+    return replace(own, max_length=section.max_length or own.max_length, **found)
 
 
 def _known(run: Run | None) -> dict[str, tuple[str, ...]]:
@@ -430,7 +436,7 @@ def _of_training(t: Training, module: nn.Module, selected: str) -> Speaker:
         num_classes=None,
         classes=None,
     )
-    return Speaker(seen, t.dataset.tokenizer, generation_of(t.recipe), t.recipe.words)
+    return Speaker(seen, t.dataset.tokenizer, generation_of(t.recipe, t.dataset.tokenizer.vocabulary), t.recipe.words)
 
 
 def _photos(t: Training, speaker: Speaker, split: Split, tokens: NDArray[np.int64] | None) -> tuple[list[Photo], list[int]]:

@@ -229,7 +229,8 @@ def _notes(recipe: Recipe, dataset: Dataset, built: Any, cached: KeptSize | None
     if cached is not None:
         notes.append(f"features of the frozen backbone are computed once and kept: {cached}; the time is that of computing them, the steps come on top")
     if recipe.model.pretrained:
-        notes.append(f"training starts from the published weights of {recipe.model.name}: from the local cache, or downloaded when they are not there")
+        published = recipe.model.encoder if recipe.captioned and recipe.model.pretrained == "backbone" else recipe.model.name
+        notes.append(f"training starts from the published weights of {published}: from the local cache, or downloaded when they are not there")
     if recipe.task == "pretraining":
         notes.append("the time is that of training alone: k-NN against the bank in each evaluation and the baselines after training come on top")
     if recipe.captioned and dataset.tokenizer is not None:

@@ -70,6 +70,7 @@ class SplitRecord:
 class Vocabulary:
     """The tokens of captions; tokenizer.json beside it cuts text into them. size: how many; start: what a caption begins after, end: what ends it,
     pad: what stands behind the end, all numbers of tokens. max_length: most tokens of a caption, the end among them. how: where they come from, in words.
+    unknown: what a word that it does not know becomes, and no caption that is found has; None where it knows all.
     captions, longest: of a training picture the most captions that are learned at once, and of these the most tokens.
     """
 
@@ -81,6 +82,7 @@ class Vocabulary:
     pad: int
     max_length: int
     how: str
+    unknown: int | None = None
     captions: int = 1
     longest: int = 0
 

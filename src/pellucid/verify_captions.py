@@ -409,7 +409,7 @@ class _Anew:
     @torch.inference_mode()
     def predictions(self, given: np.ndarray | None) -> tuple[CaptionPredictions, Given | None]:
         """(what the run keeps of the split, made anew; what the model says of the captions (n, T) that are `given`)."""
-        size, generation = max(1, min(self.run.record.evaluation_batch_size, len(self.split))), generation_of(self.recipe)
+        size, generation = max(1, min(self.run.record.evaluation_batch_size, len(self.split))), generation_of(self.recipe, self.cutter.vocabulary)
         parts: list[CaptionPredictions] = []
         said: list[Given] = []
         for start in range(0, len(self.split), size):
@@ -465,6 +465,8 @@ class _Anew:
             log_p = self._logits(memory, [caption], [i])[0].double().log_softmax(-1).cpu()
             own = log_p[torch.arange(len(caption)), torch.tensor(caption)]
             scores.append(math.fsum(own.tolist()))
+            if self.cutter.vocabulary.unknown is not None:  # is never taken
+                log_p[:, self.cutter.vocabulary.unknown] = -math.inf
             short.append(float((log_p.max(-1).values - own).max()))
         return Given(np.array(scores), np.array(short))
 

@@ -199,7 +199,7 @@ def _pictures(a: Anew) -> Line:
     if faults:
         return line("words pictures", faults, "")
     predicted = a.kept.run.caption_predictions(a.kept.split).tokens if a.kept.split in a.kept.run.prediction_splits else None
-    generation = generation_of(a.kept.recipe)
+    generation = generation_of(a.kept.recipe, a.kept.run.data.vocabulary)
     for image, one in zip(images, a.asked, strict=True):
         size = (one.pixels.shape[0], one.pixels.shape[1])
         box = view_box(size, d.size, d.fit, d.resize_size)

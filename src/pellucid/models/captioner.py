@@ -45,6 +45,7 @@ class Vocabulary(Protocol):
 class Generation:
     """How a caption is found. max_length: most tokens, the end among them. num_beams: 1 is greedy. length_penalty: of beams, the log probability is divided by
     the length to this power. no_repeat_ngram_size: no run of so many tokens occurs twice; 0: any may. min_length: fewest tokens before the end.
+    suppressed: tokens that are never taken.
     """
 
     max_length: int
@@ -52,6 +53,7 @@ class Generation:
     length_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     min_length: int = 0
+    suppressed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ class Captioner(nn.Module):
         chosen: dict[str, Any] = {"length_penalty": how.length_penalty, "early_stopping": False} if how.num_beams > 1 else {}
         chosen |= {"no_repeat_ngram_size": how.no_repeat_ngram_size} if how.no_repeat_ngram_size else {}
         chosen |= {"min_length": how.min_length + 1} if how.min_length else {}
+        chosen |= {"suppress_tokens": list(how.suppressed)} if how.suppressed else {}
         return GenerationConfig(
             max_length=how.max_length + 1, num_beams=how.num_beams, do_sample=False, return_dict_in_generate=True, output_scores=how.num_beams > 1,
             decoder_start_token_id=self.start, bos_token_id=self.start, eos_token_id=self.end, pad_token_id=self.pad,

@@ -120,7 +120,7 @@ class Captioning:
         self._view = (recipe.data.size, tuple(mean), tuple(std))
         self._smoothing, self._one = recipe.loss.label_smoothing, recipe.text.captions == "one"
         self._tables = {name: TokenTable(_captions(split), self._tokenizer) for name, split in dataset.splits.items()}
-        self._generation = generation_of(recipe)
+        self._generation = generation_of(recipe, dataset.tokenizer.vocabulary)
 
     def _chosen(self, window: Window, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """((R,) captions that positions `start` to `stop` of a window learn, (R,) the position of each from `start`)."""
@@ -319,7 +319,7 @@ def with_tokenizer(recipe: Recipe, dataset: Dataset) -> Dataset:
     tokenizer = build_tokenizer(recipe.text, texts, own=own)
     table = TokenTable(_captions(dataset.splits["train"]), tokenizer)
     most = 1 if recipe.text.captions == "one" else int(np.diff(table.first).max())
-    tokenizer.vocabulary = replace(tokenizer.vocabulary, captions=most, longest=int(np.diff(table.ends).max()))
+    tokenizer.vocabulary = replace(tokenizer.vocabulary, unknown=tokenizer.unknown, captions=most, longest=int(np.diff(table.ends).max()))
     return replace(dataset, tokenizer=tokenizer)
 
 
@@ -343,13 +343,19 @@ def mirror_notes(recipe: Recipe, dataset: Dataset) -> list[str]:
 # ── models and generation ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def generation_of(recipe: Recipe) -> Generation:
-    """How a recipe's captions are found."""
+def generation_of(recipe: Recipe, vocabulary: Vocabulary | None) -> Generation:
+    """How a recipe's captions are found. vocabulary: that of the run."""
     from pellucid.models.captioner import Generation
 
     assert recipe.generation is not None
     assert recipe.text is not None
-    return Generation(max_length=recipe.text.max_length, **recipe.generation.model_dump())
+    assert vocabulary is not None
+    return Generation(max_length=recipe.text.max_length, suppressed=suppressed(vocabulary), **recipe.generation.model_dump())
+
+
+def suppressed(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """The tokens that no caption that is found has: a caption that says [UNK] says nothing."""
+    return () if vocabulary.unknown is None else (vocabulary.unknown,)
 
 
 def describe(generation: Generation) -> str:
@@ -357,6 +363,7 @@ def describe(generation: Generation) -> str:
     how = "greedily" if generation.num_beams == 1 else f"by {generation.num_beams} beams, length penalty {generation.length_penalty:g}"
     how += f", no {generation.no_repeat_ngram_size}-gram twice" if generation.no_repeat_ngram_size else ""
     how += f", at least {generation.min_length} tokens" if generation.min_length else ""
+    how += ", without the sign for unknown words" if generation.suppressed else ""
     return f"captions found {how}, at most {generation.max_length} tokens"
 
 
@@ -382,7 +389,7 @@ def predict(run: Run, module: nn.Module, images: Any, *, runtime: Runtime) -> li
     """Captions by the run's model for paths, folders (searched for images) and PIL images, in the given order."""
     captioner = cast("Captioner", module.eval())
     named, recipe, data, tokenizer = opened(images), run.recipe, run.data, tokenizer_of(run)
-    generation, found, size = generation_of(recipe), [], run.record.evaluation_batch_size
+    generation, found, size = generation_of(recipe, data.vocabulary), [], run.record.evaluation_batch_size
     for start in range(0, len(named), size):
         chunk = named[start : start + size]
         arrays = [resize(load(), recipe.data.size, recipe.data.fit, recipe.data.resize_size, recipe.data.interpolation) for _, load in chunk]

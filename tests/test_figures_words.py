@@ -1,4 +1,4 @@
-"""Strips of words and the figures of a captioning, on fabricated findings; layers against the definition of an overlay."""
+"""Strips of words and the figures of a captioning, on fabricated findings; layers against the definition of one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import PIL.Image
 import pytest
@@ -19,6 +20,7 @@ from pellucid import figures
 from pellucid.caption_readings import caption_charts, extremes, hardest_baseline, word_maps
 from pellucid.errors import RunError, UsageError
 from pellucid.figures import words
+from pellucid.figures.overlays import MAP_COLOURS, stretched
 from pellucid.figures.words import IS_NOT, ground, layer, picture_view
 from pellucid.run import DONE, RUNNING
 from pellucid.word_findings import NOUN, WORD_ARRAYS, FoundWord
@@ -38,11 +40,17 @@ def panels(figure: Figure) -> list[Axes]:
 
 
 @pytest.mark.parametrize("view", [(0.0, 0.0, 60.0, 80.0), (0.0, 10.0, 60.0, 60.0), (7.5, 12.25, 40.0, 51.0)])
-def test_the_layer_over_its_ground_is_the_overlay(view: tuple[float, float, float, float]) -> None:
+def test_a_layer_lies_over_its_ground_by_the_root_of_the_attention(view: tuple[float, float, float, float]) -> None:
     picture, values = photo(*SIZE), np.random.default_rng(0).random((4, 5))
     over = PIL.Image.fromarray(layer(SIZE, values, view, most=float(values.max())))
     found = np.asarray(PIL.Image.alpha_composite(PIL.Image.fromarray(ground(picture, view)).convert("RGBA"), over).convert("RGB"))
-    assert np.abs(found.astype(int) - figures.overlay(picture, values, view)).max() <= 3  # both are rounded to whole numbers on the way
+    share = np.sqrt(np.clip(stretched(values / values.max(), SIZE, view), 0.0, 1.0))[..., None]
+    below, weight = ground(picture, view), 0.1 + 0.7 * share  # of the colour, over grey
+    mixed = (1 - weight) * below + weight * 255 * matplotlib.colormaps[MAP_COLOURS](share[..., 0])[..., :3]
+    top, left, height, width = view
+    inside = np.s_[round(top) + 1 : round(top + height) - 1, round(left) + 1 : round(left + width) - 1]
+    assert np.abs(found - mixed)[inside].max() <= 5  # rounded to whole numbers on the way
+    assert np.array_equal(found[:, : max(0, round(left) - 1)], below[:, : max(0, round(left) - 1)])  # nothing lies over what the model did not see
 
 
 def test_all_words_of_a_picture_share_one_scale() -> None:
@@ -50,11 +58,12 @@ def test_all_words_of_a_picture_share_one_scale() -> None:
     maps = np.zeros((2, 4, 4))
     maps[0, 1, 1], maps[1, 1, 1] = 0.8, 0.2
     strong, weak = figures.word_overlays(photo(*SIZE), finding, maps)
-    alone = figures.overlay(photo(*SIZE), maps[0], finding.view)
+    (alone,) = figures.word_overlays(photo(*SIZE), caption_finding(0, SIZE, "one", scored=False), maps[:1])
     at = (22, 32)  # the middle of patch (1, 1) of the view, which begins at column 10
     assert np.abs(strong[at].astype(int) - alone[at]).max() <= 3
-    assert weak[at].astype(int).sum() < strong[at].astype(int).sum() - 150
-    assert np.abs(weak.astype(int) - figures.overlay(photo(*SIZE), maps[1], finding.view)).max() > 60
+    assert weak[at].astype(int).sum() < strong[at].astype(int).sum() - 100
+    (on_its_own,) = figures.word_overlays(photo(*SIZE), caption_finding(0, SIZE, "two", scored=False), maps[1:])
+    assert np.abs(weak.astype(int) - on_its_own).max() > 60
 
 
 def test_overlays_have_the_resolution_of_the_picture_and_fit_a_smaller_copy() -> None:
@@ -126,7 +135,8 @@ def test_letters_that_the_font_lacks_are_squares_and_others_stay() -> None:
 def test_a_map_of_zeros_is_dark_and_no_division_by_zero() -> None:
     finding = caption_finding(0, SIZE, "one")
     (tile,) = figures.word_overlays(photo(*SIZE), finding, np.zeros((1, 4, 4)))
-    assert np.abs(tile.astype(int) - figures.overlay(photo(*SIZE), np.zeros((4, 4)), finding.view)).max() <= 3
+    inside = np.s_[:, 12:68]  # of the view; black has a tenth of the weight
+    assert np.abs(tile[inside] - 0.9 * ground(photo(*SIZE), finding.view)[inside]).max() <= 3
 
 
 def test_equal_strips_are_equal_bytes_in_all_formats(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Where a captioner looked for each word: strips of a photograph with one panel a word, and how far these maps can be believed.
 
 Photos are (H, W, 3) uint8 RGB, maps (W, gh, gw) >= 0 of the words of one picture in the order of its caption. All maps of a picture share one scale, from
-0 to the highest value among them, so that its words compare; pictures do not compare with each other. A map lies over the photograph as in `overlays`: the
-colour of each pixel has the weight LIGHT to STRONG over the photo in grey. `ground` and `layer` are the two parts of that, for pages that lay many words
+0 to the highest value among them, so that its words compare; pictures do not compare with each other. Colours grow with the square root of the attention:
+one word that looks at one patch alone would leave all others black. A map lies over the photograph as in `overlays`, but lighter: the colour of each pixel
+has the weight FAINT to STRONG over the photo in grey. `ground` and `layer` are the two parts of that, for pages that lay many words
 over one picture.
 """
 
@@ -19,7 +20,7 @@ import matplotlib
 import numpy as np
 import PIL.Image
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import ArrayLike, NDArray
@@ -27,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from pellucid.caption_readings import CHOSEN, KIND_NAMES, caption_charts, hardest_baseline, layer_name, word_maps
 from pellucid.errors import RunError, UsageError
 from pellucid.figures.inside import SHEET_SIDE, fitted_view, scores_figure
-from pellucid.figures.overlays import DIMMED, LIGHT, MAP_COLOURS, STRONG, View, coloured, reduced, stretched
+from pellucid.figures.overlays import DIMMED, MAP_COLOURS, STRONG, View, coloured, reduced, stretched
 from pellucid.figures.pretraining import chart_figure
 from pellucid.figures.runs import learning_rate_curve
 from pellucid.figures.style import STYLE, plain_text, save
@@ -37,6 +38,7 @@ from pellucid.run import Run, rounded
 from pellucid.word_findings import WORDS, CaptionFinding, FoundWord, WordsFindings, load_words
 
 DRAWN = 3  # pictures of a run that get a strip in its figures; the report shows more, and the arrays hold all
+FAINT = 0.1  # weight of the colour over the photo where the map is 0
 COLUMNS = 6  # panels beside each other
 SHOWN_SCORES = ("mass", "pointing")  # below a word; all measures stand in the figure of scores
 DRAWN_SCORES = ("mass", "pointing", "rank")
@@ -59,8 +61,8 @@ def layer(size: tuple[int, int], values: ArrayLike, view: View, *, most: float) 
     values: (gh, gw), >= 0. most: the value that is brightest, the highest of all words of the picture.
     """
     scaled = np.asarray(values, dtype=np.float64) / most if most > 0 else np.zeros(np.shape(values))
-    share = np.clip(stretched(scaled, size, view), 0.0, 1.0)
-    opacity = np.where(_inside(size, view), LIGHT + (STRONG - LIGHT) * share, 0.0)
+    share = np.sqrt(np.clip(stretched(scaled, size, view), 0.0, 1.0))
+    opacity = np.where(_inside(size, view), FAINT + (STRONG - FAINT) * share, 0.0)
     return np.concatenate([coloured(share, MAP_COLOURS), np.rint(255 * opacity).astype(np.uint8)[..., None]], axis=-1)
 
 
@@ -106,7 +108,7 @@ def words_strip(
             axes.set_title(plain_text(_letters(name)), fontsize=9.5)
             axes.set_xlabel(plain_text(_letters(below)), fontsize=7, loc="left")
         if values.size:
-            scale = ScalarMappable(Normalize(0.0, float(values.max()) or 1.0), MAP_COLOURS)
+            scale = ScalarMappable(PowerNorm(0.5, 0.0, float(values.max()) or 1.0), MAP_COLOURS)
             bar = figure.colorbar(
                 scale, ax=cells, label="attention on one patch", aspect=14 * min(rows, 2), shrink=min(1.0, 2 / rows), anchor=(0.0, 1.0), pad=0.01
             )
@@ -123,8 +125,8 @@ def strip_notes(finding: CaptionFinding, maps: NDArray[np.float64], *, how: str,
     if maps.size:
         gh, gw = finding.grid
         notes.append(
-            f"One scale for all words of this picture: from 0 (dark) to {rounded(float(maps.max()))} (bright) of a word's attention on one of "
-            f"{gh} x {gw} patches; even attention would be {rounded(1 / (gh * gw))} on each. "
+            f"One scale for all words of this picture, by the square root: from 0 (dark) to {rounded(float(maps.max()))} (bright) of a word's attention on "
+            f"one of {gh} x {gw} patches; even attention would be {rounded(1 / (gh * gw))} on each. "
             f"The maps differ by at most {rounded(finding.agreement, 'rate')} from one pass over the whole caption."
         )
     measured = [_of_set(KIND_NAMES.get(kind, kind), list_) for kind, list_ in scores.items()]

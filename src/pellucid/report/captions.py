@@ -371,6 +371,7 @@ def _strip(path: Path, finding: CaptionFinding, maps: NDArray[np.float64], score
         cells.append(WordCell(word, _css(drawn, quality=75), _spoken(word, values), _own(word, scores.get(word.kind, ()))))
     gh, gw = finding.grid
     scale = f"The brightest colour is {rounded(most)} of a word's attention on one of {gh} x {gw} patches; even attention is {rounded(1 / (gh * gw))} on each."
+    scale += " Colours grow with the square root."
     photograph, below = _css(PIL.Image.fromarray(large), quality=78), _css(PIL.Image.fromarray(ground(large, view)), quality=70)
     return WordStrip(finding, ratio, photograph, below, "", cells, scale, rounded(finding.agreement, "rate"))
 

@@ -19,9 +19,11 @@ from pellucid.errors import RecipeError, UsageError
 from pellucid.inside.faithfulness import MEASURES, patch_target
 from pellucid.inside.words import given_maps, merged
 from pellucid.look import look_into
-from pellucid.look_words import _spoken, evenly, is_spoken, look_into_words, speaker_of, summary
+from pellucid.look_words import _spoken, check_words, evenly, is_spoken, look_into_words, speaker_of, summary
+from pellucid.recipe import override
 from pellucid.records import read_arrays
 from pellucid.run import Run
+from pellucid.tasks import load_model
 from pellucid.word_findings import load_words
 from tiny_captioner import tiny_run
 from tiny_captioners import KINDS, pictures, saved
@@ -127,6 +129,13 @@ def test_a_caption_that_is_found_otherwise_now_keeps_the_maps_of_what_was_predic
     assert maps.tokens[b].tolist() == other[:5].tolist()
     assert maps.agreement[b] < 1e-5
     np.testing.assert_allclose(maps.of(b), given_maps(speaker.captioner, inputs[1:], other[None, :5]).of(0), atol=1e-5)
+
+
+@pytest.mark.parametrize(("setting", "said"), [("layers", "words: layers: the decoder has 2"), ("heads", "words: heads: a layer has")])
+def test_a_layer_or_head_that_is_not_there_is_named_before_training(run: Run, setting: str, said: str) -> None:
+    check_words(load_model(run), run.recipe)
+    with pytest.raises(UsageError, match=said):
+        check_words(load_model(run), override(run.recipe, [f"words.{setting}=[9]"]))
 
 
 def test_rows_are_spread_evenly() -> None:

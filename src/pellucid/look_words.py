@@ -39,6 +39,7 @@ from pellucid.inside.words import WordMaps, caption_maps, given_maps, layer_numb
 from pellucid.look import KEPT_SIDE
 from pellucid.models.captioner import Captioner, Generation
 from pellucid.models.captioners import build_named_captioner, captioner_folder, is_captioner
+from pellucid.recipe import Recipe
 from pellucid.records import write_arrays
 from pellucid.run import Run, rounded
 from pellucid.runtime import out_of_memory
@@ -367,6 +368,18 @@ def summary(findings: WordsFindings, maps: Sequence[NDArray[np.floating]]) -> li
 
 
 # ── a run ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_words(module: nn.Module, recipe: Recipe) -> None:
+    """UsageError, before training, where the recipe's `words` names a layer or head that the decoder does not have, or its attention cannot be seen."""
+    assert isinstance(module, Captioner)
+    assert recipe.words is not None
+    image = next(module.parameters()).new_zeros((1, 3, *recipe.data.size))
+    try:
+        maps = given_maps(module, image, np.full((1, 1), module.end, np.int64))
+        maps.of(0, recipe.words.layers, recipe.words.heads)
+    except UsageError as error:
+        raise UsageError(f"words: {error}") from None
 
 
 def look_into_run(t: Training, module: nn.Module, selected: str) -> list[Path]:

@@ -254,6 +254,10 @@ def _prepare(recipe: Recipe, record: RunRecord, progress: Progress, runtime: Run
         from pellucid.look import check_methods  # here and not when it is first used: an import that fails must not end a training
 
         check_methods(built.module, recipe)
+    if recipe.captioned:
+        from pellucid.look_words import check_words
+
+        check_words(built.module, recipe)
     activations = _count_activations(built.module, recipe, frozen, record)
     if t.activation_checkpointing:
         _recompute(built, recipe, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -19,6 +20,7 @@ SMALLER = ["-s", "data.train=30", "-s", "data.val=12", "-s", "train.phases.0.epo
 
 MASKS = [*SMALLER[:-2], "-s", "inside.samples=2"]  # the last is of the demo's model
 VIEWS = [*SMALLER[:-2], "-s", "inside=null"]
+WORDS = [*SMALLER[:-2], "-s", "words.drawn=1", "-s", "text.max_length=6"]
 
 
 def blocks(language: str) -> list[str]:
@@ -35,7 +37,7 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path, monkeypat
     assert len(commands()) >= 11
     Image.fromarray(draw(0, split="val", image_size=(64, 64)).image).save("photo.png")
     for command in commands():
-        smaller = (VIEWS if "own.yaml" in command else MASKS if "masks.yaml" in command else SMALLER) if command[1] in ("train", "plan") else []
+        smaller = (WORDS if "captions.yaml" in command else VIEWS if "own.yaml" in command else MASKS if "masks.yaml" in command else SMALLER) if command[1] in ("train", "plan") else []
         if "--seeds" in command:
             smaller = [*smaller, "-s", "inside=null"]  # looked into once, by the run before
         code, out, err = pellucid(*command[1:], *smaller)
@@ -43,6 +45,7 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path, monkeypat
         assert out.strip(), command
     assert (tmp_path / "runs" / "mine" / "report.html").exists()
     assert (tmp_path / "masks" / "photo.png").exists()
+    assert json.loads((tmp_path / "captions.json").read_text()).keys() == {"photo.png"}
 
 
 def test_the_recipe_of_the_readme_is_valid() -> None:

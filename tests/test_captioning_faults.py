@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pellucid import recipe as recipes
 from pellucid.data.dataset import Captions, Dataset, Split
+from pellucid.data.scenes import draw
 from pellucid.errors import DataError, RecipeError
-from pellucid.tasks.captioning import mirror_notes
+from pellucid.run import Vocabulary
+from pellucid.tasks.captioning import mirror_notes, suppressed
+from pellucid.train import train
+from pellucid.verify import verify
 
 MODEL = "{name: pellucid/captioner, encoder: timm/test_vit, decoder: {depth: 1, embed_dim: 32, num_heads: 2, drop_rate: 0.0}}"
 SMALL = f"""\
@@ -127,3 +133,30 @@ def test_nothing_is_said_where_no_side_that_is_named_changes() -> None:
     assert said_of(lying, "augment.vertical_flip=0.5", "augment.rotation=45") == []
     with pytest.raises(DataError, match="leave horizontal_flip and rotation out"):
         said_of(lying, "augment.horizontal_flip=0.5", "augment.rotation=46")
+
+
+def test_pictures_of_val_and_test_may_have_the_same_names(tmp_path: Path) -> None:
+    for split, count in (("train", 8), ("val", 3), ("test", 3)):
+        (tmp_path / split).mkdir()
+        rows = [("filename", "caption")]
+        for i in range(count):
+            scene = draw(i, split=split, image_size=(32, 32))
+            Image.fromarray(scene.image).save(tmp_path / split / f"{i}.png")
+            rows.append((f"{i}.png", scene.caption))
+        (tmp_path / f"{split}.csv").write_text("\n".join(",".join(row) for row in rows))
+    tables = ", ".join(f"{split}: {tmp_path}/{split}.csv" for split in ("train", "val", "test"))
+    text = SMALL.replace("source: scenes, train: 24, val: 8", f"source: captions, image_dir: '{tmp_path}/{{split}}', {tables}").replace(
+        "epochs: 2", "epochs: 1"
+    )
+    (tmp_path / "r.yaml").write_text(text)
+    run = train(tmp_path / "r.yaml", out=tmp_path / "run", quiet=True, figures=False)
+    captions = {split: list(run.captions(split).values()) for split in ("val", "test")}
+    assert captions["val"] != captions["test"]
+    assert run.measurements["val/cider[nearest]"].value != run.measurements["test/cider[nearest]"].value
+    assert verify(run).ok
+
+
+def test_an_unknown_sign_that_is_the_end_too_is_not_suppressed() -> None:
+    assert suppressed(Vocabulary(9, 1, 2, 0, 8, "", unknown=3)) == (3,)
+    assert suppressed(Vocabulary(9, 1, 2, 2, 8, "", unknown=2)) == ()  # as CLIP's: its captions would never end
+    assert suppressed(Vocabulary(9, 1, 2, 0, 8, "")) == ()

@@ -175,7 +175,7 @@ class CaptionPredictions:
     files: n relative names. tokens: (n, T) int64 of the caption that was found, the end included, -1 behind it; never the start. score: (n,) float64, its log
     probability in nats, summed over its tokens. loss: (n,) float64, nats summed over the tokens of all own captions of the sample, each predicted from those
     before it; counted: (n,) int64 how many these are, correct: (n,) int64 how many were the likeliest. digests: (n, 16) uint8, BLAKE2b-128 of the
-    float32 log probabilities of these tokens.
+    float32 log probabilities of these tokens. split: its name, "" of a table that was read from a file.
     """
 
     files: list[str]
@@ -185,6 +185,7 @@ class CaptionPredictions:
     counted: np.ndarray
     correct: np.ndarray
     digests: np.ndarray
+    split: str = ""
 
     @classmethod
     def of(cls, names: np.ndarray, arrays: Mapping[str, np.ndarray]) -> CaptionPredictions:
@@ -198,15 +199,13 @@ class CaptionPredictions:
         behind = np.cumsum(arrays["tokens"] < 0, axis=1) > 0
         if arrays["tokens"].min(initial=0) < -1 or (arrays["tokens"][behind] != -1).any():
             raise ValueError("expected token numbers of at least 0 and nothing but -1 behind them")
-        if (
-            not (np.isfinite(arrays["score"]).all() and np.isfinite(arrays["loss"]).all())
-            or arrays["loss"].min(initial=0) < 0
-            or arrays["score"].max(initial=0) > 0
-        ):
+        finite = np.isfinite(arrays["score"]).all() and np.isfinite(arrays["loss"]).all()
+        if not finite or arrays["loss"].min(initial=0) < 0 or arrays["score"].max(initial=0) > 0:
             raise ValueError("expected finite log probabilities")
         if arrays["counted"].min(initial=1) < 1 or (arrays["correct"] > arrays["counted"]).any() or arrays["correct"].min(initial=0) < 0:
             raise ValueError("expected at least one token of each sample, and of these some that are right")
-        return cls([str(name) for name in names], **{name: arrays[name] for name in CAPTION_ARRAYS})
+        tokens, score, loss, counted, correct, digests = (arrays[name] for name in CAPTION_ARRAYS)
+        return cls([str(name) for name in names], tokens, score, loss, counted, correct, digests)
 
     @property
     def diverged(self) -> np.ndarray:
@@ -219,8 +218,10 @@ class CaptionPredictions:
         files = [name for part in parts for name in part.files]
         T = max((part.tokens.shape[1] for part in parts), default=0)
         tokens = [np.pad(part.tokens, ((0, 0), (0, T - part.tokens.shape[1])), constant_values=-1) for part in parts]
-        arrays = {name: np.concatenate(tokens if name == "tokens" else [getattr(part, name) for part in parts])[order] for name in CAPTION_ARRAYS}
-        return cls([files[i] for i in order], **arrays)
+        arrays: dict[str, Any] = {
+            name: np.concatenate(tokens if name == "tokens" else [getattr(part, name) for part in parts])[order] for name in CAPTION_ARRAYS
+        }
+        return cls([files[i] for i in order], split=parts[0].split, **arrays)
 
 
 def not_finite(what: str, bad: np.ndarray, files: Sequence[str], split: str) -> str:

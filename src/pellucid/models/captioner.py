@@ -126,16 +126,17 @@ class Captioner(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @torch.no_grad()
-    def generate(self, images: Tensor, how: Generation) -> Generated:
+    def generate(self, images: Tensor, how: Generation, memory: Tensor | None = None) -> Generated:
         """Captions of images (B, 3, H, W), found by transformers' generate() under these settings and no others. In eval mode.
 
-        Settings that were published with the model (beams, lengths, suppressed tokens) do not count.
+        Settings that were published with the model (beams, lengths, suppressed tokens) do not count. memory: what `encode` gave of these images, where that is
+        known.
         """
         from pellucid.models.huggingface import collected
 
         assert not self.training, "dropout would draw other captions each time"
         self.check_length(how.max_length)
-        memory, notes = self.encode(images), list[str]()
+        memory, notes = self.encode(images) if memory is None else memory, list[str]()
         with collected(notes), self._way.generating(self.model):
             found = self._way.generate(self.model, images, memory, self._settings(how))
         sequences = found.sequences[:, 1:]

@@ -179,18 +179,18 @@ class Captioning:
         told = None if progress is None else partial(progress, f"captioning {split.name}")
         found = [self._of_pack(cast("Captioner", module), split.name, pack) for pack in packs(pixels, windows, workers, told)]
         if not found:
-            return _predictions([], np.empty((0, 0), np.int64), [], [])
+            return _predictions([], np.empty((0, 0), np.int64), [], [], split.name)
         return CaptionPredictions.joined(found, np.arange(sum(map(len, windows)))) if len(found) > 1 else found[0]
 
     def _of_pack(self, module: Captioner, split: str, pack: Pack) -> CaptionPredictions:
         size, mean, std = self._view
         images = evaluate_view(pack.images.to(self._runtime.device), size=size, mean=mean, std=std).to(memory_format=self._runtime.memory_format)
         with self._runtime.autocast():
-            generated = module.generate(images, self._generation)
             memory = module.encode(images)
+            generated = module.generate(images, self._generation, memory)
         own = own_captions(module, memory, self._tables[split], pack.rows, self._runtime)
         files = [self._dataset.splits[split].names[int(row)] for row in pack.rows]
-        return _predictions(files, generated.tokens.cpu().numpy(), generated.scores.cpu().tolist(), own)
+        return _predictions(files, generated.tokens.cpu().numpy(), generated.scores.cpu().tolist(), own, split)
 
     def quick(self, predictions: CaptionPredictions) -> dict[str, float]:
         """{loss, token_accuracy, cider, exact_match} for the curves."""
@@ -204,12 +204,8 @@ class Captioning:
 
     def _texts(self, predictions: CaptionPredictions) -> tuple[list[str], list[tuple[str, ...]]]:
         """(captions that were found, own captions) of each sample."""
-        own = {
-            name: texts
-            for split in self._dataset.splits.values()
-            if split.name != "train"
-            for name, texts in zip(split.names, _captions(split).texts, strict=True)
-        }
+        split = self._dataset.splits[predictions.split]  # pictures of different splits may have the same name
+        own = dict(zip(split.names, _captions(split).texts, strict=True))
         return [self._tokenizer.decode(row) for row in predictions.tokens.tolist()], [own[file] for file in predictions.files]
 
     def measure(self, predictions: CaptionPredictions, split: str, note: str) -> list[Measurement]:
@@ -280,7 +276,7 @@ def own_captions(module: Captioner, memory: Any, table: TokenTable, rows: np.nda
     return [np.concatenate(each) for each in found]
 
 
-def _predictions(files: list[str], tokens: np.ndarray, scores: list[float], own: Sequence[np.ndarray]) -> CaptionPredictions:
+def _predictions(files: list[str], tokens: np.ndarray, scores: list[float], own: Sequence[np.ndarray], split: str) -> CaptionPredictions:
     digests = b"".join(hashlib.blake2b(np.ascontiguousarray(each[:, 0]).tobytes(), digest_size=16).digest() for each in own)
     return CaptionPredictions(
         files,
@@ -290,6 +286,7 @@ def _predictions(files: list[str], tokens: np.ndarray, scores: list[float], own:
         np.array([len(each) for each in own], np.int64),
         np.array([int(each[:, 1].sum()) for each in own], np.int64),
         np.frombuffer(digests, np.uint8).reshape(-1, 16),
+        split,
     )
 
 
@@ -355,7 +352,8 @@ def generation_of(recipe: Recipe, vocabulary: Vocabulary | None) -> Generation:
 
 def suppressed(vocabulary: Vocabulary) -> tuple[int, ...]:
     """The tokens that no caption that is found has: a caption that says [UNK] says nothing."""
-    return () if vocabulary.unknown is None else (vocabulary.unknown,)
+    spoken = (vocabulary.start, vocabulary.end, vocabulary.pad)  # of some tokenisers the same token: a caption without it would never end
+    return () if vocabulary.unknown is None or vocabulary.unknown in spoken else (vocabulary.unknown,)
 
 
 def describe(generation: Generation) -> str:

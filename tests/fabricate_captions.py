@@ -123,7 +123,8 @@ def caption_finding(i: int, size: tuple[int, int], text: str | None = None, *, g
     words, query = [], "start"
     for at, word in enumerate(caption.split()):
         kind = (NOUN if word in SHAPES else COLOR if word in COLORS else "") if scored else ""
-        words.append(FoundWord(word, (at, at + 1), query, kind, 1.0, {"mass": 0.41 + 0.01 * at, "pointing": float(at % 2), "rank": 0.5} if kind else {}))
+        own = {"mass": 0.41 + 0.01 * at, "pointing": float(at % 2), "rank": 0.5} if kind else {}
+        words.append(FoundWord(word, (at, at + 1), query, kind, 1.0, own, dict.fromkeys(own, 0.01 * at)))
         query = word
     side = float(min(size))
     view = ((size[0] - side) / 2, (size[1] - side) / 2, side, side)
@@ -165,7 +166,7 @@ def make_words(
 ) -> WordsFindings:
     """Write words.json, words.npz and images/ into `folder`; by default four drawn pictures of two sizes."""
     if findings is None:
-        findings = [caption_finding(i, ((60, 80), (90, 50))[i % 2]) for i in range(4)]
+        findings = [caption_finding(i, ((60, 80), (90, 50))[i % 2], scored=scored) for i in range(4)]
     (folder / IMAGES).mkdir(parents=True)
     arrays: dict[str, NDArray[np.float32]] = {}
     for i, finding in enumerate(findings):

@@ -162,6 +162,32 @@ def test_grids_of_convolutional_and_staged_encoders_are_known() -> None:
         assert module(pictures(1, (32, 80)), captions(1)).shape == (1, 7, 12)
 
 
+@pytest.mark.parametrize("kind", ["SwinConfig", "Swinv2Config", "DonutSwinConfig", "FocalNetConfig"])
+@pytest.mark.parametrize("stages", [1, 4])
+def test_grids_of_encoders_with_stages_are_what_they_compute_at_every_size(kind: str, stages: int) -> None:
+    of_windows = {"num_heads": [1, 1, 2, 2][:stages], "window_size": 2}
+    of_focuses = {"hidden_sizes": [8, 16, 32, 64][:stages], "focal_levels": [1] * stages, "focal_windows": [3] * stages}
+    settings = {"image_size": 64, "patch_size": 4, "embed_dim": 8, "depths": [1] * stages, **(of_focuses if kind == "FocalNetConfig" else of_windows)}
+    config = getattr(transformers, kind)(**settings)
+    config.hidden_size = 8 * 2 ** (stages - 1)
+    module = Captioner(encoder_decoder(config), Words()).eval()
+    for height in range(48, 241, 23):
+        for width in (height, 100):
+            with torch.no_grad():
+                found = module.model.encoder(torch.zeros(1, 3, height, width), output_hidden_states=True)
+            layout = module.layout((height, width))
+            assert (layout.grid, layout.prefix) == (tuple(found.reshaped_hidden_states[-1].shape[2:]), 0), (height, width)
+
+
+def test_tokens_that_may_lie_on_two_grids_are_refused() -> None:
+    eye = transformers.Dinov2WithRegistersConfig(**{**SMALL, "image_size": 32, "patch_size": 16, "num_register_tokens": 4})
+    module = Captioner(encoder_decoder(eye), Words()).eval()
+    with pytest.raises(UsageError, match=r"the 9 tokens .* may lie as 3x3 behind 0 others or 2x2 behind 5 others: give a size that is a multiple of .* 16"):
+        module.layout((40, 40))
+    assert module.grid((64, 48)) == (4, 3)
+    assert captioner("encoder-decoder").grid((40, 40)) == (2, 2)  # with one token before, only one of them can be
+
+
 def test_finding_the_grid_changes_neither_statistics_nor_modes() -> None:
     module = own()
     module._layouts.clear()

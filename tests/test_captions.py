@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fabricate_captions import make_run
 from pellucid.data import scenes
 from pellucid.data.captions import CaptionCounts, mirrored_words, nouns
 from pellucid.data.check import check
 from pellucid.data.dataset import Captions
 from pellucid.data.sources import load_dataset
-from pellucid.errors import DataError
+from pellucid.data.text import build_tokenizer
+from pellucid.errors import DataError, UsageError
+from pellucid.inside.word_scores import things_of
+from pellucid.predictions import CaptionPredictions
 from pellucid.recipe import DataSection
+from pellucid.schema.captioning import TextSection
+from pellucid.tasks.caption_numbers import measure_captions
 
 ROWS = [
     ("train", "a.png", "A dog runs."),
@@ -257,6 +263,8 @@ def test_data_check_prints_the_captions(folder, capsys):
     assert ["train", "3", "1", "to", "2", "10", "9", "3", "3", "4"] in lines
     assert ["val", "1", "1", "3", "3", "3", "3", "3"] in lines
     assert any(line[:5] == ["note:", "captions:", "1", "of", "test"] for line in lines)
+    assert ["split", "images", "content", "hash"] in lines
+    assert not any("unlabelled" in line or "class" in line for line in lines)  # captioning has no classes
     data_check(recipe, as_json=True, quiet=True)
     assert json.loads(capsys.readouterr().out)["captions"]["train"]["different"] == 9
 
@@ -340,6 +348,23 @@ def test_karpathys_file_serves_all_splits_and_restval_is_train(folder):
 )
 def test_an_image_of_karpathys_that_cannot_be_used_is_named(folder, image, words):
     assert words in fault(karpathy(folder, [image]))
+
+
+def test_two_pictures_that_lead_to_one_file_are_refused_with_both_rows(folder):
+    picture(folder / "1.png", 10)
+    images = [{"split": "train", "filepath": place, "filename": "1.png", "sentences": [{"raw": f"a dog, {place}"}]} for place in ("a", "b")]
+    message = fault(karpathy(folder, images))
+    assert "dataset.json: 1 images of train are files that others are already:" in message
+    assert f"images[0]: a/1.png and {folder}/dataset.json: images[1]: b/1.png: both are {folder}/1.png" in message
+    assert message.endswith("Put each image where its row says, or give all captions of an image one name.")
+    picture(folder / "b" / "1.png", 20)
+    assert said(load(karpathy(folder, images)).splits["train"]) == {"1.png": ("a dog, a",), "b/1.png": ("a dog, b",)}
+
+
+def test_a_link_to_another_picture_is_that_picture(folder):
+    (folder / "train" / "same.png").symlink_to(folder / "train" / "a.png")
+    file = table(folder, [("train", "train/a.png", "one"), ("train", "train/same.png", "two")], name="linked.csv")
+    assert f"linked.csv:2: train/a.png and {file}:3: train/same.png: both are {folder}/train/a.png" in fault(file)
 
 
 # ── things ──
@@ -427,6 +452,19 @@ def test_boxes_that_fit_no_picture_are_refused(folder, content, words):
     assert words in message
 
 
+@pytest.mark.parametrize("name", ["words", "word_pieces"])
+def test_a_category_of_two_words_and_a_possessive_are_found_in_captions(folder, name):
+    categories = [{"id": 1, "name": "fire hydrant"}, {"id": 2, "name": "Person"}]
+    data = load(folder / "captions.csv", boxes=instances(folder, [box(1, 1, 0, 0, 4, 4), box(1, 2, 5, 5, 4, 4)], categories=categories))
+    caption = "Two fire hydrants stand by a person's t-shirt"
+    text = TextSection.model_validate({"tokenizer": {"name": name}, "max_length": 40})
+    tokenizer = build_tokenizer(text, [caption])
+    words = [word for word, _, _ in tokenizer.words(tokenizer.encode(caption))]
+    found = [words[placed.word] for placed in things_of(words, data.splits["train"].captions.things(0))]
+    assert found == ["hydrants", "person"]
+    assert words[-3:] == ["person", "'s", "t-shirt"]
+
+
 def test_a_noun_has_its_plain_plural():
     assert {name: sorted(nouns(name) - {name}) for name in ("dog", "bus", "bench", "knife", "skis", "glass", "berry", "toy", "sheep")} == {
         "dog": ["dogs"], "bus": ["buses"], "bench": ["benches"], "knife": ["knives"], "skis": ["ski"], "glass": ["glasses"], "berry": ["berries"],
@@ -472,6 +510,28 @@ def test_captions_that_name_a_side_are_counted():
     assert mirrored_words(captions) == (2, 6)
     assert mirrored_words(captions, vertical=True) == (2, 6)
     assert mirrored_words([]) == (0, 0)
+
+
+# ── the numbers of a captioner on other captions ──
+
+
+def test_evaluate_asks_a_captioner_for_captions(tmp_path):
+    from pellucid.cli.numbers import evaluate
+
+    run = make_run(tmp_path / "run")
+    with pytest.raises(UsageError) as caught:
+        evaluate(run.path, quiet=True)
+    words = "give --data PATH (pictures with their captions: a CSV or JSON file, as data.source: captions has them)"
+    assert str(caught.value) == f"{run.path}: {words}"
+
+
+def test_the_baseline_says_that_it_may_be_the_most_typical_caption():
+    row = np.ones(2, np.int64)
+    predictions = CaptionPredictions(["a", "b"], np.full((2, 1), 2), -np.ones(2), np.ones(2), row, row, np.zeros((2, 16), np.uint8))
+    texts = [["a dog"], ["a cat"]]
+    numbers = measure_captions(["a dog"] * 2, texts, predictions, {"most_frequent": ["a dog"] * 2}, split="val", seed=0, found="greedily", note="")
+    (cider,) = [m for m in numbers if m.name == "cider[most_frequent]"]
+    assert "the commonest training caption (where none occurs twice, the most typical) for every picture" in cider.how
 
 
 # ── real photographs ──

@@ -17,13 +17,13 @@ from matplotlib.text import Text
 from fabricate_captions import caption_finding, make_run, make_words, maps_of, word_scores
 from fabricate_inside import photo
 from pellucid import figures
-from pellucid.caption_readings import caption_charts, extremes, hardest_baseline, word_maps
+from pellucid.caption_readings import caption_charts, extremes, patches_note, query_note, word_maps
 from pellucid.errors import RunError, UsageError
 from pellucid.figures import words
 from pellucid.figures.overlays import MAP_COLOURS, stretched
 from pellucid.figures.words import IS_NOT, ground, layer, picture_view
 from pellucid.run import DONE, RUNNING
-from pellucid.word_findings import NOUN, WORD_ARRAYS, FoundWord
+from pellucid.word_findings import WORD_ARRAYS, FoundWord
 
 SIZE = (60, 80)
 
@@ -91,8 +91,8 @@ def test_each_word_has_a_panel_with_its_query_and_its_numbers() -> None:
     shown = panels(figure)
     assert [axes.get_title(loc="left") for axes in shown] == ["photo", *(word.text for word in finding.words)]
     below = [axes.get_xlabel() for axes in shown]
-    assert below[1] == "after “start”"
-    assert below[3] == "after “red”\nmass 0.4300 (centre 0.2600)\npointing 0.0000 (centre 0.2600)"
+    assert below[1] == "after the start"
+    assert below[3] == "after “red”\nmass 0.4300 (centre 0.0200)\npointing 0.0000 (centre 0.0200)"  # by the word's own thing, not the mean of all nouns
     assert len({spec.rowspan.start for axes in shown if (spec := axes.get_subplotspec()) is not None}) == 2  # eight panels wrap
     drawn = figures.word_overlays(photo(*SIZE), finding, maps_of(finding))
     assert all(np.array_equal(np.asarray(axes.images[0].get_array()), tile) for axes, tile in zip(shown[1:], drawn, strict=True))
@@ -113,10 +113,11 @@ def test_the_strip_says_its_query_what_it_is_not_its_scale_and_its_measures() ->
 
 
 def test_unmeasured_words_are_said_to_be_unmeasured() -> None:
-    finding = caption_finding(0, SIZE)
+    finding = caption_finding(0, SIZE, scored=False)
     figure = figures.words_strip(photo(*SIZE), finding, maps_of(finding))
     assert "Not measured: nobody says where the things of these pictures are." in texts(figure)
-    assert "mass" not in texts(figure)  # no number of a word without its baselines
+    assert "mass" not in texts(figure)
+    assert "centre prior" not in texts(figure)
 
 
 @pytest.mark.parametrize("caption", ["", "<script>$x_1$ _hidden", "كلب أسود", "狗 跑", "\x00 a", "long" * 40, "word " * 9])
@@ -241,13 +242,28 @@ def test_extremes_share_no_row_and_prefer_pictures_among_equals() -> None:
     assert extremes(scores[:1], 9) == ([], [])
 
 
-def test_the_hardest_baseline_follows_the_direction_of_the_score() -> None:
-    score = word_scores()[NOUN][0]
-    assert hardest_baseline(score) == "centre"
-    assert hardest_baseline(replace(score, higher_is_better=False)) == "uniform"
-
-
-def test_a_word_of_a_kind_without_scores_shows_none() -> None:
+def test_a_measure_without_its_centre_prior_is_not_shown() -> None:
     finding = caption_finding(0, SIZE, "ring")
     finding = replace(finding, words=[FoundWord("ring", (0, 1), "start", "animal", 1.0, {"mass": 0.9})])
     assert "mass" not in panels(figures.words_strip(photo(*SIZE), finding, maps_of(finding), scores=word_scores()))[1].get_xlabel()
+
+
+def test_a_word_stands_behind_the_whole_word_before_and_later_pieces_are_said() -> None:
+    finding = caption_finding(0, SIZE, "two skis above", scored=False)
+    spans, read = ((0, 1), (1, 3), (3, 4)), ("[CLS]", "two", "##s")
+    pieces = replace(finding, words=[replace(word, tokens=span, query=query) for word, span, query in zip(finding.words, spans, read, strict=True)])
+    figure = figures.words_strip(photo(*SIZE), pieces, maps_of(pieces))
+    assert [axes.get_xlabel() for axes in panels(figure)[1:]] == ["after the start", "after “two”", "after “skis”"]
+    assert "of a word of several pieces the later ones were looked for with its first ones read" in texts(figure).replace("\n", " ")
+    assert query_note([finding]).endswith("the word itself was not known yet.")
+    assert "several pieces" in query_note([finding, pieces])
+
+
+def test_attention_that_is_on_no_patch_is_said() -> None:
+    finding = caption_finding(0, SIZE, "two skis", scored=False)
+    some = replace(finding, words=[replace(word, share=share) for word, share in zip(finding.words, (0.4132, 0.9995), strict=True)])
+    figure = figures.words_strip(photo(*SIZE), some, maps_of(some))
+    assert [axes.get_xlabel() for axes in panels(figure)[1:]] == ["after the start\non the patches 0.4132", "after “two”"]
+    assert "Of a word's attention 0.4132 to 0.9995 is on the patches" in texts(figure).replace("\n", " ")
+    assert patches_note(finding) == ""
+    assert "on the patches" not in texts(figures.words_strip(photo(*SIZE), finding, maps_of(finding)))

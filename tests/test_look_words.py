@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -13,19 +15,22 @@ import torch
 import transformers
 
 from pellucid import look_words
+from pellucid.caption_readings import word_maps
 from pellucid.data import scenes
 from pellucid.data.sources import load_dataset
 from pellucid.errors import RecipeError, UsageError
-from pellucid.inside.faithfulness import MEASURES, patch_target
-from pellucid.inside.words import given_maps, merged
+from pellucid.inside.faithfulness import MEASURES, centre_prior, patch_target
+from pellucid.inside.words import WordMaps, caption_maps, given_maps, merged
 from pellucid.look import look_into
 from pellucid.look_words import _spoken, check_words, evenly, is_spoken, look_into_words, speaker_of, summary
 from pellucid.recipe import override
 from pellucid.records import read_arrays
 from pellucid.run import Run
 from pellucid.tasks import load_model
-from pellucid.word_findings import load_words
-from tiny_captioner import tiny_run
+from pellucid.train import train
+from pellucid.verify import verify
+from pellucid.word_findings import DIFFERS, WordsFindings, load_words
+from tiny_captioner import RECIPE, tiny_run
 from tiny_captioners import KINDS, pictures, saved
 
 VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", "a", "ski", "##s", "red", "ring", "on", "snow"]
@@ -102,6 +107,8 @@ def test_words_of_a_run_are_scored_by_the_things_of_their_pictures(run: Run) -> 
             for kind, mask in masks.items():
                 target = patch_target(mask.astype(np.uint8), image.grid)
                 assert word.scores["mass"] == pytest.approx(MEASURES["mass"](arrays[f"maps/{i}"][k], target))
+                for name in word.scores:
+                    assert word.centre[name] == pytest.approx(MEASURES[name](centre_prior(image.grid), target))  # by its own thing
                 assert kind == word.kind
                 known += 1
     said = [word for text in _captions(run) for word in text.split()]
@@ -129,6 +136,82 @@ def test_a_caption_that_is_found_otherwise_now_keeps_the_maps_of_what_was_predic
     assert maps.tokens[b].tolist() == other[:5].tolist()
     assert maps.agreement[b] < 1e-5
     np.testing.assert_allclose(maps.of(b), given_maps(speaker.captioner, inputs[1:], other[None, :5]).of(0), atol=1e-5)
+
+
+# ── maps that disagree ──
+def disagree(monkeypatch: pytest.MonkeyPatch, *rows: int) -> None:
+    """The maps of some pictures of each batch are 0.02 from those of one pass over the whole caption."""
+    real = caption_maps
+
+    def found(captioner: Any, images: torch.Tensor, generation: Any, *, differs: float = DIFFERS) -> WordMaps:
+        maps = real(captioner, images, generation, differs=differs)
+        apart = np.where(np.isin(np.arange(len(images)), rows), 0.02, maps.agreement)
+        if apart.max() > differs:
+            raise UsageError("its map differs")
+        return replace(maps, agreement=apart)
+
+    monkeypatch.setattr(look_words, "caption_maps", found)
+
+
+def test_a_picture_whose_maps_disagree_is_named_and_the_rest_of_a_run_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing runs out of memory in the first look into the run, in the second one picture disagrees; scores are those of a run without either."""
+    real = look_words.look_into_run
+    looks: list[WordsFindings] = []
+
+    def look(*args: Any) -> list[Path]:
+        def spent(*_: Any) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(look_words, "_drawn_of_run", spent)
+            real(*args)
+        looks.append(load_words(args[0].run.inside))
+        with monkeypatch.context() as patch:
+            disagree(patch, 1)
+            files = real(*args)
+        looks.append(load_words(args[0].run.inside))
+        return files
+
+    monkeypatch.setattr(look_words, "look_into_run", look)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("epochs: 4", "epochs: 1"))
+    run = train(tmp_path / "recipe.yaml", out=tmp_path / "run", quiet=True, figures=False)
+    none, some = looks
+    assert none.images == []
+    assert none.notes[-1] == "no picture is drawn: MemoryError: memory ran out"
+    assert none.scores == some.scores
+    assert some.scores["chosen"]
+    names = [name for name, _, _ in run.samples("val")]
+    assert [image.file for image in some.images] == [names[0], names[16]]
+    assert some.notes[-1].startswith(f"{names[8]} is not drawn: its maps differ by 0.02 from those of one pass over the whole caption, more than 0.0001")
+    assert [maps.shape[0] for maps in word_maps(run.inside, some)] == [len(image.words) for image in some.images]
+    verified = verify(run)
+    assert verified.ok, verified.lines()
+    assert any("the 2 that the recipe asks for, with their captions; others are left out" in text for text in verified.lines())
+
+
+def test_inside_goes_on_without_a_photograph_whose_maps_disagree(
+    run: Run, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pellucid: Callable[..., tuple[int, str, str]]
+) -> None:
+    other = tmp_path / "other.png"
+    PIL.Image.fromarray(scenes.draw(1, split="val", image_size=(32, 32)).image).save(other)
+    monkeypatch.setattr(look_words, "_draw", lambda *_: None)  # seconds of matplotlib
+    with monkeypatch.context() as patch:
+        disagree(patch, 0)
+        code, out, err = pellucid("inside", run.path, scene, other, "--out", tmp_path / "out", "-q")
+    assert code == 0
+    assert f"{scene} is not drawn: its maps differ by 0.02" in err
+    assert f"{other}: " in out
+    findings = load_words(tmp_path / "out")
+    assert [image.file for image in findings.images] == [str(other)]
+    assert any(note.startswith(str(scene)) for note in findings.notes)
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 1
+    with monkeypatch.context() as patch:
+        disagree(patch, 0, 1)
+        code, _, err = pellucid("inside", run.path, scene, other, "--out", tmp_path / "none", "-q")
+    assert code == 2
+    assert "nothing can be drawn" in err
+    assert f"{other} is not drawn" in err
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(("setting", "said"), [("layers", "words: layers: the decoder has 2"), ("heads", "words: heads: a layer has")])

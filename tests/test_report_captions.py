@@ -75,7 +75,7 @@ def test_every_number_stands_beside_both_baselines(page: str) -> None:
     assert "CIDEr-D, 2.4000, is above that of the most frequent caption (0.3000) and the caption of the nearest training picture (0.9000)" in text
     assert "By beam search with 3 beams, length penalty 0.8" in text
     assert "no run of 3 tokens twice; at most 40 tokens" in text
-    assert "words of 60 training captions: 20 tokens" in text
+    assert "words of 60 training captions; a caption has at most 40 tokens, its end among them." in text
 
 
 @pytest.mark.parametrize(
@@ -222,12 +222,15 @@ def test_each_word_is_a_choice_with_its_layer_query_numbers_and_a_spoken_place(p
     assert len(pictures_of(first, "layer")) == len(finding.words)
     assert len(pictures_of(first, "photo")) == len(pictures_of(first, "ground")) == 1  # a picture is in the page once
     text = section(first + "</section>", "words")
-    for word in finding.words:
-        assert f"{word.text} after “{word.query}”" in text
-    assert "ring after “red” mass 0.4300 (centre 0.2600) pointing 0.0000 (centre 0.2600)" in text
+    assert "a after the start" in text
+    for word, before in zip(finding.words[1:], finding.words, strict=False):
+        assert f"{word.text} after “{before.text}”" in text
+    assert "ring after “red” mass 0.4300 (centre 0.0200) pointing 0.0000 (centre 0.0200)" in text  # by the word's own thing, not the mean of all nouns
+    assert "Below a word in brackets: the centre prior" in text
+    assert "on the patches" not in text
     row, column = np.unravel_index(int(maps_of(finding)[0].argmax()), (4, 4))
     assert row == 0
-    assert f'aria-label="“a”, after “start”: the map is highest at the top{" left" if column == 0 else ""} of what' in first
+    assert f'aria-label="“a”, after the start: the map is highest at the top{" left" if column == 0 else ""} of what' in first
 
 
 def test_a_layer_of_the_page_over_its_ground_is_the_overlay_of_the_figures(tmp_path: Path) -> None:
@@ -248,7 +251,19 @@ def test_a_layer_of_the_page_over_its_ground_is_the_overlay_of_the_figures(tmp_p
 def test_the_spoken_place_is_where_the_map_is_highest(place: tuple[int, int], said: str) -> None:
     values = np.zeros((3, 3))
     values[place] = 1.0
-    assert captions._spoken(caption_finding(0, (60, 80)).words[0], values) == f"“a”, after “start”: the map is highest {said} of what the model saw."
+    assert captions._spoken(caption_finding(0, (60, 80)).words[0], "red", values) == f"“a”, after “red”: the map is highest {said} of what the model saw."
+
+
+def test_pieces_and_attention_beside_the_patches_are_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", words=False)
+    finding = caption_finding(0, (60, 80), "two skis above", scored=False)
+    words = [replace(word, tokens=span, query="##s", share=0.75) for word, span in zip(finding.words, ((0, 1), (1, 3), (3, 4)), strict=True)]
+    make_words(run.inside, findings=[replace(finding, words=words)], scored=False)
+    text = section(render(run), "words")
+    assert "of a word of several pieces the later ones were looked for with its first ones read." in text
+    assert "above after “skis” on the patches 0.7500" in text
+    assert "##s" not in text
+    assert "Of a word's attention 0.7500 is on the patches" in text
 
 
 def test_scores_of_words_stand_beside_baselines_with_verdicts_and_layers(page: str) -> None:

@@ -1,16 +1,21 @@
 """Caption tokenisers: the same tokens everywhere, and which tokens make which word."""
 
+import csv
 import json
 import os
+import re
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from pellucid.caption_scores import LETTER, TOKEN, exact_matches, tokens_of
 from pellucid.data.text import CaptionTokenizer, build_tokenizer, load_tokenizer
 from pellucid.errors import DataError, MissingError, RunError, UsageError
 from pellucid.run import Vocabulary
@@ -22,6 +27,16 @@ CAPTIONS = [
     "A snowboarder's helmet is red; the skier wears none.",
     "Dogs run (fast) over the snow!",
     "Ein Schnürsenkel, naïve café: o'clock",
+]
+HARD = [
+    "A T-shirt, don't; the MAN's 1,000 dogs' ATVs at 5:30!",
+    "An ant 's-eye-view of a merry-go-round (mum's) ...",
+    "ski 's, 'stop' \" Mom ' Finley \" it’s ‘so’ he'll she'd we've they're I'm isn't",
+    "o'clock n't 1,000 n't 's n't t-shirt n't n't n't 's's don'tn't x-n't '-s rock'n'roll",
+    "#1 & 50% of $5.00, 3-2 C-3PO ##s -- - a-b -c d- 3.5,6:7 U.S. and/or",
+    "CAFÉ naïve e\u0301t\u00e9 ΟΔΟΣ ΣΑΣ Σ İstanbul 一只狗 ☃☃ x\x1cy\u00a0z\u3000\tw",
+    " [EOS] [UNK] ",
+    "",
 ]
 SPECIAL = ["[PAD]", "[UNK]", "[BOS]", "[EOS]"]
 
@@ -85,7 +100,7 @@ def test_how_many_captions_are_cut_is_said():
         ({"captions": []}, "expected captions of the training split"),
         ({"size": 4}, "size 4 leaves no token for a word"),
         ({"min_count": 99}, r"no word stands in the training captions 99 times \(min_count\)"),
-        ({"name": "word_pieces", "size": 20}, r"the training captions need 56 tokens for their letters and the 4 special ones, got size 20"),
+        ({"name": "word_pieces", "size": 20}, r"the training captions need 63 tokens for their letters and the 4 special ones, got size 20"),
         ({"name": "word_pieces", "captions": [" "]}, "no caption holds a word"),
         ({"name": "transformers"}, "expected a folder or a name on the hub, e.g. bert-base-uncased"),
     ],
@@ -160,6 +175,86 @@ def test_a_caption_survives_its_tokens(name):
         assert not {0, 1, 2} & set(tokens)
         assert tokenizer.encode(tokenizer.decode(tokens)) == tokens
     assert tokenizer.decode(tokenizer.encode(CAPTIONS[0])) == "two men carry their skis up a snowy hill."
+
+
+@pytest.mark.parametrize("name", ["words", "word_pieces"])
+def test_a_perfect_caption_has_the_words_of_the_one_it_repeats(name, tmp_path):
+    tokenizer = build(name, HARD, max_length=200, size=400)
+    for text in HARD:
+        said = tokenizer.decode(tokenizer.encode(text))
+        assert tokens_of(said) == tokens_of(text)
+        assert tokenizer.encode(said) == tokenizer.encode(text)
+        assert list(exact_matches([said], [[text]])) == [bool(tokens_of(text))]
+    assert tokenizer.decode(tokenizer.encode(HARD[0])) == "a t-shirt, don't ; the man's 1,000 dogs ' atvs at 5:30!"
+    assert tokenizer.unknown not in {token for text in HARD for token in tokenizer.encode(text)}
+    tokenizer.save(tmp_path / "tokenizer.json")
+    code = (
+        "import json, sys; from tokenizers import Tokenizer; t = Tokenizer.from_file(sys.argv[1]); t.encode_special_tokens = True\n"
+        "found = [t.encode(text, add_special_tokens=False).ids for text in json.loads(sys.argv[2])]\n"
+        "print(json.dumps([found, [t.decode(tokens, skip_special_tokens=False) for tokens in found]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "tokenizer.json", json.dumps(HARD)], capture_output=True, text=True, check=True)
+    found, texts = json.loads(done.stdout)
+    assert [[*tokens, 3] for tokens in found] == [tokenizer.encode(text) for text in HARD]
+    assert texts == [tokenizer.decode(tokenizer.encode(text)) for text in HARD]
+
+
+def test_any_words_in_any_order_are_cut_as_they_were_found():
+    tokenizer, generator = build(captions=HARD, max_length=20), np.random.default_rng(0)
+    for _ in range(1000):
+        tokens = [*generator.integers(len(SPECIAL), tokenizer.vocabulary.size, 12).tolist(), 3]
+        assert tokenizer.encode(tokenizer.decode(tokens)) == tokens
+        assert [behind - first for _, first, behind in tokenizer.words(tokens)] == [1] * 12
+
+
+def test_words_are_those_of_the_scores():
+    for name in ("words", "word_pieces"):
+        tokenizer = build(name, HARD, max_length=200, size=120)
+        words = [text for text, _, _ in tokenizer.words(tokenizer.encode(HARD[0]))]
+        assert words == ["a", "t-shirt", ",", "do", "n't", ";", "the", "man", "'s", "1,000", "dogs", "'", "atvs", "at", "5:30", "!"]
+    places = {text: behind - first for text, first, behind in tokenizer.words(tokenizer.encode(HARD[0]))}
+    assert places["t-shirt"] > 1
+    assert tokenizer.text_of(tokenizer.encode("-")[0]) == "-"
+
+
+@pytest.fixture(scope="module")
+def real(photographs):
+    """All captions of the real set."""
+    with (photographs / "captions" / "captions.csv").open(newline="", encoding="utf-8") as file:
+        return [row["caption"] for row in csv.DictReader(file)]
+
+
+def test_every_real_caption_has_its_words_again(real):
+    tokenizer = build(captions=real, size=20_000, max_length=100)
+    assert "; of 188,499 words and signs in 16,000 training captions 0 are unknown" in tokenizer.vocabulary.how
+    said = [tokenizer.decode(tokenizer.encode(text)) for text in real]
+    assert [text for text, one in zip(real, said, strict=True) if tokens_of(one) != tokens_of(text)] == []
+
+
+CUTTER = pre_tokenizers.Split(Regex(TOKEN), "removed", invert=True)
+
+
+def cut_by_both(text):
+    """(what the library finds of TOKEN in a text in lower case, what Python finds)."""
+    return [word for word, _ in CUTTER.pre_tokenize_str(text)], re.findall(TOKEN, text)
+
+
+def test_the_library_cuts_real_captions_as_python_does(real):
+    one, other = cut_by_both("\n".join(real).lower())
+    assert len(one) > 188_000
+    assert one == other
+
+
+def test_the_library_cuts_any_text_as_python_does():
+    every = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000 and unicodedata.category(chr(code)) != "Cn"]
+    letters = pre_tokenizers.Split(Regex(LETTER), "removed", invert=True).pre_tokenize_str("".join(every))
+    assert [letter for letter, _ in letters] == re.findall(LETTER, "".join(every))
+    generator = np.random.default_rng(0)
+    likely = [*"'-'-'-'  nt,.:15sdmrevlax", "n't", "'s", "\x1c", "\u0085", "\u00a0", "\u200b", "é", "一"]
+    for _ in range(3000):
+        some = "".join(generator.choice(likely, 14)) + "".join(every[i] for i in generator.integers(0, len(every), 3))
+        one, other = cut_by_both(some)
+        assert one == other
 
 
 def test_what_is_no_text_of_the_caption_is_left_out():
@@ -286,6 +381,73 @@ def test_punctuation_is_a_word_of_its_own_where_the_tokenizer_leaves_it_on_words
 # ── published tokenisers ──
 
 
+def of_bert(captions, **cleanup):
+    """BERT's way with every word of some captions, as it is published."""
+    cutter, normalizer = pre_tokenizers.BertPreTokenizer(), normalizers.BertNormalizer(lowercase=True)
+    words = sorted({word for text in captions for word, _ in cutter.pre_tokenize_str(normalizer.normalize_str(text))})
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate([*SPECIAL, *words])}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, cutter, decoders.WordPiece(**cleanup)
+    return tokenizer
+
+
+def published(tokenizer, folder):
+    """The same from a folder in the hub's layout."""
+    from transformers import PreTrainedTokenizerFast
+
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[BOS]", "sep_token": "[EOS]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    return build_tokenizer(section("transformers", 200, source=str(folder)), ())
+
+
+@pytest.mark.parametrize("cleanup", [True, False])
+def test_berts_captions_come_without_blanks_in_their_words(cleanup, tmp_path):
+    texts = [
+        "a man's t-shirt, don't! it’s 1,000 o'clock at 5:30 merry-go-round we've they'll",
+        "a 'stop' sign, the dogs' toys (10, 20) isn't a dog-",
+    ]
+    library = of_bert(texts, cleanup=cleanup)
+    tokenizer = published(library, tmp_path)
+    said = [tokenizer.decode(tokenizer.encode(text)) for text in texts]
+    assert [tokens_of(one) for one in said] == [tokens_of(text) for text in texts]
+    assert said[0].replace(" ,", ",").replace(" !", "!") == texts[0]
+    assert "a ' stop ' sign" in said[1]
+    assert tokens_of(library.decode(library.encode(texts[0]).ids))[:6] == ["a", "man", "s", "t", "shirt", "don"]  # what it gave by itself
+    tokenizer.save(tmp_path / "tokenizer.json")
+    again = load_tokenizer(tmp_path / "tokenizer.json", tokenizer.vocabulary)
+    assert [again.decode(again.encode(text)) for text in texts] == said
+
+
+def test_words_of_bert_are_its_own_and_have_their_tokens(tmp_path):
+    text = "a man's t-shirt don't"
+    tokenizer = published(of_bert([text]), tmp_path)
+    words = [(word, i, i + 1) for i, word in enumerate(["a", "man", "'", "s", "t", "-", "shirt", "don", "'", "t"])]
+    assert tokenizer.words(tokenizer.encode(text)) == words
+
+
+def test_berts_captions_of_the_real_set_score_as_what_they_repeat(real, tmp_path):
+    texts = [text for text in real if re.search(r"[^\w\s.,]|\d", text)]  # of the others all is one blank apart
+    assert len(texts) > 600
+    tokenizer = published(of_bert(texts), tmp_path)
+    said = [tokenizer.decode(tokenizer.encode(text)) for text in texts]
+    other = [text for text, one in zip(texts, said, strict=True) if tokens_of(one) != tokens_of(text)]
+    assert other == ["An ant 's-eye-view of people walking along a street"]  # of 16,000; 544 without the blanks taken away
+
+
+def test_a_tokenizer_that_keeps_blanks_decodes_as_it_does(tmp_path):
+    from transformers import GPT2TokenizerFast
+
+    texts = ["the man ' s t - shirt, man's t-shirt 1, 000 5 : 30"]
+    GPT2TokenizerFast(tokenizer_object=of_bytes(texts)[0]).save_pretrained(tmp_path)
+    tokenizer = build("transformers", source=str(tmp_path), captions=[], max_length=200)
+    assert tokenizer.decode(tokenizer.encode(texts[0])) == texts[0]
+
+
+def test_a_published_tokenizer_needs_no_captions(bert):
+    tokenizer = build("transformers", captions=[], source=str(bert[0]))
+    assert tokenizer.vocabulary.how == f"the tokeniser of {bert[0].name}: {tokenizer.vocabulary.size} tokens"
+    assert replace(tokenizer.vocabulary, how="") == replace(build("transformers", source=str(bert[0])).vocabulary, how="")
+
+
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
     """A folder in the hub's layout with a BERT tokeniser, and the tokeniser."""
@@ -347,6 +509,39 @@ def test_the_model_says_what_its_captions_begin_after(bert, tmp_path):
     BlipConfig(text_config={"bos_token_id": 7}).save_pretrained(tmp_path)  # the letter c: a number of another vocabulary
     assert build("transformers", own=tmp_path).vocabulary.start == library.cls_token_id
     assert build("transformers", source=str(tmp_path)).vocabulary.start == library.cls_token_id
+
+
+def with_sign(tokenizer, folder, **signs):
+    """A folder with a tokeniser of transformers."""
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **signs).save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_unknown_token_of_a_unigram_tokenizer_is_known_and_counted(tmp_path):
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -1.0) for letter in "aeiou")]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    source = with_sign(tokenizer, tmp_path, unk_token="<unk>", eos_token="</s>", pad_token="<pad>")
+    found = build("transformers", captions=["a e u", "a dog o"], source=source)
+    assert found.unknown == 2
+    assert found.encode("a dog") == [3, 2, 6, 2, 1]
+    assert "of 6 words and signs in 2 training captions 1 are unknown" in found.vocabulary.how
+    found.save(tmp_path / "kept.json")
+    assert load_tokenizer(tmp_path / "kept.json", found.vocabulary).unknown == 2
+    none = Tokenizer(models.Unigram(pieces))
+    assert CaptionTokenizer(none, Vocabulary(8, 1, 1, 0, 9, "")).unknown is None
+
+
+def test_an_unknown_token_that_ends_captions_is_not_kept_from_them(tmp_path):
+    letters = {token: i for i, token in enumerate(["<|startoftext|>", "<|endoftext|>", *"aeiou"])}
+    tokenizer = Tokenizer(models.BPE(letters, [], unk_token="<|endoftext|>"))  # as CLIP's
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    signs = dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
+    found = build("transformers", captions=["a e"], source=with_sign(tokenizer, tmp_path, bos_token="<|startoftext|>", **signs))
+    assert (found.vocabulary.end, found.unknown) == (1, None)
+    assert found.decode([*found.encode("a e"), 2]).replace(" ", "") == "ae"
 
 
 def test_a_tokenizer_that_cannot_be_had_is_named_with_what_to_do(tmp_path, monkeypatch):

@@ -152,6 +152,10 @@ def _measurement(name: str, field: str, change: Callable[[Any], Any]) -> Callabl
         (_measurement("bleu_4[most_frequent]", "value", lambda x: x / 2), ["MISMATCH val/bleu_4[most_frequent] from checkpoint and data: reported "]),
         (_measurement("cider", "interval", lambda x: [x[0] + 1e-3, x[1]]), ["MISMATCH val numbers: val/cider: interval "]),
         (_measurement("exact_match", "interval", lambda x: None), ["MISMATCH val numbers: val/exact_match: no interval"]),
+        (_measurement("cider", "how", lambda x: x.replace("greedily", "by 5 beams")), ["MISMATCH val texts: val/cider says of itself 'CIDEr-D"]),
+        (_measurement("loss", "how", lambda x: x + "; on new images"), ['MISMATCH val texts: val/loss says of itself "mean negative']),
+        (_measurement("cider[nearest]", "how", lambda x: "the best that is known"), ["MISMATCH val texts: val/cider[nearest] says of itself 'the best"]),
+        (_measurement("bleu_4", "interval_how", lambda x: "99 % interval"), ["MISMATCH val texts: the interval of val/bleu_4 says of itself '99 % interval'"]),
         (_measurement("meteor", "n", lambda x: 500), ["MISMATCH val numbers: val/meteor: n 500, seed 1 reported; n 24, seed 1 recomputed"]),
         (_measurement("cider[nearest]", "interval", lambda x: [0.0, 0.2]), ["MISMATCH val baselines: val/cider[nearest]: interval "]),
         (lambda run: change_measurements(run, lambda named: named.pop("bleu_4")), ["MISMATCH run.json: bleu_4 of val is missing (from the stored captions)"]),
@@ -256,6 +260,9 @@ def test_other_log_probabilities_of_own_captions_are_another_promise_and_no_mism
 def test_on_another_machine_other_captions_are_a_share_and_no_mismatch(copied: Run, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     _token_and_caption(copied)
     monkeypatch.setattr(verify_captions, "_same_machine", lambda run, runtime: False)
+    (line,) = [line for line in wrong_anew(copied, dataset)[0] if line.startswith("MISMATCH val captions from checkpoint and data")]
+    assert f"of {FORGED} the run holds" in line  # all own captions have the same bits: it is the same machine
+    change_predictions(copied, lambda arrays: arrays["digests"].__setitem__(3, 0))
     runtime = runtime_of(copied)
     lines, shares = anew_caption_checks(copied, dataset, runtime.place(load_model(copied)), runtime, 0.005, None)
     assert shares == [1 / 24]

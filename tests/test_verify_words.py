@@ -5,26 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 from pellucid.data.dataset import Dataset, Thing
 from pellucid.data.sources import load_dataset
 from pellucid.inside.faithfulness import PatchTarget
-from pellucid.inside.word_scores import _pairs, things_of
+from pellucid.inside.word_scores import ScoredWord, _pairs, score_words, things_of
 from pellucid.inside.words import given_maps
 from pellucid.models.captioner import Captioner
 from pellucid.run import Run, Vocabulary
 from pellucid.tasks import load_model, runtime_of
 from pellucid.verify import verify
 from pellucid.verify_inside import scores
-from pellucid.verify_word_maps import looked, plain_copy, spread
-from pellucid.verify_word_scores import judged, named_things, over_pictures, shuffled_pairs
+from pellucid.verify_word_maps import agreement_of, looked, paths_of, plain_copy, spread
+from pellucid.verify_word_scores import Placed, _kind_lines, _priors, bounds, judged, named_things, over_pictures, shuffled_pairs
 from pellucid.verify_words import anew_word_checks, open_words, stored_word_checks
-from pellucid.word_findings import load_words
+from pellucid.word_findings import PAIRS, load_words
 from tiny_captioner import change_arrays, change_json, copy_of, resign, tiny_run
 
 FIRST = "scenes-val-000000.png"
@@ -45,14 +47,14 @@ def copied(made: Run, tmp_path: Path) -> Run:
     return copy_of(made, tmp_path)
 
 
-def wrong(run: Run, dataset: Dataset) -> list[str]:
+def wrong(run: Run, dataset: Dataset, *, same_bits: bool = False) -> list[str]:
     """The mismatches of the first path, or, where it finds none, of the second."""
     kept, lines = open_words(run)
     if kept is not None:
         lines += stored_word_checks(kept)
     if kept is not None and all(ok for _, ok, _ in lines):
         runtime = runtime_of(run)
-        lines += anew_word_checks(kept, dataset, runtime.place(load_model(run)).eval(), runtime)
+        lines += anew_word_checks(kept, dataset, runtime.place(load_model(run)).eval(), runtime, same_bits=same_bits)
     assert all(line.startswith("ok " if ok else "MISMATCH ") for _, ok, line in lines if not line.startswith("words:")), lines
     return [line for _, ok, line in lines if not ok]
 
@@ -126,6 +128,19 @@ def _score(layer: str, change: Callable[[dict[str, Any]], None]) -> Callable[[di
         (_words(_score("0", lambda s: s["baselines"]["uniform"].update(value=0.001))), "MISMATCH words mass["),
         (_words(_score("0", lambda s: s["baselines"]["shuffled"].update(value=0.001))), "MISMATCH words mass["),
         (_words(_score("0", lambda s: s["margins"].pop("centre"))), "MISMATCH words mass["),
+        (_words(_score("0", lambda s: s["value"].update(how="share of all words"))), "MISMATCH words mass["),
+        (_words(_score("0", lambda s: s["margins"]["shuffled"].update(how="better"))), "MISMATCH words mass["),
+        (_words(_score("0", lambda s: s["value"].update(interval_how="99 % interval"))), "MISMATCH words mass["),
+        (_words(lambda f: f["images"][0].update(agreement=9e-5)), f"MISMATCH words maps anew: {FIRST}: its maps are said to differ by 9e-05 "),
+        (_words(lambda f: f.update(how="the map of the first layer")), "MISMATCH words layers: how is 'the map of the first layer', expected \"the mean over "),
+        (_words(lambda f: f["layers"].reverse()), "MISMATCH words layers: the layers are ['model.decoder.bert.encoder.layer.1.crossattention.self', "),
+        (_words(lambda f: f["notes"].clear()), "MISMATCH words scores: the notes of words that are in no score are [], expected ['"),
+        (_words(lambda f: f.update(notes=[f["notes"][0].replace(" noun", "0 noun")])), "MISMATCH words scores: the notes of words that are in no score are ["),
+        (
+            lambda run: PIL.Image.new("RGB", (32, 32), (90, 90, 90)).save(run.inside / "images/0.webp"),
+            f"MISMATCH words pictures: {FIRST}: inside/images/0.webp ",
+        ),
+        (lambda run: (run.inside / "images/0.webp").write_bytes((run.inside / "images/1.webp").read_bytes()), f"MISMATCH words pictures: {FIRST}: inside/"),
     ],
 )
 def test_what_was_forged_in_words_is_named_though_every_hash_fits(copied: Run, dataset: Dataset, forge: Callable[[Run], None], said: str) -> None:
@@ -153,9 +168,48 @@ def test_measures_of_words_that_were_forged_with_their_means_are_named(copied: R
     assert any(line.startswith(f"MISMATCH words mass[{kind}]: ") and "measures of a word differ" in line for line in wrong(copied, dataset))
 
 
+def _raised(run: Run, much: float) -> str:
+    """Every map of the first kind has more mass on its target, in arrays, means, margins and intervals alike; the kind."""
+    kind = next(iter(load_words(run.inside).scores["chosen"]))
+
+    def change(findings: dict[str, Any]) -> None:
+        score = findings["scores"]["chosen"][kind][1]
+        for number in (score["value"], *score["margins"].values()):
+            number["value"] += much
+            number["interval"] = number["interval"] and [end + much for end in number["interval"]]
+
+    key = f"scores/chosen/{kind}/mass"
+    change_arrays(run.inside / "words.npz", lambda arrays: arrays.update({key: arrays[key] + much}))
+    change_json(run.inside / "words.json", change)
+    return kind
+
+
+@pytest.mark.parametrize(("much", "same_bits"), [(9e-4, True), (0.02, False)])
+def test_a_machine_that_was_made_up_gives_no_room_for_better_scores(copied: Run, dataset: Dataset, much: float, same_bits: bool) -> None:
+    change_json(copied.path / "environment.json", lambda stated: stated["libraries"].update(torch="1.0"))
+    assert not wrong(copied, dataset, same_bits=same_bits)
+    kind = _raised(copied, much)
+    assert [line.partition(":")[0] for line in wrong(copied, dataset, same_bits=same_bits)] == [f"MISMATCH words mass[{kind}]"]
+
+
+def test_verify_takes_equal_bits_for_the_same_machine(copied: Run) -> None:
+    change_json(copied.path / "environment.json", lambda stated: stated["libraries"].update(torch="1.0"))
+    kind = _raised(copied, 9e-4)
+    resign(copied)
+    (line,) = [line for line in verify(copied).lines() if line.startswith("MISMATCH")]
+    assert line.startswith(f"MISMATCH words mass[{kind}]: ")
+
+
+def test_a_picture_whose_hash_is_not_kept_is_named(copied: Run) -> None:
+    record = copied.record
+    del record.files["inside/images/1.webp"]
+    copied.write_record(record)
+    assert open_words(copied)[1] == [("file inside/images/1.webp", False, "MISMATCH run.json: it holds no hash of inside/images/1.webp")]
+
+
 def test_words_that_are_gone_are_told_unless_the_run_says_why(copied: Run) -> None:
     record = copied.record
-    for name in ("words.json", "words.npz"):
+    for name in ("words.json", "words.npz", *(f"images/{i}.webp" for i in range(3))):
         del record.files[f"inside/{name}"]
         (copied.inside / name).unlink()
     copied.write_record(record)
@@ -215,6 +269,8 @@ def test_maps_by_transformers_own_attention_are_the_recorded_ones(kind: str, siz
     assert own.maps.shape == (2, 2, 5, size[0] // 4, size[1] // 4)
     assert np.abs(own.maps - recorded.maps[0]).max() < 1e-5
     assert np.abs(own.maps[:, :, 1:] - recorded.maps[0][:, :, :-1]).max() > 1e-3  # one step off
+    assert paths_of(plain_copy(captioner), size) == recorded.layers
+    assert 0 <= agreement_of(plain_copy(captioner), image, tokens) < 1e-5
 
 
 def test_measures_by_many_targets_at_once_are_those_one_by_one() -> None:
@@ -235,7 +291,30 @@ def test_measures_by_many_targets_at_once_are_those_one_by_one() -> None:
             np.testing.assert_allclose(fast[name], slow[name], atol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 21, 22, 60, 500])
+def test_measures_of_shaken_maps_lie_within_their_bounds_and_these_are_tight() -> None:
+    random, rounding = np.random.default_rng(0), 1e-2
+    inner = outer = 0
+    for trial in range(30):
+        relevance = 1 + random.normal(size=(4, 5)) * (0.02 if trial % 2 else 0.5)
+        relevance = np.abs(relevance)
+        targets = random.random((3, 4, 5)) < 0.4
+        targets[:, 1, 1] = True
+        valid = np.ones_like(targets)
+        if trial % 5 == 0:
+            valid[:, 3] = False
+            targets &= valid
+        found = bounds(relevance, targets, valid, rounding)
+        for _ in range(20):
+            shaken = judged(relevance * (1 + random.uniform(-rounding, rounding, size=relevance.shape)), targets, valid)
+            for name, values in shaken.items():
+                assert ((found.low[name] - 1e-12 <= values) & (values <= found.high[name] + 1e-12)).all(), name
+        inner += sum(int((found.low[name] == found.high[name]).sum()) for name in shaken)
+        outer += sum(int((found.low[name] != found.high[name]).sum()) for name in shaken)
+        assert (found.high["mass"] - found.low["mass"] <= rounding).all()
+    assert min(inner, outer) > 50
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 21, 22, 60, 500, 600, 3000])
 def test_words_that_judge_a_map_are_those_of_other_pictures_and_as_in_training(n: int) -> None:
     rows = sorted(np.random.default_rng(n).integers(0, max(1, n // 2), size=n).tolist())
     own = shuffled_pairs(rows)
@@ -243,6 +322,29 @@ def test_words_that_judge_a_map_are_those_of_other_pictures_and_as_in_training(n
     one = np.ones((1, 1), bool)
     targets = [PatchTarget(one, one, one.astype(np.float64))] * n
     assert sorted((word, other) for word, others in enumerate(own) for other in others) == sorted(_pairs(targets, np.array(rows)))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_scores_of_many_words_are_the_same_by_both_paths_of_nearly_equal_patches_too(flat: bool) -> None:
+    random, n, weights = np.random.default_rng(0), 600, "final weights, last epoch"
+    assert n * 20 > PAIRS  # each is judged by fewer than there are shifts
+    drawn = random.random((2, n, 1, 3, 4))
+    maps = (1 + 1e-5 * drawn if flat else drawn) / 12  # of model and stranger
+    target = random.random((n, 3, 4)) < 0.3
+    target[:, 1, 1] = True
+    whole = np.ones((3, 4), bool)
+    words = [ScoredWord(w // 8, "noun", a, PatchTarget(t, whole, t.astype(np.float64)), b) for w, (a, b, t) in enumerate(zip(*maps, target, strict=True))]
+    found, arrays = score_words(words, split="val", seed=1, note=f"words of the captions that were found; {weights}")
+    again = maps * (1 + 3e-6 * random.uniform(-1, 1, size=maps.shape))  # what another way of computing them moves
+    own = [Placed(w // 8, t, whole, a, b) for w, (a, b, t) in enumerate(zip(*again, target, strict=True))]
+    kept = SimpleNamespace(findings=SimpleNamespace(scores=found, weights=weights), arrays=arrays, recipe=SimpleNamespace(seed=1), split="val")
+    anew: Any = SimpleNamespace(kept=kept, same=True)
+    lines = _kind_lines(anew, ("chosen", "noun"), 0, own, shuffled_pairs([word.row for word in own]), _priors(own))
+    assert len(lines) == 5
+    assert all(ok for _, ok, _ in lines), lines
+    if flat:
+        moved = judged(maps[0, 0, 0], target, np.ones_like(target))["auc"] - judged(again[0, 0, 0], target, np.ones_like(target))["auc"]
+        assert np.abs(moved).max() > 0.01  # rounding alone
 
 
 def test_an_interval_over_pictures_keeps_the_words_of_a_picture_together() -> None:

@@ -6,7 +6,7 @@ Report and figures both read these, so that a curve, a caption or a map is the s
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import RunError
-from pellucid.findings import Score
 from pellucid.readings import Chart, Curve, curve
 from pellucid.records import read_arrays
-from pellucid.run import Measurement, Run
-from pellucid.word_findings import COLOR, NOUN, WORD_ARRAYS, WordsFindings
+from pellucid.run import Measurement, Run, rounded
+from pellucid.word_findings import COLOR, NOUN, WORD_ARRAYS, CaptionFinding, FoundWord, WordsFindings
 
 BASELINES = {"most_frequent": "most frequent caption", "nearest": "caption of the nearest training picture"}  # name of the measurement -> in words
 NAMES = {  # of the measurements of a split: as readers know them
@@ -37,6 +36,8 @@ NAMES = {  # of the measurements of a split: as readers know them
 }
 KIND_NAMES = {NOUN: "nouns", COLOR: "colour words"}
 CHOSEN = "chosen"  # the key of the scores of the maps that are drawn
+CENTRE_NOTE = "Below a word in brackets: the centre prior, which looks at the middle of every picture, measured by the same thing."
+WHOLE = 0.999  # from this share on a map holds all of its word's attention
 
 
 def caption_charts(lines: Sequence[Mapping[str, Any]], measurements: Mapping[str, Measurement]) -> list[Chart]:
@@ -114,10 +115,36 @@ def word_maps(folder: Path, findings: WordsFindings) -> list[NDArray[np.float64]
     return found
 
 
-def hardest_baseline(score: Score) -> str:
-    """The name of the baseline that is hardest to beat, the first of equals."""
-    sign = 1 if score.higher_is_better else -1
-    return max(score.baselines, key=lambda name: sign * score.baselines[name].value)
+def words_before(finding: CaptionFinding) -> list[str]:
+    """For each word the whole word that stands before it in the caption, "" for the first, before which only the start stands."""
+    return ["", *(word.text for word in finding.words[:-1])] if finding.words else []
+
+
+def after(before: str) -> str:
+    """What had been read before a word: `after “red”`, or `after the start`."""
+    return f"after “{before}”" if before else "after the start"
+
+
+def query_note(images: Iterable[CaptionFinding]) -> str:
+    """A sentence: what the query of a word's map is, in these captions."""
+    later = any(behind - first > 1 for image in images for first, behind in (word.tokens for word in image.words))
+    said = "Its query is the word before, which stands below it: the word itself was not known yet"
+    return said + ("; of a word of several pieces the later ones were looked for with its first ones read." if later else ".")
+
+
+def on_patches(word: FoundWord) -> str:
+    """`on the patches 0.4132`: how much of a word's attention its map holds; "" where it is all of it."""
+    return f"on the patches {rounded(word.share)}" if word.share < WHOLE else ""
+
+
+def patches_note(finding: CaptionFinding) -> str:
+    """A sentence: how much of the attention of a caption's words its maps hold; "" where it is all of it."""
+    shares = [word.share for word in finding.words]
+    if min(shares, default=1.0) >= WHOLE:
+        return ""
+    low, high = rounded(min(shares)), rounded(max(shares))
+    much = low if low == high else f"{low} to {high}"
+    return f"Of a word's attention {much} is on the patches; the rest is on tokens that have no place, a class token or words, and in no map."
 
 
 def layer_name(findings: WordsFindings, layer: str) -> str:

@@ -44,15 +44,18 @@ Ngrams = list[dict[Ngram, int]]  # of a caption, for each order
 
 # ── words ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-_W = r"[^\s!-/:-@\[-^`{-~¡-©«-±´¶-¹»-¿×÷‐-⁞₠-⃏、-〃〈-】！-／：-＠]"  # a character of a word: all but space and signs; _ is one
-_CLITIC = rf"'(?:s|m|d|re|ve|ll)(?!-?{_W})"
-_TOKEN = re.compile(
-    rf"\d+(?:[.,:]\d+)+(?!{_W})"  # 1,000 and 5:30
-    rf"|{_W}+(?=n't(?!{_W}))|n't(?!{_W})"  # do n't
+# The tokenizers library reads these patterns too, in `data.text`; what its \s lacks of Python's, U+001C to U+001F, is written out.
+LETTER = r"[^\s\x1c-\x1f!-/:-@\[-^`{-~¡-©«-±´¶-¹»-¿×÷‐-⁞₠-⃏、-〃〈-】！-／：-＠]"  # a character of a word: all but space and signs; _ is one
+CLITICS = "(?:s|m|d|re|ve|ll)"
+_CLITIC = rf"'{CLITICS}(?!-?{LETTER})"
+TOKEN = (  # of lower-case text with straight apostrophes
+    rf"\d+(?:[.,:]\d+)+(?!{LETTER})"  # 1,000 and 5:30
+    rf"|{LETTER}+(?=n't(?!{LETTER}))|n't(?!{LETTER})"  # do n't
     rf"|{_CLITIC}"
-    rf"|{_W}+(?:-{_W}+|(?!{_CLITIC})'{_W}+)*"  # t-shirt, o'clock
-    r"|\S"
+    rf"|{LETTER}+(?:-{LETTER}+|(?!{_CLITIC})'{LETTER}+)*"  # t-shirt, o'clock
+    r"|[^\s\x1c-\x1f]"
 )
+_FOUND = re.compile(TOKEN)
 _KEPT = frozenset("#$%&*+/<=>@\\^|~¢£¤¥©®°±€₹×÷")  # signs that are read aloud; all others are punctuation
 
 
@@ -64,7 +67,7 @@ def tokens_of(text: str) -> list[str]:
     brackets never come out as "-lrb-", "cannot" and "gonna" stay whole, "and/or" is three words, "U.S." two. Languages without spaces are not cut into words.
     """
     plain = text.lower().replace("’", "'").replace("‘", "'")
-    return [token for token in _TOKEN.findall(plain) if len(token) > 1 or token in _KEPT or re.match(_W, token)]
+    return [token for token in _FOUND.findall(plain) if len(token) > 1 or token in _KEPT or re.match(LETTER, token)]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import hashlib
 import json
 import os
@@ -11,6 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pellucid.errors import RunError
+
+_OF_A_MODEL = (  # files of a folder in the hub's layout that decide what is built of it: configuration, weights, preparation, tokeniser
+    "config.json", "generation_config.json", "*.safetensors", "model.safetensors.index.json", "preprocessor_config.json", "processor_config.json",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -48,9 +54,14 @@ def file_hash(path: Path) -> str:
 def weights_hash(path: Path) -> str:
     """BLAKE2b-128 of what a .safetensors file decides, as hex: its tensors, and the mean and std that stand in it; of any other file of its bytes.
 
-    Who wrote it, and as what run, stands in the file too and does not count.
+    Who wrote it, and as what run, stands in the file too and does not count. Of a folder in the hub's layout that of each file that says what the model is, by
+    name; what else lies there does not count.
     """
     digest = hashlib.blake2b(digest_size=16)
+    if path.is_dir():
+        chosen = sorted(file for file in path.iterdir() if file.is_file() and any(fnmatch.fnmatchcase(file.name, name) for name in _OF_A_MODEL))
+        digest.update(json.dumps({file.name: weights_hash(file) for file in chosen}).encode())
+        return digest.hexdigest()
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         try:

@@ -179,8 +179,7 @@ def verdict(score: Score) -> tuple[str, str]:
     if not score.baselines:
         alike = score.value.value >= ALIKE
         return "shows little of what the model learned" if alike else "depends on what the model learned", WORSE if alike else BETTER
-    sign = 1.0 if score.higher_is_better else -1.0
-    hardest = max(score.baselines, key=lambda name: sign * score.baselines[name].value)
+    sign, hardest = 1.0 if score.higher_is_better else -1.0, hardest_baseline(score)
     named = [name for name in dict.fromkeys(["centre", hardest]) if name in score.baselines]
     kinds = {name: _side(score.margins.get(name), sign) for name in named}
     words = {BETTER: "beats", WORSE: "is worse than", OPEN: "cannot be told from"}
@@ -188,6 +187,12 @@ def verdict(score: Score) -> tuple[str, str]:
     if len(said) > 1:
         said[-1] += ", the hardest baseline"
     return "; ".join(said), kinds[hardest]
+
+
+def hardest_baseline(score: Score) -> str:
+    """The name of the baseline that is hardest to beat, the first of equals."""
+    sign = 1 if score.higher_is_better else -1
+    return max(score.baselines, key=lambda name: sign * score.baselines[name].value)
 
 
 def _side(margin: Measurement | None, sign: float) -> str:

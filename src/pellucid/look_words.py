@@ -8,10 +8,11 @@ the captions are those that its predictions hold, whatever the precision that fo
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -23,7 +24,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 import pellucid
-from pellucid.caption_readings import KIND_NAMES
+from pellucid.caption_readings import KIND_NAMES, words_before
 from pellucid.data.augment import evaluate_view
 from pellucid.data.dataset import Captions, Split
 from pellucid.data.images import decode, image_files
@@ -33,7 +34,7 @@ from pellucid.errors import DataError, PellucidError, UsageError
 from pellucid.files import bytes_hash
 from pellucid.findings import IMAGES, Score
 from pellucid.inside.deletion import randomised
-from pellucid.inside.faithfulness import MEASURES, PatchTarget, patch_target
+from pellucid.inside.faithfulness import MEASURES, PatchTarget, centre_prior, patch_target
 from pellucid.inside.word_scores import ScoredWord, known_names, score_words, things_of
 from pellucid.inside.words import WordMaps, caption_maps, given_maps, layer_numbers, merged, picture_keys, queries, word_maps
 from pellucid.look import KEPT_SIDE
@@ -47,19 +48,21 @@ from pellucid.schema.captioning import MOST_TOKENS, GenerationSection, TextSecti
 from pellucid.subjects import Subject, SubjectSection, of_named, settings, subject
 from pellucid.tasks.captioning import generation_of, suppressed, tokenizer_of
 from pellucid.tasks.evaluated import packs
-from pellucid.word_findings import WORD_ARRAYS, CaptionFinding, FoundWord, WordsFindings
+from pellucid.word_findings import DIFFERS, NOT_DRAWN, NOTHING_DRAWN, WORD_ARRAYS, CaptionFinding, FoundWord, WordsFindings
 
 if TYPE_CHECKING:
     from pellucid.prepare import Training
 
 Told = Callable[[str, int, int], None]
 Floats = NDArray[np.float32]
+_T = TypeVar("_T")
 CLASSIFYING = ("num_classes", "classes")  # settings that say something of classes
 OF_TRAINING = ("drawn", "scored", "images")  # settings that say which pictures of a run are looked at
 HOW_FOUND = (*GenerationSection.model_fields, "max_length")
 MOST_NUMBERS = 1 << 25  # float32 weights of attention that are held at once: 128 MB
 MOST_AT_ONCE = 64  # pictures
 DEFAULT_LENGTH = 40  # tokens of a caption of a model by name
+FAILURES = (PellucidError, RuntimeError, ValueError, LookupError, ArithmeticError, OSError, MemoryError, ImportError)  # of looking, after a training
 
 
 class CaptionerSection(SubjectSection, GenerationSection, WordsSection):
@@ -108,6 +111,23 @@ class Photo:
     references: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn of some photos. rows: which of them, ascending; the others' maps differ from those of one pass over the whole caption.
+
+    arrays: `maps/<i>` and `layers/<i>` of `word_findings`, i counting the findings; notes: what must be said, each photo that is left out by name.
+    """
+
+    findings: list[CaptionFinding] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    arrays: dict[str, Floats] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def of(self, things: Sequence[_T]) -> list[_T]:
+        """Of one thing for each photo those of the photos that are drawn."""
+        return [things[row] for row in self.rows]
+
+
 def is_spoken(target: str | Path) -> bool:
     """Whether `pellucid inside` shows words for this run or model by name: whether it is a captioner."""
     if (Path(target) / "run.json").is_file():
@@ -129,8 +149,9 @@ def look_into_words(
 ) -> WordsFindings:
     """Caption photographs with a captioner, a run or a model by name, and write where it looked for each word into the folder `out`.
 
-    overrides: `key=value` of CaptionerSection. images: files and folders. Nothing is written before everything was read. Raises UsageError (no captioner, a
-    setting that it cannot take, a map that is not that of its step), RecipeError (overrides), MissingError, WeightsError, DataError and RunError.
+    overrides: `key=value` of CaptionerSection. images: files and folders. Nothing is written before everything was read. A photograph whose maps are not those
+    of their steps is left out, and the notes name it. Raises UsageError (no captioner, a setting that it cannot take, no photograph left), RecipeError
+    (overrides), MissingError, WeightsError, DataError and RunError.
     """
     files = [file for entry in images for file in image_files(entry)]
     if not files:
@@ -145,11 +166,14 @@ def look_into_words(
         own = known.get(bytes_hash(data), ())
         photos.append(Photo(str(file), np.asarray(pixels), speaker.subject.view_box((pixels.height, pixels.width)), references=own))
     inputs = speaker.subject.inputs([speaker.subject.view(PIL.Image.fromarray(photo.pixels)) for photo in photos])
-    found, arrays, notes = _drawn(speaker, inputs, photos, told)
-    findings = _findings(speaker, found, notes=[*speaker.subject.notes, *notes])
+    drawn = _in_room(lambda size: _drawn(speaker, inputs, photos, told, size), speaker)
+    if not drawn.rows:
+        raise UsageError("\n".join(["nothing can be drawn:", *drawn.notes]))
+    findings = _findings(speaker, drawn.findings, notes=[*speaker.subject.notes, *drawn.notes])
     findings.notes.append("nobody says where the things of these photographs are: no map is measured")
-    _write(Path(out), findings, arrays, [photo.pixels for photo in photos])
-    _draw(Path(out), findings, arrays, [photo.pixels for photo in photos], told)
+    shown = [photo.pixels for photo in drawn.of(photos)]
+    _write(Path(out), findings, drawn.arrays, shown)
+    _draw(Path(out), findings, drawn.arrays, shown, told)
     return findings
 
 
@@ -187,7 +211,7 @@ def _of_name(target: str, section: CaptionerSection, device: str) -> Speaker:
         raise UsageError(f"{name} is a model type, which has no tokeniser of its own. Give a hub id or a folder, or -s tokenizer=FOLDER.")
     length = section.max_length or DEFAULT_LENGTH
     text = TextSection.model_validate({"tokenizer": {"name": "transformers", "source": section.tokenizer}, "max_length": length})
-    tokenizer = build_tokenizer(text, [""], own=folder)  # it is published: no caption decides anything
+    tokenizer = build_tokenizer(text, (), own=folder)  # it is published: no caption decides anything
     named = build_named_captioner(
         name,
         vocabulary=tokenizer.vocabulary,
@@ -225,27 +249,38 @@ def _known(run: Run | None) -> dict[str, tuple[str, ...]]:
 # ── captions and their maps ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _drawn(speaker: Speaker, inputs: Tensor, photos: Sequence[Photo], told: Told) -> tuple[list[CaptionFinding], dict[str, Floats], list[str]]:
-    """(a finding for each photo, the arrays `maps/<i>` and `layers/<i>` of `word_findings`, what must be said)."""
-    findings, arrays, other = [], dict[str, Floats](), 0
-    size = _at_once(speaker)
+def _drawn(speaker: Speaker, inputs: Tensor, photos: Sequence[Photo], told: Told, size: int) -> Drawn:
+    """The captions of photos and the maps of their words, `size` photos at once."""
+    drawn, other = Drawn(), 0
     for first in range(0, len(photos), size):
         told("words", first, len(photos))
         part = photos[first : first + size]
         maps, changed = _spoken(speaker, inputs[first : first + size], [photo.tokens for photo in part])
         other += changed
         for row, (photo, (found, b)) in enumerate(zip(part, maps, strict=True), first):
-            words, arrays[f"maps/{row}"], arrays[f"layers/{row}"] = words_of(found, b, speaker.tokenizer, speaker.words)
-            findings.append(_finding(photo, found, b, words, speaker.tokenizer))
+            if found.agreement[b] > DIFFERS:
+                drawn.notes.append(_not_drawn(photo, float(found.agreement[b])))
+                continue
+            i = len(drawn.rows)
+            words, drawn.arrays[f"maps/{i}"], drawn.arrays[f"layers/{i}"] = words_of(found, b, speaker.tokenizer, speaker.words)
+            drawn.findings.append(_finding(photo, found, b, words, speaker.tokenizer))
+            drawn.rows.append(row)
     told("words", 1, 1)
     held = sum(photo.tokens is not None for photo in photos)
-    notes = [f"in single precision {other} of {held} drawn captions would be other ones; the maps are of the captions that the run predicted"] if other else []
-    return findings, arrays, notes
+    if other:
+        drawn.notes.append(f"in single precision {other} of {held} captions would be other ones; the maps are of the captions that the run predicted")
+    return drawn
+
+
+def _not_drawn(photo: Photo, differs: float) -> str:
+    """The note that leaves a photo out."""
+    much = rounded(differs, "rate") if math.isfinite(differs) else "numbers that are not finite"
+    return f"{photo.file} {NOT_DRAWN} {much} from those of one pass over the whole caption, more than {DIFFERS:g}, so they may belong to other steps"
 
 
 def _spoken(speaker: Speaker, inputs: Tensor, held: Sequence[NDArray[np.int64] | None]) -> tuple[list[tuple[WordMaps, int]], int]:
     """(for each picture the maps that hold its caption's, and its place in them; how many of the captions that a run holds would be found otherwise now)."""
-    found = caption_maps(speaker.captioner, inputs, speaker.generation)
+    found = caption_maps(speaker.captioner, inputs, speaker.generation, differs=math.inf)  # who draws a map looks how far it differs
     spoken, changed = [(found, b) for b in range(len(inputs))], 0
     for b, tokens in enumerate(held):
         if tokens is not None and tokens[tokens >= 0].tolist() != found.tokens[b][: found.length(b)].tolist():
@@ -254,7 +289,7 @@ def _spoken(speaker: Speaker, inputs: Tensor, held: Sequence[NDArray[np.int64] |
 
 
 def _spelled(captioner: Captioner, image: Tensor, tokens: NDArray[np.int64]) -> WordMaps:
-    """The maps of a caption that is given, token by token as if it were found so, and compared with one pass over all of it."""
+    """The maps of a caption that is given, token by token as if it were found so, with how far they are from one pass over all of it."""
     given = torch.from_numpy(tokens[tokens >= 0])[None].to(image.device)
 
     def read(found: Tensor) -> Tensor:
@@ -266,7 +301,7 @@ def _spelled(captioner: Captioner, image: Tensor, tokens: NDArray[np.int64]) -> 
         return given, None
 
     keys = picture_keys(captioner, image)
-    return word_maps(captioner, steps, lambda found: captioner(image, read(found)), picture=keys, decoder=captioner.decoder)
+    return word_maps(captioner, steps, lambda found: captioner(image, read(found)), picture=keys, decoder=captioner.decoder, differs=math.inf)
 
 
 def words_of(maps: WordMaps, b: int, tokenizer: CaptionTokenizer, how: WordsSection) -> tuple[list[FoundWord], Floats, Floats]:
@@ -325,14 +360,14 @@ def describe(words: WordsSection, numbers: Sequence[int], count: int, attends: s
 
 
 def _write(folder: Path, findings: WordsFindings, arrays: Mapping[str, NDArray[np.floating]], photos: Sequence[NDArray[np.uint8]]) -> list[Path]:
-    """Arrays, pictures and findings; the findings last, so that a folder with findings is whole. Returns the two files that say what was found."""
+    """Arrays, pictures and findings; the findings last, so that a folder with findings is whole. Returns these files."""
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
     for i, photo in enumerate(photos):
         small = PIL.Image.fromarray(photo)
         small.thumbnail((KEPT_SIDE, KEPT_SIDE))
         small.save(folder / IMAGES / f"{i}.webp", quality=85)
     write_arrays(folder / WORD_ARRAYS, arrays, compressed=True)
-    return [folder / WORD_ARRAYS, findings.save(folder)]
+    return [*(folder / IMAGES / f"{i}.webp" for i in range(len(photos))), folder / WORD_ARRAYS, findings.save(folder)]
 
 
 def _draw(folder: Path, findings: WordsFindings, arrays: Mapping[str, Floats], photos: Sequence[NDArray[np.uint8]], told: Told) -> None:
@@ -354,16 +389,16 @@ def _plain(text: str) -> str:
 
 
 def summary(findings: WordsFindings, maps: Sequence[NDArray[np.floating]]) -> list[tuple[str, str, str, str, str, str]]:
-    """(file, word, what was read last, where the map is highest, its value there, its attention on the picture) of each word, as text.
+    """(file, word, what had been read before it, where the map is highest, its value there, its attention on the patches) of each word, as text.
 
     maps: (W, gh, gw) of each picture. Where: row and column of the patch, counted from 1, and how many there are.
     """
     rows = []
     for finding, of in zip(findings.images, maps, strict=True):
-        for word, values in zip(finding.words, of, strict=True):
+        for word, before, values in zip(finding.words, words_before(finding), of, strict=True):
             row, column = divmod(int(values.argmax()), finding.grid[1])
             place = f"row {row + 1} of {finding.grid[0]}, column {column + 1} of {finding.grid[1]}"
-            rows.append((finding.file, word.text, word.query, place, rounded(float(values.max())), rounded(word.share)))
+            rows.append((finding.file, word.text, before or "the start", place, rounded(float(values.max())), rounded(word.share)))
     return rows
 
 
@@ -385,21 +420,24 @@ def check_words(module: nn.Module, recipe: Recipe) -> None:
 def look_into_run(t: Training, module: nn.Module, selected: str) -> list[Path]:
     """Fill the run's inside/ folder with what its final weights show of the words of its captions; the two files that say it.
 
-    Numbers of the task are kept whatever happens here: what cannot be looked at is noted, and there are no files.
+    Numbers of the task are kept whatever happens here, and scores of words whatever happens to the drawn ones: what cannot be looked at is noted.
     """
     try:
         return _look_into_run(t, module, selected)
-    except (PellucidError, RuntimeError, ValueError, LookupError, ArithmeticError, OSError, MemoryError, ImportError) as error:
-        kind = "" if isinstance(error, PellucidError) else f"{type(error).__name__}: "
-        t.record.note(f"nothing was found of where the captioner looked: {kind}{error or 'memory ran out'}")
+    except FAILURES as error:
+        t.record.note(f"nothing was found of where the captioner looked: {_why(error)}")
         return []
+
+
+def _why(error: Exception) -> str:
+    """What an error says, with its kind where it is none of Pellucid."""
+    return f"{'' if isinstance(error, PellucidError) else f'{type(error).__name__}: '}{str(error) or 'memory ran out'}"
 
 
 def _look_into_run(t: Training, module: nn.Module, selected: str) -> list[Path]:
     speaker = _of_training(t, module, selected)
     split = next(t.dataset.splits[name] for name in LOOKED_AT if name in t.dataset.splits)
     tokens = t.run.caption_predictions(split.name).tokens if split.name != "train" else None
-    photos, rows = _photos(t, speaker, split, tokens)
     notes, scored, scores, found_scores = [], np.empty(0, np.int64), dict[str, dict[str, list[Score]]](), dict[str, NDArray[np.float64]]()
     places = split.captions.things if split.captions is not None else None
     if places is None:
@@ -410,15 +448,26 @@ def _look_into_run(t: Training, module: nn.Module, selected: str) -> list[Path]:
         scored = evenly(len(split), t.recipe.words.scored)
         scores, found_scores, more = _in_room(lambda size: _scores(t, speaker, split, scored, tokens, selected, size), speaker)
         notes += more
-    arrays: dict[str, NDArray[np.floating]] = dict(found_scores)
-    found: list[CaptionFinding] = []
-    if photos:
-        inputs = speaker.subject.inputs([speaker.subject.view(PIL.Image.fromarray(photo.pixels)) for photo in photos])
-        found, maps, more = _drawn(speaker, inputs, photos, t.progress)
-        found = [_with_scores(speaker, finding, maps[f"maps/{i}"], split, row) for i, (finding, row) in enumerate(zip(found, rows, strict=True))]
-        arrays, notes = {**maps, **arrays}, [*notes, *more]
-    findings = replace(_findings(speaker, found, notes=notes), split=split.name, scored=len(scored), scores=scores)
-    return _write(t.run.inside, findings, arrays, [photo.pixels for photo in photos])
+    try:
+        drawn, pixels = _drawn_of_run(t, speaker, split, tokens)
+    except FAILURES as error:
+        if not scores:
+            raise
+        drawn, pixels = Drawn(notes=[f"{NOTHING_DRAWN}{_why(error)}"]), []
+    findings = replace(_findings(speaker, drawn.findings, notes=[*notes, *drawn.notes]), split=split.name, scored=len(scored), scores=scores)
+    return _write(t.run.inside, findings, {**drawn.arrays, **found_scores}, pixels)
+
+
+def _drawn_of_run(t: Training, speaker: Speaker, split: Split, tokens: NDArray[np.int64] | None) -> tuple[Drawn, list[NDArray[np.uint8]]]:
+    """(what is drawn of the pictures that the recipe asks for, with the measures of their words; the pixels of each)."""
+    photos, rows = _photos(t, speaker, split, tokens)
+    if not photos:
+        return Drawn(), []
+    inputs = speaker.subject.inputs([speaker.subject.view(PIL.Image.fromarray(photo.pixels)) for photo in photos])
+    drawn = _in_room(lambda size: _drawn(speaker, inputs, photos, t.progress, size), speaker)
+    of = enumerate(zip(drawn.findings, drawn.of(rows), strict=True))
+    found = [_with_scores(speaker, finding, drawn.arrays[f"maps/{i}"], split, row) for i, (finding, row) in of]
+    return replace(drawn, findings=found), [photo.pixels for photo in drawn.of(photos)]
 
 
 LOOKED_AT = ("val", "test", "train")  # splits whose pictures are drawn and scored, the first that is there
@@ -476,8 +525,11 @@ def _with_scores(speaker: Speaker, finding: CaptionFinding, maps: Floats, split:
     words = list(finding.words)
     for word, kind, target in _targets(speaker.subject, words, split.captions, row, finding.grid) if row >= 0 else ():
         if target is not None and not words[word].kind:
-            measures = {name: measure(maps[word], target) for name, measure in MEASURES.items()}
-            words[word] = replace(words[word], kind=kind, scores={name: value for name, value in measures.items() if np.isfinite(value)})
+            own, centre = (
+                {name: value for name, measure in MEASURES.items() if np.isfinite(value := measure(map_, target))}
+                for map_ in (maps[word], centre_prior(finding.grid))
+            )
+            words[word] = replace(words[word], kind=kind, scores=own, centre=centre)
     return replace(finding, words=words)
 
 
@@ -527,9 +579,6 @@ def _scores(
         return {}, {}, [*notes, "no word of the captions names a thing that its picture shows: no map is measured"]
     scores, arrays = score_words(words, split=split.name, seed=t.recipe.seed, note=f"words of the captions that were found; final weights, {selected}")
     return scores, arrays, notes
-
-
-_T = TypeVar("_T")
 
 
 def _in_room(make: Callable[[int], _T], speaker: Speaker) -> _T:

@@ -95,7 +95,7 @@ def print_words(found: Any, rows: Sequence[Sequence[str]], out: Path) -> None:
         print_note(line)
     for image in found.images:
         print(f"{image.file}: {image.caption or 'no word was found'}")
-        print(table(["word", "read before it", "looked most at", "attention there", "on the picture"], [row[1:] for row in rows if row[0] == image.file]))
+        print(table(["word", "read before it", "looked most at", "attention there", "on the patches"], [row[1:] for row in rows if row[0] == image.file]))
     print(out)
 
 
@@ -176,7 +176,7 @@ def print_data_report(found: Any) -> None:
     masked = any(s.pixels for s in found.splits.values())
     if masked:
         print(pixel_table(found.classes, {name: s.pixels for name, s in found.splits.items()}))
-    elif found.classes:
+    elif found.classes and not found.captions:
         print(table(["class", *found.splits], [(c, *[str(s.counts[i]) for s in found.splits.values()]) for i, c in enumerate(found.classes)]))
     print(table(["split", "images", "content hash"], [(name, f"{s.n:,}", s.hash) for name, s in found.splits.items()]))
     for p in found.problems:

@@ -111,7 +111,9 @@ def other_weights(job: Job) -> str:
         return ""
     began_with = Run(job.folder).record.began_with
     for key, file in job.weights.items():
-        if file.is_file() and began_with.get(key) not in (weights_hash(file), file_hash(file)):  # the second in runs of earlier versions
+        known = [weights_hash(file)] if file.exists() else []
+        known += [file_hash(file)] if file.is_file() else []  # in runs of earlier versions
+        if known and began_with.get(key) not in known:
             return (
                 f"{job.folder}: {job.name} began with other weights ({key}) than are now in {file}: the shared run was trained anew. "
                 "Put its folder back, or remove this one to train it again."

@@ -161,9 +161,10 @@ def _refuse_changed_recipe(run: Run, record: RunRecord, recipe: Recipe, checkpoi
         raise RunError(f"{run.path / 'resolved.yaml'}: the recipe was changed since the run began: {', '.join(changed)}. Put it back, or train anew.")
     if checkpoint is None:  # else it holds the weights, and the file is not read again; where there is none, `prepare` says so
         for key, file in _weights_files(recipe).items():
-            if key in record.began_with and file.is_file() and record.began_with[key] != weights_hash(file):
+            if key in record.began_with and file.exists() and record.began_with[key] != weights_hash(file):
                 raise RunError(
-                    f"{file}: the file of {key} was changed since the run began, and there is no checkpoint to go on from. Put it back, or train anew."
+                    f"{file}: the {'folder' if file.is_dir() else 'file'} of {key} was changed since the run began, "
+                    "and there is no checkpoint to go on from. Put it back, or train anew."
                 )
     if record.began_with["recipe.yaml"] != file_hash(run.recipe_file):
         raise RunError(
@@ -202,9 +203,13 @@ def _opened(recipe: str | Path | Recipe, overrides: Sequence[str]) -> tuple[Reci
 
 
 def _weights_files(recipe: Recipe) -> dict[str, Path]:
-    """{key of the recipe: file} of the weights that training starts from."""
+    """{key of the recipe: file, or folder in the hub's layout} of what training starts from."""
     files = {"model.weights": recipe.model.weights, "model.backbone_weights": recipe.model.backbone_weights}
-    return {key: Path(file) for key, file in files.items() if file is not None}
+    found = {key: Path(file) for key, file in files.items() if file is not None}
+    home, _, folder = recipe.model.name.partition("/")
+    if home == "transformers" and Path(folder).expanduser().is_dir():
+        found["model.name"] = Path(folder).expanduser()
+    return found
 
 
 def _refuse_used(folder: Path) -> None:

@@ -39,6 +39,7 @@ Bools = NDArray[np.bool_]
 
 LOOKED_AT = ("val", "test", "train")  # the first of these splits that is there
 SAME_MACHINE, OTHER_MACHINE = 1e-4, 1e-2  # of a map, whose values are shares: float32 by fused and by plain kernels, on one class of device and on another
+AGREES = 1e-5  # of the agreement of steps with the whole pass, which is the rounding of float32
 
 
 @dataclass(frozen=True)
@@ -98,23 +99,29 @@ class Looked:
 
 @dataclass(frozen=True)
 class Anew:
-    """A run's captioner with the pictures of the split that was looked at."""
+    """A run's captioner with the pictures of the split that was looked at. same_bits: log probabilities made anew have the bits of the run."""
 
     kept: Kept
     dataset: Dataset
     module: Captioner
     runtime: Runtime
     progress: Progress | None
+    same_bits: bool = False
 
     @property
     def split(self) -> Split:
         return self.dataset.splits[self.kept.split]
 
+    @cached_property
+    def same(self) -> bool:
+        """Whether maps made here are the run's up to rounding: by what the run says of its machine, or, whatever it says, because the bits are the same."""
+        now, then = describe(self.runtime), self.kept.run.environment
+        return self.same_bits or all(now[key] == then.get(key) for key in DECIDES_BITS)
+
     @property
     def near(self) -> float:
         """How far a map may be from the recorded one."""
-        now, then = describe(self.runtime), self.kept.run.environment
-        return SAME_MACHINE if all(now[key] == then.get(key) for key in DECIDES_BITS) else OTHER_MACHINE
+        return SAME_MACHINE if self.same else OTHER_MACHINE
 
     @cached_property
     def plain(self) -> Captioner:
@@ -129,7 +136,7 @@ class Anew:
 
     @cached_property
     def asked(self) -> list[Asked]:
-        """Photographs in the order of the recipe, then pictures evenly spread over the split, none twice."""
+        """Photographs in the order of the recipe, then pictures evenly spread over the split, none twice, without those that a note leaves out."""
         found, split = [], self.split
         for name in self.kept.section.images:
             content = Path(name).read_bytes()
@@ -137,7 +144,8 @@ class Anew:
             found.append(Asked(name, rows[-1] if rows else None, np.asarray(decode(content, name))))
         there = [one.row for one in found]
         rows = [row for row in spread(len(split), self.kept.section.drawn) if row not in there]
-        return found + [Asked(split.names[row], row, np.asarray(split.open(row))) for row in rows]
+        found += [Asked(split.names[row], row, np.asarray(split.open(row))) for row in rows]
+        return [one for one in found if not self.kept.findings.left_out(one.name)]
 
     def inputs(self, pixels: Any) -> Tensor:
         """(1, 3, H, W) of a picture as the model gets it, cropped and normalised by torchvision."""
@@ -176,21 +184,53 @@ def plain_copy(module: Captioner) -> Captioner:
 @torch.no_grad()
 def looked(plain: Captioner, image: Tensor, tokens: Sequence[int]) -> Looked:
     """Where a captioner looks for each of some output tokens, by one pass over the caption in which transformers returns the attention. image: (1, 3, H, W)."""
-    read = torch.tensor([[plain.start, *tokens[:-1]]], device=image.device)
-    layout, model = plain.layout((image.shape[-2], image.shape[-1])), plain.model
-    if plain.attends == "self":  # GIT: the keys begin with the picture, and so do the rows
-        ids = {"interpolate_pos_encoding": True} if _other_size(plain, image) else {}
-        found = model(input_ids=read, pixel_values=image, output_attentions=True, use_cache=False, **ids).attentions
-        weights = [w[0, :, -read.shape[1] :] for w in found]
-    else:
-        memory = plain.encode(image)
-        if hasattr(model, "text_decoder"):
-            found = model.text_decoder(input_ids=read, encoder_hidden_states=memory, output_attentions=True, use_cache=False).cross_attentions
-        else:
-            found = model(encoder_outputs=(memory,), decoder_input_ids=read, output_attentions=True, use_cache=False).cross_attentions
-        weights = [w[0] for w in found]
-    patches = torch.stack([w[..., layout.keys] for w in weights]).double().cpu().numpy()  # L, h, T, gh * gw
+    layout = plain.layout((image.shape[-2], image.shape[-1]))
+    weights = [w[0, :, -len(tokens) :, layout.keys] for w in _attentions(plain, image, tokens)]  # of GIT the rows begin with the picture too
+    patches = torch.stack(weights).double().cpu().numpy()  # L, h, T, gh * gw
     return Looked(patches.reshape(*patches.shape[:-1], *layout.grid))
+
+
+def _attentions(plain: Captioner, image: Tensor, tokens: Sequence[int], memory: Tensor | None = None) -> tuple[Tensor, ...]:
+    """(1, h, rows, keys) of each layer that looks at the picture, as transformers returns it. memory: the encoded picture, where it is known."""
+    read, model = torch.tensor([[plain.start, *tokens[:-1]]], device=image.device), plain.model
+    if plain.attends == "self":  # GIT: the keys begin with the picture
+        ids = {"interpolate_pos_encoding": True} if _other_size(plain, image) else {}
+        return tuple(model(input_ids=read, pixel_values=image, output_attentions=True, use_cache=False, **ids).attentions)
+    seen = plain.encode(image) if memory is None else memory
+    if hasattr(model, "text_decoder"):
+        return tuple(model.text_decoder(input_ids=read, encoder_hidden_states=seen, output_attentions=True, use_cache=False).cross_attentions)
+    return tuple(model(encoder_outputs=(seen,), decoder_input_ids=read, output_attentions=True, use_cache=False).cross_attentions)
+
+
+@torch.no_grad()
+def agreement_of(plain: Captioner, image: Tensor, tokens: Sequence[int]) -> float:
+    """The largest difference of the attention of a step, which reads no token but those before its own, from that of the pass over the whole caption."""
+    keys = plain.layout((image.shape[-2], image.shape[-1])).tokens
+    memory = plain.encode(image) if plain.attends == "cross" else None
+    whole = [w[0, :, -len(tokens) :, :keys] for w in _attentions(plain, image, tokens, memory)]
+    largest = 0.0
+    for t in range(len(tokens)):
+        step = [w[0, :, -1, :keys] for w in _attentions(plain, image, tokens[: t + 1], memory)]
+        largest = max(largest, *(float((one - of[:, t]).abs().max()) for one, of in zip(step, whole, strict=True)))
+    return largest
+
+
+@torch.no_grad()
+def paths_of(plain: Captioner, size: tuple[int, int]) -> list[str]:
+    """The paths of the attentions that look at a picture of (height, width), in order: of each the innermost module that gives it out."""
+    given: list[tuple[str, Tensor]] = []
+
+    def seen(name: str) -> Callable[[Any, Any, Any], None]:
+        return lambda module, inputs, output: given.extend((name, x) for x in (output if isinstance(output, tuple) else ()) if isinstance(x, Tensor))
+
+    hooks = [module.register_forward_hook(seen(name)) for name, module in plain.named_modules()]
+    try:
+        found = _attentions(plain, torch.zeros((1, 3, *size), device=next(plain.parameters()).device), [plain.end])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    names = [next((name for name, x in given if x is weights), "no module") for weights in found]  # an inner module ends before those around it
+    return [name if (k := names[:i].count(name)) == 0 else f"{name} ({k})" for i, name in enumerate(names)]
 
 
 def _other_size(plain: Captioner, image: Tensor) -> bool:

@@ -11,15 +11,23 @@ Shared with training, with oracles in the tests: decoding and resizing of pictur
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
 from torch import nn
 
 from pellucid.data.dataset import Dataset
-from pellucid.data.images import view_box
+from pellucid.data.images import decode, view_box
 from pellucid.errors import PellucidError
+from pellucid.findings import IMAGES
+from pellucid.look import KEPT_SIDE
+from pellucid.look_words import describe
 from pellucid.models.captioner import Captioner
 from pellucid.records import read_arrays
 from pellucid.run import Run, rounded
@@ -28,12 +36,13 @@ from pellucid.tasks.captioning import generation_of
 from pellucid.verify_captions import Cutter
 from pellucid.verify_inside.kept import Line, guarded, line
 from pellucid.verify_numbers import EXACT
-from pellucid.verify_word_maps import SAME_MACHINE, Anew, Kept, Progress, looked, of_words, picture_of
+from pellucid.verify_word_maps import AGREES, Anew, Kept, Progress, agreement_of, looked, of_words, paths_of, picture_of
 from pellucid.verify_word_scores import score_lines, thing_line
-from pellucid.word_findings import DIFFERS, WORD_ARRAYS, WORDS, CaptionFinding, load_words
+from pellucid.word_findings import DIFFERS, NOT_DRAWN, NOTHING_DRAWN, WORD_ARRAYS, WORDS, CaptionFinding, load_words
 
 LOST = "nothing was found of where the captioner looked: "  # how a run says that it has no words
 ANEW = "from checkpoint and data"
+SEEN_APART = 2.0  # of 255: how far two versions of the library that writes kept pictures may be apart
 
 
 def open_words(run: Run) -> tuple[Kept | None, list[Line]]:
@@ -42,12 +51,19 @@ def open_words(run: Run) -> tuple[Kept | None, list[Line]]:
     lost = next((note for note in record.notes if note.startswith(LOST)), None)
     if lost is not None and not (run.inside / WORDS).exists():
         return None, [("words", True, f"words: {lost}")]
-    names = [str((run.inside / name).relative_to(run.path)) for name in (WORDS, WORD_ARRAYS)]
-    lines = [(f"file {name}", False, f"MISMATCH run.json: it holds no hash of {name}") for name in names if name not in record.files]
     try:
-        return Kept(run, run.recipe, load_words(run.inside), read_arrays(run.inside / WORD_ARRAYS, "maps of words")), lines
+        findings = load_words(run.inside)
+        kept, told = Kept(run, run.recipe, findings, read_arrays(run.inside / WORD_ARRAYS, "maps of words")), list[Line]()
     except PellucidError as error:
-        return None, [*lines, ("words", False, f"MISMATCH words: {error}")]
+        kept, told = None, [("words", False, f"MISMATCH words: {error}")]
+    pictures = [picture_file(run, i) for i in range(len(kept.findings.images))] if kept is not None else []
+    names = [str(file.relative_to(run.path)) for file in (run.inside / WORDS, run.inside / WORD_ARRAYS, *pictures)]
+    return kept, [*((f"file {name}", False, f"MISMATCH run.json: it holds no hash of {name}") for name in names if name not in record.files), *told]
+
+
+def picture_file(run: Run, i: int) -> Path:
+    """Where the i-th drawn picture lies."""
+    return run.inside / IMAGES / f"{i}.webp"
 
 
 # ── from what is stored ───────────────────────────────────────────────────────────────────────────────────────
@@ -104,7 +120,7 @@ def _captions(kept: Kept) -> Line:
 
 def _names_of(kept: Kept, samples: Mapping[str, Any]) -> list[str | None]:
     """For each picture the sample that it is: those behind the recipe's photographs by their names; a photograph is compared where the data is there."""
-    photographs = len(kept.section.images)
+    photographs = sum(not kept.findings.left_out(name) for name in kept.section.images)
     return [image.file if i >= photographs and image.file in samples else None for i, image in enumerate(kept.findings.images)]
 
 
@@ -176,17 +192,31 @@ def _layers(kept: Kept) -> Line:
 # ── from checkpoint and data ──────────────────────────────────────────────────────────────────────────────────
 
 
-def anew_word_checks(kept: Kept, dataset: Dataset, module: nn.Module, runtime: Runtime, progress: Progress | None = None) -> list[Line]:
-    """The lines about drawn pictures, their maps and the scores of words. module: the run's captioner, in eval mode, on the device."""
+def anew_word_checks(
+    kept: Kept, dataset: Dataset, module: nn.Module, runtime: Runtime, progress: Progress | None = None, *, same_bits: bool = False
+) -> list[Line]:  # fmt: skip
+    """The lines about drawn pictures, their maps and the scores of words. module: the run's captioner, in eval mode, on the device.
+
+    same_bits: log probabilities that were made anew here have the bits of the run, so that maps are nearly the same too, whatever the run says of its machine.
+    """
     assert isinstance(module, Captioner)
     if kept.split not in dataset.splits:
         return []  # told with the data
-    anew = Anew(kept, dataset, module, runtime, progress)
-    lines = guarded("words pictures", lambda: [_pictures(anew)])
+    anew = Anew(kept, dataset, module, runtime, progress, same_bits)
+    lines = [*guarded("words layers", lambda: [_paths(anew)]), *guarded("words pictures", lambda: [_pictures(anew)])]
     if all(ok for _, ok, _ in lines):
         lines += guarded("words maps anew", lambda: [_maps(anew)])
         lines += guarded("words things", lambda: [thing_line(anew)])
     return lines + guarded("words scores", lambda: score_lines(anew))
+
+
+def _paths(a: Anew) -> Line:
+    """Which attentions were recorded, and what the findings say that a map is."""
+    f, paths = a.kept.findings, paths_of(a.plain, a.kept.recipe.data.size)
+    faults = [] if f.layers == paths else [f"the layers are {f.layers}, the decoder looks at the picture by {paths}"]
+    how = describe(a.kept.section, f.chosen, len(paths), a.module.attends)
+    faults += [] if f.how == how else [f"how is {f.how!r}, expected {how!r}"]
+    return line("words layers", faults, f"{len(paths)} attentions of the decoder look at the picture; a map is {how}")
 
 
 def _pictures(a: Anew) -> Line:
@@ -200,7 +230,9 @@ def _pictures(a: Anew) -> Line:
         return line("words pictures", faults, "")
     predicted = a.kept.run.caption_predictions(a.kept.split).tokens if a.kept.split in a.kept.run.prediction_splits else None
     generation = generation_of(a.kept.recipe, a.kept.run.data.vocabulary)
-    for image, one in zip(images, a.asked, strict=True):
+    for i, (image, one) in enumerate(zip(images, a.asked, strict=True)):
+        if (apart := _apart(picture_file(a.kept.run, i), one.pixels)) > SEEN_APART:
+            faults.append(f"{image.file}: inside/{IMAGES}/{i}.webp is another picture, its colours differ by {apart:.3g} of 255 in the mean")
         size = (one.pixels.shape[0], one.pixels.shape[1])
         box = view_box(size, d.size, d.fit, d.resize_size)
         if image.size != size or max(abs(x - y) for x, y in zip(image.view, box, strict=True)) > 1e-6:
@@ -209,20 +241,35 @@ def _pictures(a: Anew) -> Line:
             tokens = predicted[one.row].tolist()
         else:
             tokens = a.module.generate(a.inputs(picture_of(one.pixels)), generation).tokens[0].tolist()
-        if image.tokens != [token for token in tokens if token >= 0] and (one.row is not None or a.near == SAME_MACHINE):
+        if image.tokens != [token for token in tokens if token >= 0] and (one.row is not None or a.same):
             faults.append(f"{image.file}: its caption is not the one of the run's model")
         own = () if one.row is None or a.split.captions is None else a.split.captions.texts[one.row]
         if tuple(image.references) != tuple(own):
             faults.append(f"{image.file}: its own captions are not those of the data")
-    return line("words pictures", faults, f"the {len(images)} that the recipe asks for, with their captions")
+    left_out = "; others are left out, as a note says" if any(NOT_DRAWN in note or note.startswith(NOTHING_DRAWN) for note in a.kept.findings.notes) else ""
+    return line("words pictures", faults, f"the {len(images)} that the recipe asks for, with their captions{left_out}")
+
+
+def _apart(file: Path, pixels: NDArray[np.uint8]) -> float:
+    """How far a kept picture is from a photograph that is kept in the same way: mean difference of its colours, 0 to 255; infinite of other sizes."""
+    again, stored = io.BytesIO(), np.asarray(decode(file.read_bytes(), str(file)), np.float64)
+    small = PIL.Image.fromarray(pixels)
+    small.thumbnail((KEPT_SIDE, KEPT_SIDE))
+    small.save(again, "webp", quality=85)
+    wanted = np.asarray(decode(again.getvalue(), str(file)), np.float64)
+    return float(np.abs(stored - wanted).mean()) if stored.shape == wanted.shape else math.inf
 
 
 def _maps(a: Anew) -> Line:
-    """The maps of every drawn word, chosen and of each layer, and the attention that went to the picture."""
+    """The maps of every drawn word, chosen and of each layer, the attention that went to the picture, and how far steps are from the whole pass."""
     faults, largest = [], 0.0
     for i, (image, one) in enumerate(zip(a.kept.findings.images, a.asked, strict=True)):
         a.tell("verifying words", i, len(a.asked))
-        own = looked(a.plain, a.inputs(picture_of(one.pixels)), image.tokens)
+        inputs = a.inputs(picture_of(one.pixels))
+        own = looked(a.plain, inputs, image.tokens)
+        agreement = agreement_of(a.plain, inputs, image.tokens)
+        if not abs(agreement - image.agreement) <= (AGREES if a.same else DIFFERS):
+            faults.append(f"{image.file}: its maps are said to differ by {image.agreement:.2g} from those of the whole pass, recomputed {agreement:.2g}")
         if own.maps.shape[-2:] != tuple(image.grid) or len(own.maps) != len(a.kept.findings.layers):
             faults.append(f"{image.file}: {len(own.maps)} layers look at {own.maps.shape[-2:]} patches, not {len(a.kept.findings.layers)} at {image.grid}")
             continue

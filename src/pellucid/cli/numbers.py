@@ -73,7 +73,7 @@ def evaluate(
         typer.Option(
             "--data",
             metavar="PATH",
-            help="Labelled images as the run's source has them: a folder, a CSV (table, captions), a JSON of captions, a folder of pairs, or of masks alone.",
+            help="Images with what is true of them, as the run's source has them: a folder, a CSV (table, captions), a JSON of captions, pairs, masks alone.",
         ),
     ] = None,
     masks: Annotated[Path | None, typer.Option("--masks", metavar="DIR", help="Score these predicted masks, without any model.")] = None,
@@ -86,14 +86,17 @@ def evaluate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """The run's numbers on other labelled images of the same classes, or those of a folder of predicted masks."""
+    """The run's numbers on other images of the same classes, or with captions; or those of a folder of predicted masks."""
     from pellucid.progress import Progress
     from pellucid.run import Run
 
+    wrong = "--split names a split of the recipe that --masks are scored against; it goes with --masks and without --data"
+    if split is not None and masks is None and data is None:
+        raise UsageError(f"{wrong}, or of a captioning run with --data")
     run = None if target.is_file() else Run(target)
     described = run is not None and run.record.task == "captioning" and masks is None
     if split is not None and not described and (masks is None or data is not None):
-        raise UsageError("--split names a split of the recipe that --masks are scored against; it goes with --masks and without --data")
+        raise UsageError(wrong)
     with Progress(quiet=quiet) as progress:
         if masks is not None:
             from pellucid import recipe as recipes
@@ -102,8 +105,7 @@ def evaluate(
             source = run or recipes.load(target)
             measurements = evaluate_masks(source, masks, data=data, split=split or "val", told=print_note, progress=progress)
         elif run is None or data is None:
-            missing = "a recipe has no model: give a run folder, or --masks" if run is None else "give --data PATH (images for the run's model) or --masks"
-            raise UsageError(f"{target}: {missing} DIR (masks that are predicted already)")
+            raise UsageError(f"{target}: {_missing(run)}")
         else:
             from pellucid.evaluate import evaluate as evaluate_
 
@@ -113,6 +115,15 @@ def evaluate(
         print_json({"run" if run else "recipe": str(target), **{k: str(v) for k, v in given.items() if v}, "measurements": [asdict(m) for m in measurements]})
     else:
         print(measurement_table(measurements))
+
+
+def _missing(run: Any) -> str:
+    """What `evaluate` needs besides a run folder, or, for None, a recipe."""
+    if run is None:
+        return "a recipe has no model: give a run folder, or --masks DIR (masks that are predicted already)"
+    if run.record.task == "captioning":
+        return "give --data PATH (pictures with their captions: a CSV or JSON file, as data.source: captions has them)"
+    return "give --data PATH (images for the run's model) or --masks DIR (masks that are predicted already)"
 
 
 def predict(

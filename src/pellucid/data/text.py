@@ -4,8 +4,16 @@
   word_pieces   WordPiece (Schuster and Nakajima 2012) learned from the training captions by the tokenizers library
   transformers  the tokeniser of a folder or a name on the hub, which must be a fast one (of the tokenizers library)
 
-The first two lower-case, strip accents and cut at blanks and punctuation as BERT does, and open their vocabulary with [PAD] 0, [UNK] 1, [BOS] 2, [EOS] 3. The
-library's own WordPiece training gives other numbers, and for small sets other pieces, in each process: it numbers the letters in the order of a hash map and
+The first two lower-case and cut words where `caption_scores.tokens_of` does: t-shirt and 1,000 are one word, don't is do and n't, man's is man and 's, each
+sign is a word. What they decode has the words of the caption again, so that a perfect caption scores as one; accents stay, and languages without blanks are
+not cut. Their vocabulary opens with [PAD] 0, [UNK] 1, [BOS] 2, [EOS] 3.
+
+Published tokenisers cut and decode as they do, BERT's with the library's clean-up of . , ? and !. Those that cut at each sign and forget whether blanks were
+around it (BERT, and so BLIP and GIT; CLIP) give "man ' s" and "t - shirt": here these blanks go, but within words alone, where transformers' clean-up would
+also write "the'stop'sign". 10 - 20 and 10-20 are the same to them and become the latter. All of it stands in tokenizer.json, so the library by itself decodes
+the same; `words` still gives what they cut, t and - and shirt.
+
+The library's WordPiece training gives other numbers, and for small sets other pieces, in each process: it numbers the letters in the order of a hash map and
 breaks ties between merges by these numbers. Here all letters get their numbers first, in order, and the same captions give the same vocabulary everywhere.
 
 A caption that spells a special token, [EOS] for example, is cut like other text: only this module sets special tokens.
@@ -14,6 +22,7 @@ A caption that spells a special token, [EOS] for example, is cut like other text
 from __future__ import annotations
 
 import itertools
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,8 +30,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from pellucid.caption_scores import CLITICS, LETTER, TOKEN
 from pellucid.errors import DataError, MissingError, RunError, UsageError
 from pellucid.run import Vocabulary
 from pellucid.schema.captioning import TextSection, TokenizerSection
@@ -42,7 +52,9 @@ class CaptionTokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True  # a text that spells one is text
-        self.vocabulary, self._tokenizer, self.unknown = vocabulary, tokenizer, _unknown(tokenizer)
+        unknown = _unknown(tokenizer)
+        spoken = (vocabulary.start, vocabulary.end, vocabulary.pad)  # CLIP's end stands for what it does not know too: a caption has one all the same
+        self.vocabulary, self._tokenizer, self.unknown = vocabulary, tokenizer, None if unknown in spoken else unknown
         named = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
         self._special = (named | {vocabulary.start, vocabulary.end, vocabulary.pad}) - {self.unknown}
 
@@ -96,7 +108,9 @@ class CaptionTokenizer:
 
     def _spans(self, tokens: list[int], text: str) -> list[tuple[int, int]]:
         """(begin, end) in `text` of each of its tokens; bytes of one letter have this letter each, and a blank the token behind it."""
-        ends = [_shared(self._text(tokens[: i + 1]), text) for i in range(len(tokens))]
+        letters = [i for i, letter in enumerate(text) if letter != " "]  # blanks before a sign depend on what stands behind it: only the rest is counted
+        alone, behind = text.replace(" ", ""), [0, *(i + 1 for i in letters)]
+        ends = [behind[_shared(self._text(tokens[: i + 1]).replace(" ", ""), alone)] for i in range(len(tokens))]
         begins = [0, *ends][: len(tokens)]
         for i in range(len(tokens) - 2, -1, -1):
             if not text[begins[i] : ends[i]].strip():  # no whole letter yet, or the blank before a word
@@ -145,6 +159,9 @@ def _is_sign(character: str) -> bool:
 
 def _unknown(tokenizer: Tokenizer) -> int | None:
     """The token of what the tokeniser does not know; None where it knows all text."""
+    if isinstance(tokenizer.model, models.Unigram):  # states a number, and only in its file
+        found: int | None = json.loads(tokenizer.model.__getstate__()).get("unk_id")  # type: ignore[attr-defined]
+        return found
     name = getattr(tokenizer.model, "unk_token", None)
     return None if name is None else tokenizer.token_to_id(name)
 
@@ -153,15 +170,16 @@ def _unknown(tokenizer: Tokenizer) -> int | None:
 
 
 def build_tokenizer(section: TextSection, captions: Iterable[str], *, own: str | Path | None = None) -> CaptionTokenizer:
-    """The tokeniser that a recipe asks for. captions: those of the training split, from which vocabularies are made and on which all are counted.
+    """The tokeniser that a recipe asks for. captions: those of the training split, from which vocabularies are made and on which all are counted; a published
+    tokeniser (name: transformers) needs none.
 
     own: folder or hub name of the model, whose tokeniser `name: transformers` without a source means. DataError where the captions give no vocabulary,
     UsageError and MissingError where there is no tokeniser to take.
     """
     texts = list(captions)
-    if not texts:
-        raise DataError("text.tokenizer: expected captions of the training split to make tokens from, got none")
     asked = section.tokenizer
+    if not texts and asked.name != "transformers":
+        raise DataError("text.tokenizer: expected captions of the training split to make tokens from, got none")
     if asked.name == "transformers":
         tokenizer, start, end, pad, what = _published(asked, own)
     else:
@@ -194,16 +212,22 @@ def _size(tokenizer: Tokenizer) -> int:
 def _counted(tokenizer: Tokenizer, vocabulary: Vocabulary, texts: Sequence[str]) -> str:
     """How the tokens cover these captions, in words."""
     words = unknown = cut = 0
+    sign = _unknown(tokenizer)
     for start in range(0, len(texts), _BATCH):
         for encoding in tokenizer.encode_batch(texts[start : start + _BATCH], add_special_tokens=False):
             words += len({word for word in encoding.word_ids if word is not None})
-            unknown += len({word for word, token in zip(encoding.word_ids, encoding.ids, strict=True) if token == _unknown(tokenizer)})
+            unknown += len({word for word, token in zip(encoding.word_ids, encoding.ids, strict=True) if token == sign})
             cut += len(encoding.ids) >= vocabulary.max_length
+    if not texts:
+        return f"{vocabulary.size:,} tokens"
     known = f"{vocabulary.size:,} tokens; of {words:,} words and signs in {len(texts):,} training captions {unknown:,} are unknown"
     return f"{known}; {cut:,} captions are cut to {vocabulary.max_length} tokens" if cut else known
 
 
 # ── our own vocabularies ──────────────────────────────────────────────────────────────────────────────────────
+
+# Blanks that are not written: before . , ! ? and a clitic, and before the n't of a plain word (of another it would become a part: o'clockn't).
+_JOINED = rf" (?=(?:[.,!?]|'{CLITICS})(?: |$))|(?:^| ){LETTER}+\K (?=n't(?: |$))"
 
 
 def _words(asked: TokenizerSection, texts: Sequence[str]) -> Tokenizer:
@@ -235,22 +259,68 @@ def _word_pieces(asked: TokenizerSection, texts: Sequence[str]) -> Tokenizer:
 
 
 def _assembled(model: models.Model) -> Tokenizer:
-    """BERT's way of cutting text into words around a model of words."""
+    """The words of `caption_scores.tokens_of`, and signs, around a model of words."""
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.normalizer, tokenizer.pre_tokenizer = _normalizer(), _cutter()
+    tokenizer.decoder = decoders.Sequence([decoders.WordPiece(cleanup=False), decoders.Fuse(), decoders.Replace(Regex(_JOINED), "")])
     if tokenizer.token_to_id(PAD) is not None:
         tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
     return tokenizer
 
 
+def _normalizer() -> normalizers.Normalizer:
+    """Text as `tokens_of` reads it: in lower case, with straight apostrophes."""
+    straight = [normalizers.Replace(sign, "'") for sign in "’‘"]
+    final = normalizers.Replace(Regex(r"(?<=\p{L})Σ(?!\p{L})"), "ς")  # as Python has it; the library looks at one letter alone
+    return normalizers.Sequence([*straight, final, normalizers.Lowercase()])
+
+
+def _cutter() -> pre_tokenizers.PreTokenizer:
+    """What TOKEN finds in a text, and nothing between."""
+    return pre_tokenizers.Split(Regex(TOKEN), "removed", invert=True)
+
+
 def _word_counts(texts: Iterable[str]) -> Counter[str]:
     """How often each word of these texts stands there."""
-    normalizer, cutter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    normalizer, cutter = _normalizer(), _cutter()
     return Counter(word for text in texts for word, _ in cutter.pre_tokenize_str(normalizer.normalize_str(text)))
 
 
 # ── published tokenisers ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _around(sign: str, before: str, behind: str) -> str:
+    """Blanks on both sides of a sign, or on one, between what stands before and behind it."""
+    return rf"(?<={before}) (?={sign} ?{behind})|(?<={before}{sign}) (?={behind})|(?<={before} {sign}) (?={behind})"
+
+
+# Blanks within words, of tokenisers that put some around each sign. A quotation ('stop') keeps its own.
+_WITHIN = "|".join(
+    [
+        _around("-", LETTER, LETTER),  # t-shirt
+        _around("['’]", LETTER, rf"(?i:{CLITICS})(?!{LETTER})"),  # man's
+        _around("['’]", "[nN]", rf"[tT](?!{LETTER})"),  # don't
+        _around("['’]", r"\b[oO]", LETTER),  # o'clock
+        _around(",", r"\d", r"\d{3}(?!\d)"),  # 1,000
+        _around("[.:]", r"\d", r"\d"),  # 5:30
+    ]
+)
+
+
+def _apart(tokenizer: Tokenizer) -> bool:
+    """Whether a tokeniser cuts at signs and forgets the blanks around them, so that t-shirt and t - shirt are the same to it."""
+    cutter = tokenizer.pre_tokenizer
+    if cutter is None:
+        return False
+    one, other = ([word for word, _ in cutter.pre_tokenize_str(text)] for text in ("t-shirt", "t - shirt"))
+    return one == other
+
+
+def _rejoined(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokeniser with a decoder that writes words without blanks in them, where its own puts some."""
+    if tokenizer.decoder is not None and _apart(tokenizer):
+        tokenizer.decoder = decoders.Sequence([tokenizer.decoder, decoders.Fuse(), decoders.Replace(Regex(_WITHIN), "")])
+    return tokenizer
 
 
 def _published(asked: TokenizerSection, own: str | Path | None) -> tuple[Tokenizer, int, int, int, str]:
@@ -263,7 +333,7 @@ def _published(asked: TokenizerSection, own: str | Path | None) -> tuple[Tokeniz
     tokenizer = getattr(found, "backend_tokenizer", None)
     if not isinstance(tokenizer, Tokenizer):
         raise UsageError(f"text.tokenizer: {name}: expected a fast tokeniser (tokenizer.json), got {type(found).__name__}. Choose another.")
-    tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy: the library keeps the loaded one for itself
+    tokenizer = _rejoined(Tokenizer.from_str(tokenizer.to_str()))  # a copy: the library keeps the loaded one for itself
     start, end = _first(found.cls_token_id, found.bos_token_id), _first(found.sep_token_id, found.eos_token_id)
     if asked.source is None:
         start = _first(_start_of_model(name, tokenizer), start)

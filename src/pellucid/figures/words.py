@@ -25,7 +25,19 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import ArrayLike, NDArray
 
-from pellucid.caption_readings import CHOSEN, KIND_NAMES, caption_charts, hardest_baseline, layer_name, word_maps
+from pellucid.caption_readings import (
+    CENTRE_NOTE,
+    CHOSEN,
+    KIND_NAMES,
+    after,
+    caption_charts,
+    layer_name,
+    on_patches,
+    patches_note,
+    query_note,
+    word_maps,
+    words_before,
+)
 from pellucid.errors import RunError, UsageError
 from pellucid.figures.inside import SHEET_SIDE, fitted_view, scores_figure
 from pellucid.figures.overlays import DIMMED, MAP_COLOURS, STRONG, View, coloured, reduced, stretched
@@ -77,16 +89,16 @@ def word_overlays(photo: NDArray[np.uint8], finding: CaptionFinding, maps: Array
 def words_strip(
     photo: NDArray[np.uint8], finding: CaptionFinding, maps: ArrayLike, *, how: str = "", scores: Mapping[str, Sequence[Score]] | None = None
 ) -> Figure:
-    """One picture: the photo, and a panel for each word of its caption with its map, the query and, where it was scored, its measures.
+    """One picture: the photo, and a panel for each word of its caption with its map, the query and, where it was scored, its measures beside the centre prior.
 
-    maps: (W, gh, gw). how: in words, what a map is. scores: {kind of word: scores of the whole set}, whose baselines stand below the figure and beside the
-    measures of a word. finding.view is in pixels of a photo of finding.size (height, width); `photo` may be a smaller copy of it.
+    maps: (W, gh, gw). how: in words, what a map is. scores: {kind of word: scores of the whole set}, which stand with their baselines below the figure.
+    finding.view is in pixels of a photo of finding.size (height, width); `photo` may be a smaller copy of it.
     """
     values, of_kind = _checked(maps, finding), scores or {}
     picture, _ = reduced(photo, None, SHEET_SIDE)
     tiles = [("photo", "", picture)]
-    for word, tile in zip(finding.words, word_overlays(picture, finding, values), strict=True):
-        tiles.append((_short(word.text, _LONGEST_WORD), _below(word, of_kind.get(word.kind, ())), tile))
+    for word, before, tile in zip(finding.words, words_before(finding), word_overlays(picture, finding, values), strict=True):
+        tiles.append((_short(word.text, _LONGEST_WORD), _below(word, before), tile))
     columns = max(3, min(len(tiles), COLUMNS))
     rows = -(-len(tiles) // columns)
     tall, lines = 2.1 * picture.shape[0] / picture.shape[1], 1 + max(below.count("\n") for _, below, _ in tiles)
@@ -119,8 +131,7 @@ def words_strip(
 def strip_notes(finding: CaptionFinding, maps: NDArray[np.float64], *, how: str, scores: Mapping[str, Sequence[Score]]) -> list[str]:
     """The sentences below a strip: what a map is and is not, its query, the scale, the check of the maps, and the measures of the whole set."""
     notes = [
-        f"A map is where the decoder looked in the step that gave the word. Its query is the word before, named below it: the word itself was not known yet. "
-        f"{IS_NOT}." + (f" It is {how.rstrip('.')}." if how else "")
+        f"A map is where the decoder looked in the step that gave the word. {query_note([finding])} {IS_NOT}." + (f" It is {how.rstrip('.')}." if how else "")
     ]
     if maps.size:
         gh, gw = finding.grid
@@ -129,6 +140,9 @@ def strip_notes(finding: CaptionFinding, maps: NDArray[np.float64], *, how: str,
             f"one of {gh} x {gw} patches; even attention would be {rounded(1 / (gh * gw))} on each. "
             f"The maps differ by at most {rounded(finding.agreement, 'rate')} from one pass over the whole caption."
         )
+        notes += [said] if (said := patches_note(finding)) else []
+        if any(own_scores(word) for word in finding.words):
+            notes.append(CENTRE_NOTE)
     measured = [_of_set(KIND_NAMES.get(kind, kind), list_) for kind, list_ in scores.items()]
     return notes + ([said for said in measured if said] or ["Not measured: nobody says where the things of these pictures are."])
 
@@ -183,21 +197,17 @@ def picture_view(finding: CaptionFinding, photo: NDArray[np.uint8]) -> View:
     return fitted_view(ImageFinding(finding.file, finding.size, finding.view), photo)
 
 
-def own_scores(word: FoundWord, scores: Sequence[Score]) -> list[tuple[str, float, Score]]:
-    """(measure, value, score of the set) of what stands below a word: its mass and pointing, where the set has baselines to put beside them."""
-    by_measure = {score.measure: score for score in scores if score.baselines}
-    return [(name, word.scores[name], by_measure[name]) for name in SHOWN_SCORES if name in word.scores and name in by_measure]
+def own_scores(word: FoundWord) -> list[tuple[str, float, float]]:
+    """(measure, value, that of the centre prior by the same thing) of what stands below a word: its mass and pointing."""
+    return [(name, word.scores[name], word.centre[name]) for name in SHOWN_SCORES if name in word.scores and name in word.centre]
 
 
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _below(word: FoundWord, scores: Sequence[Score]) -> str:
-    lines = [f"after “{_short(word.query, _LONGEST_WORD)}”"]
-    for name, value, score in own_scores(word, scores):
-        best = hardest_baseline(score)
-        lines.append(f"{name} {rounded(value, score.value.unit)} ({best} {score.baselines[best]})")
-    return "\n".join(lines)
+def _below(word: FoundWord, before: str) -> str:
+    measures = [f"{name} {rounded(value)} (centre {rounded(centre)})" for name, value, centre in own_scores(word)]
+    return "\n".join([after(_short(before, _LONGEST_WORD)), *filter(None, [on_patches(word)]), *measures])
 
 
 def _of_set(kind: str, scores: Sequence[Score]) -> str:

@@ -23,10 +23,9 @@ from pellucid.findings import Score
 from pellucid.inside.faithfulness import BASELINES, FEWEST, HOW, MASS_KEPT, MEASURES, PatchTarget, centre_prior
 from pellucid.intervals import LEVEL
 from pellucid.run_records import Measurement
+from pellucid.word_findings import FEWEST_SHIFTS, PAIRS, SHIFTS
 
 CHOSEN = "chosen"
-SHIFTS = 20  # most other words whose targets judge a word's map
-PAIRS, FEWEST_SHIFTS = 10_000, 4  # of many words each is judged by fewer, as their mean over all is what is wanted
 DRAWS = 1000  # resamples of an interval
 AT_ONCE = 1 << 20  # drawn pictures
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from pellucid.errors import UsageError
 
 _MOST_PREFIX = 16  # tokens that may stand before the patches: class, distillation, registers
-_HALVINGS = 6  # of the grid of patches on the way through an encoder with stages
 
 
 class Vocabulary(Protocol):
@@ -370,16 +369,31 @@ def _own_size(config: Any) -> tuple[int, int] | None:
 
 
 def _by_patches(eye: nn.Module, images: Tensor, tokens: int) -> Layout:
-    """The layout of so many tokens by the encoder's patch size, halved in its stages; ValueError where they fit no grid."""
-    stated = getattr(eye.config, "patch_size", None)
+    """The layout of so many tokens by the encoder's patch size, halved from stage to stage; ValueError where they fit no grid, or two.
+
+    Encoders with stages pad what they cut, and have no token before the patches; the others have both ways.
+    """
+    stated, stages = getattr(eye.config, "patch_size", None), _stages(eye.config)
     sides = [stated, stated] if isinstance(stated, int) else list(stated or ())
-    for halvings in range(_HALVINGS) if len(sides) == 2 else ():
-        strides = [side * 2**halvings for side in sides]
-        for up in (0, 1):  # encoders with stages pad to whole patches
-            grid = tuple((length + up * (stride - 1)) // stride for length, stride in zip(_size(images), strides, strict=True))
-            if min(grid) > 0 and 0 <= tokens - grid[0] * grid[1] <= _MOST_PREFIX:
-                return Layout((grid[0], grid[1]), tokens - grid[0] * grid[1])
-    raise ValueError(f"the {tokens} tokens of {type(eye).__name__} lie on no grid that its patch size {stated} gives")
+    strides = [side * 2 ** max(stages - 1, 0) for side in sides] if len(sides) == 2 else []
+    found = set()
+    for up in ((1,) if stages else (0, 1)) if strides else ():
+        rows, columns = ((length + up * (stride - 1)) // stride for length, stride in zip(_size(images), strides, strict=True))
+        if min(rows, columns) > 0 and 0 <= tokens - rows * columns <= (0 if stages else _MOST_PREFIX):
+            found.add(Layout((rows, columns), tokens - rows * columns))
+    if len(found) > 1:
+        either = " or ".join(f"{grid.grid[0]}x{grid.grid[1]} behind {grid.prefix} others" for grid in sorted(found, key=lambda grid: grid.prefix))
+        raise ValueError(f"the {tokens} tokens of {type(eye).__name__} may lie as {either}: give a size that is a multiple of its patch size {stated}")
+    if not found:
+        raise ValueError(f"the {tokens} tokens of {type(eye).__name__} lie on no grid that its patch size {stated} gives")
+    return found.pop()
+
+
+def _stages(config: Any) -> int:
+    """Stages of an encoder, each but the first of half the rows and columns; 0 of one that keeps its grid."""
+    widths = next((found for key in ("depths", "hidden_sizes") if isinstance(found := getattr(config, key, None), (list, tuple))), None)
+    count = len(widths) if widths is not None else getattr(config, "num_stages", 0)
+    return count if isinstance(count, int) else 0
 
 
 @contextmanager

@@ -18,10 +18,25 @@ import PIL.Image
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pellucid.caption_readings import BASELINES, CHOSEN, KIND_NAMES, NAMES, extremes, found_captions, hardest_baseline, layer_name, word_maps
+from pellucid.caption_readings import (
+    BASELINES,
+    CENTRE_NOTE,
+    CHOSEN,
+    KIND_NAMES,
+    NAMES,
+    after,
+    extremes,
+    found_captions,
+    layer_name,
+    on_patches,
+    patches_note,
+    query_note,
+    word_maps,
+    words_before,
+)
 from pellucid.caption_scores import cider_d, never_produced
 from pellucid.errors import RunError, UsageError
-from pellucid.findings import BETTER, IMAGES, WORSE, Score, verdict
+from pellucid.findings import BETTER, IMAGES, WORSE, Score, hardest_baseline, verdict
 from pellucid.recipe import Recipe
 from pellucid.report import pictures
 from pellucid.run import DataRecord, Measurement, Run, rounded
@@ -83,19 +98,23 @@ class CaptionReading:
 
 @dataclass(frozen=True)
 class OwnNumber:
-    """A measure of one word beside the hardest baseline of the set."""
+    """A measure of one word's map, and that of the centre prior by the same thing, as text."""
 
     measure: str
-    value: Measurement
-    baseline: str
-    beside: Measurement
+    value: str
+    centre: str
 
 
 @dataclass(frozen=True)
 class WordCell:
-    """A word of a caption with its layer as a CSS value; alt says the word, its query and where the map is highest."""
+    """A word of a caption with its layer as a CSS value. before: the word before it, "" at the start; share: how much of its attention the map holds.
+
+    share is "" where that is all. alt says the word, its query and where the map is highest.
+    """
 
     word: FoundWord
+    before: str
+    share: str
     layer: Markup
     alt: str
     scores: list[OwnNumber]
@@ -105,7 +124,8 @@ class WordCell:
 class WordStrip:
     """A picture with its words. photo, ground: CSS values, None for the reason that `missing` says; ratio: width over height, also CSS.
 
-    scale: what the brightest colour is; agreement: the largest difference of a map from one pass over the whole caption.
+    scale: what the brightest colour is; agreement: the largest difference of a map from one pass over the whole caption; patches: how much of the
+    attention the maps hold, "" if all.
     """
 
     finding: CaptionFinding
@@ -116,6 +136,7 @@ class WordStrip:
     cells: list[WordCell]
     scale: str
     agreement: str
+    patches: str
 
     @property
     def bytes(self) -> int:
@@ -146,9 +167,14 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class WordReading:
-    """Everything a report shows of where a captioner looked. sentences: what the scores allow to say."""
+    """Everything a report shows of where a captioner looked. query: what a map's query is; beside: what stands beside a word's measures, "" where none has any.
+
+    sentences: what the scores allow to say.
+    """
 
     findings: WordsFindings
+    query: str
+    beside: str
     baselines: list[str]
     rows: list[WordRow]
     layers: list[str]
@@ -240,7 +266,7 @@ def _terms(recipe: Recipe, data: DataRecord) -> list[tuple[str, str]]:
     terms = [("How a caption was found", searched(recipe.generation, recipe.text.max_length))]
     if data.vocabulary is not None:
         v = data.vocabulary
-        terms.append(("Tokens", f"{v.how}: {v.size:,} tokens; a caption has at most {v.max_length:,}, its end among them."))
+        terms.append(("Tokens", f"{v.how}; a caption has at most {v.max_length:,} tokens, its end among them."))
     return terms
 
 
@@ -289,7 +315,7 @@ def read_words(run: Run, *, room: int) -> WordReading | None:
     baselines = list(dict.fromkeys(name for scores in chosen.values() for score in scores for name in score.baselines))
     strips: list[WordStrip] = []
     for i, (finding, maps) in enumerate(zip(findings.images[:MAX_STRIPS], word_maps(run.inside, findings), strict=False)):
-        strip = _strip(run.inside / IMAGES / f"{i}.webp", finding, maps, chosen)
+        strip = _strip(run.inside / IMAGES / f"{i}.webp", finding, maps)
         room -= strip.bytes
         if room < 0 and strips:
             break
@@ -301,7 +327,9 @@ def read_words(run: Run, *, room: int) -> WordReading | None:
     ]
     layers = [layer for layer in findings.scores if layer != CHOSEN]
     sentences = [said for kind in chosen if (said := finding_of(findings, kind))]
-    return WordReading(findings, baselines, rows, [layer_name(findings, layer) for layer in layers], _by_layer(findings, layers), sentences, strips)
+    beside = CENTRE_NOTE if any(cell.scores for strip in strips for cell in strip.cells) else ""
+    query, names = query_note(strip.finding for strip in strips), [layer_name(findings, layer) for layer in layers]
+    return WordReading(findings, query, beside, baselines, rows, names, _by_layer(findings, layers), sentences, strips)
 
 
 def finding_of(findings: WordsFindings, kind: str) -> str:
@@ -347,7 +375,7 @@ def _by_layer(findings: WordsFindings, layers: Sequence[str]) -> list[LayerRow]:
     return found
 
 
-def _strip(path: Path, finding: CaptionFinding, maps: NDArray[np.float64], scores: Mapping[str, Sequence[Score]]) -> WordStrip:
+def _strip(path: Path, finding: CaptionFinding, maps: NDArray[np.float64]) -> WordStrip:
     from pellucid.figures.overlays import reduced
     from pellucid.figures.words import ground, layer, picture_view
 
@@ -357,42 +385,38 @@ def _strip(path: Path, finding: CaptionFinding, maps: NDArray[np.float64], score
         with PIL.Image.open(path) as opened:
             photo = np.asarray(opened.convert("RGB"))
     except FileNotFoundError:
-        return WordStrip(finding, ratio, None, Markup(""), "no picture was kept", [], "", "")
+        return WordStrip(finding, ratio, None, Markup(""), "no picture was kept", [], "", "", "")
     except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged files; the page says so in its place
-        return WordStrip(finding, ratio, None, Markup(""), "picture cannot be read", [], "", "")
+        return WordStrip(finding, ratio, None, Markup(""), "picture cannot be read", [], "", "", "")
     try:
         large, view = reduced(photo, picture_view(finding, photo), PHOTO_SIDE)
         small, small_view = reduced(photo, picture_view(finding, photo), LAYER_SIDE)
     except UsageError as error:
         raise RunError(f"{path}: {error}; the folder was changed") from None
     cells = []
-    for word, values in zip(finding.words, maps, strict=True):
+    for word, before, values in zip(finding.words, words_before(finding), maps, strict=True):
         drawn = PIL.Image.fromarray(layer((small.shape[0], small.shape[1]), values, small_view, most=most))
-        cells.append(WordCell(word, _css(drawn, quality=75), _spoken(word, values), _own(word, scores.get(word.kind, ()))))
+        cells.append(WordCell(word, before, on_patches(word), _css(drawn, quality=75), _spoken(word, before, values), _own(word)))
     gh, gw = finding.grid
     scale = f"The brightest colour is {rounded(most)} of a word's attention on one of {gh} x {gw} patches; even attention is {rounded(1 / (gh * gw))} on each."
     scale += " Colours grow with the square root."
     photograph, below = _css(PIL.Image.fromarray(large), quality=78), _css(PIL.Image.fromarray(ground(large, view)), quality=70)
-    return WordStrip(finding, ratio, photograph, below, "", cells, scale, rounded(finding.agreement, "rate"))
+    return WordStrip(finding, ratio, photograph, below, "", cells, scale, rounded(finding.agreement, "rate"), patches_note(finding))
 
 
-def _own(word: FoundWord, scores: Sequence[Score]) -> list[OwnNumber]:
+def _own(word: FoundWord) -> list[OwnNumber]:
     from pellucid.figures.words import own_scores
 
-    found = []
-    for measure, value, score in own_scores(word, scores):
-        of, hardest = score.value, hardest_baseline(score)
-        found.append(OwnNumber(measure, Measurement(measure, value, of.unit, of.split, 1, of.seed, of.how), hardest, score.baselines[hardest]))
-    return found
+    return [OwnNumber(measure, rounded(value), rounded(centre)) for measure, value, centre in own_scores(word)]
 
 
-def _spoken(word: FoundWord, values: NDArray[np.float64]) -> str:
+def _spoken(word: FoundWord, before: str, values: NDArray[np.float64]) -> str:
     """`“dog”, after “black”: the map is highest at the top left.`"""
     row, column = np.unravel_index(int(values.argmax()), values.shape)
     down = ("top", "middle", "bottom")[min(2, 3 * (2 * int(row) + 1) // (2 * values.shape[0]))]
     across = ("left", "middle", "right")[min(2, 3 * (2 * int(column) + 1) // (2 * values.shape[1]))]
     place = "in the middle" if down == across == "middle" else f"at the {down} {across}" if "middle" not in (down, across) else _side_of(down, across)
-    return f"“{word.text}”, after “{word.query}”: the map is highest {place} of what the model saw."
+    return f"“{word.text}”, {after(before)}: the map is highest {place} of what the model saw."
 
 
 def _side_of(down: str, across: str) -> str:

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pellucid.errors import RunError, UsageError
-from pellucid.findings import ARRAYS, FINDINGS, IMAGES, Findings, ImageFinding, MapKind, Panel, Score, load_findings, verdict
+from pellucid.findings import ARRAYS, FINDINGS, IMAGES, Findings, ImageFinding, MapKind, Panel, Score, hardest_baseline, load_findings, verdict
 from pellucid.report import planes
 from pellucid.run import DONE, Measurement, Run, rounded
 
@@ -141,12 +141,6 @@ def read_inside(run: Run) -> Inside | None:
 # ── images ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def best_baseline(score: Score) -> str:
-    """The name of the baseline that is hardest to beat, the first of equals."""
-    sign = 1 if score.higher_is_better else -1
-    return max(score.baselines, key=lambda name: sign * score.baselines[name].value)
-
-
 def _over_epochs(findings: Findings) -> list[EpochRow]:
     """The measures that have a baseline, at every epoch."""
     by_epoch = [{(score.method, score.measure): score for score in of.scores if score.baselines} for of in findings.over_epochs]
@@ -221,7 +215,7 @@ def _own_scores(finding: ImageFinding, method: str, scores: dict[tuple[str, str]
 
 
 def _own(measure: str, value: float, score: Score) -> OwnScore:
-    own, best = Measurement(measure, value, score.value.unit, score.value.split, 1, score.value.seed, score.value.how), best_baseline(score)
+    own, best = Measurement(measure, value, score.value.unit, score.value.split, 1, score.value.seed, score.value.how), hardest_baseline(score)
     return OwnScore(measure, own, best, score.baselines[best])
 
 

@@ -11,7 +11,7 @@ from pellucid.predictions import CaptionPredictions
 from pellucid.run import Measurement
 
 BASELINES = {
-    "most_frequent": "the commonest training caption for every picture",
+    "most_frequent": "the commonest training caption (where none occurs twice, the most typical) for every picture",
     "nearest": "the first caption of the training picture that is nearest by raw pixels, 16x16",
 }
 BESIDE = ("cider", "bleu_4", "exact_match")  # the numbers that each baseline has too

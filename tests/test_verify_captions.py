@@ -79,10 +79,16 @@ def test_an_untouched_run_holds_to_the_bit(made: Run) -> None:
 
 def test_a_run_with_beams_holds_and_says_nothing_of_the_likeliest_token(made: Run, tmp_path: Path) -> None:
     settings = ["generation.num_beams=3", "generation.length_penalty=0.5", "data.train=16", "data.val=3", "train.phases.0.epochs=1", "words.drawn=0"]
+    settings += ["train.keep=best", "train.ema={}"]
     run = train(made.recipe, overrides=settings, out=tmp_path / "run", quiet=True, figures=False)
     found = verify(run)
     assert (found.ok, found.promise) == (True, BIT_EQUAL), found.lines()
     assert "val greedy captions" not in {check.what for check in found.checks}
+    assert run.record.selected == "epoch 1, the best cider on val, moving average of the weights"
+    assert "length penalty 0.5" in run.measurements["val/cider"].how
+    assert run.measurements["val/cider"].how.endswith("selected on this split, hence optimistic")
+    change_json(run.path / "run.json", lambda record: record.update(selected="epoch 2, the best cider on val, moving average of the weights"))
+    assert any(line.startswith("MISMATCH val texts: the weights are said to be those of 'epoch 2, ") for line in wrong(run))
 
 
 def test_a_run_of_one_val_picture_holds_without_cider_and_intervals(made: Run, tmp_path: Path) -> None:
@@ -197,6 +203,13 @@ def test_arrays_that_were_forged_are_named(copied: Run, dataset: Dataset, change
     change_predictions(copied, change)
     lines = wrong(copied) or wrong_anew(copied, dataset)[0]
     assert any(line.startswith(said) for line in lines), lines
+
+
+def test_pictures_that_stand_in_two_splits_are_said_of_every_number(copied: Run) -> None:
+    rows = copied.samples("train")
+    change_table(copied.path / "samples/val.csv", lambda table: table[1].__setitem__(-1, rows[0][2]))
+    lines = wrong(copied)
+    assert any("; 1 of its 24 images stand in another split too, so that it is no measure of new images" in line for line in lines), lines
 
 
 def test_captions_that_changed_in_the_data_are_named_as_captions(copied: Run) -> None:

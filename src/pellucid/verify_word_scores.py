@@ -226,10 +226,13 @@ def shuffled_pairs(rows: Sequence[int]) -> list[list[int]]:
 
 def _priors(words: Sequence[Placed]) -> dict[str, dict[str, Floats]]:
     """{"uniform" or "centre": {measure: (m,)}}: the baselines that need no map."""
-    targets, valid = np.stack([word.target for word in words]), np.stack([word.valid for word in words])
-    grid = targets.shape[1:]
-    maps = {"uniform": np.ones(grid), "centre": scores.centre(grid)}
-    return {name: scores.table(np.broadcast_to(prior, targets.shape), targets, valid) for name, prior in maps.items()}
+    numbers: dict[tuple[bytes, bytes], int] = {}  # of different targets
+    own = [numbers.setdefault((word.target.tobytes(), word.valid.tobytes()), len(numbers)) for word in words]
+    different = [words[own.index(number)] for number in range(len(numbers))]
+    targets, valid = np.stack([word.target for word in different]), np.stack([word.valid for word in different])
+    maps = {"uniform": np.ones(targets.shape[1:]), "centre": scores.centre(targets.shape[1:])}
+    tables = {name: scores.table(np.broadcast_to(prior, targets.shape), targets, valid) for name, prior in maps.items()}
+    return {name: {measure: values[own] for measure, values in table.items()} for name, table in tables.items()}
 
 
 def judged(relevance: Floats, targets: Bools, valid: Bools) -> dict[str, Floats]:

@@ -37,7 +37,11 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path, monkeypat
     assert len(commands()) >= 11
     Image.fromarray(draw(0, split="val", image_size=(64, 64)).image).save("photo.png")
     for command in commands():
-        smaller = (WORDS if "captions.yaml" in command else VIEWS if "own.yaml" in command else MASKS if "masks.yaml" in command else SMALLER) if command[1] in ("train", "plan") else []
+        smaller = (
+            (WORDS if "captions.yaml" in command else VIEWS if "own.yaml" in command else MASKS if "masks.yaml" in command else SMALLER)
+            if command[1] in ("train", "plan")
+            else []
+        )
         if "--seeds" in command:
             smaller = [*smaller, "-s", "inside=null"]  # looked into once, by the run before
         code, out, err = pellucid(*command[1:], *smaller)

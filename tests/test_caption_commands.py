@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 
 import pellucid as package
+from captioning_runs import RECIPE
 from fabricate_captions import make_run
 from pellucid import intervals, recipe
 from pellucid.caption_scores import bleu, cider_d, tokens_of
@@ -27,7 +28,6 @@ from pellucid.run import Run
 from pellucid.study_file import learned
 from pellucid.study_record import SettingRecord, StudyFolder, StudyRecord
 from pellucid.study_table import study_table
-from tiny_captioner import RECIPE
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 
+from captioning_runs import RECIPE, tiny_run
 from pellucid import look_words
 from pellucid.caption_readings import word_maps
 from pellucid.data import scenes
@@ -30,7 +31,6 @@ from pellucid.tasks import load_model
 from pellucid.train import train
 from pellucid.verify import verify
 from pellucid.word_findings import DIFFERS, WordsFindings, load_words
-from tiny_captioner import RECIPE, tiny_run
 from tiny_captioners import KINDS, pictures, saved
 
 VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", "a", "ski", "##s", "red", "ring", "on", "snow"]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from captioning_runs import change_arrays, change_json, change_measurements, change_table, copy_of, resign, tiny_run
 from pellucid import verify_captions
 from pellucid.data.dataset import Dataset
 from pellucid.data.sources import load_dataset
@@ -24,7 +25,6 @@ from pellucid.tasks.captioning import nearest_pictures
 from pellucid.train import train
 from pellucid.verify import BIT_EQUAL, SAME_DEVICE, verify
 from pellucid.verify_captions import Cutter, anew_caption_checks, stored_caption_checks
-from tiny_captioner import change_arrays, change_json, change_measurements, change_table, copy_of, resign, tiny_run
 
 NUMBERS = {"cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "exact_match", "token_accuracy", "loss", "length", "distinct"}
 BASELINES = {f"{name}[{other}]" for name in ("cider", "bleu_4", "exact_match") for other in ("most_frequent", "nearest")}

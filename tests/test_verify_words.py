@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 import torch
 
+from captioning_runs import change_arrays, change_json, copy_of, resign, tiny_run
 from pellucid.data.dataset import Dataset, Thing
 from pellucid.data.sources import load_dataset
 from pellucid.inside.faithfulness import PatchTarget
@@ -27,7 +28,6 @@ from pellucid.verify_word_maps import agreement_of, looked, paths_of, plain_copy
 from pellucid.verify_word_scores import Placed, _kind_lines, _priors, bounds, judged, named_things, over_pictures, shuffled_pairs
 from pellucid.verify_words import anew_word_checks, open_words, stored_word_checks
 from pellucid.word_findings import PAIRS, load_words
-from tiny_captioner import change_arrays, change_json, copy_of, resign, tiny_run
 
 FIRST = "scenes-val-000000.png"
 

@@ -25,7 +25,7 @@ from pellucid.schema.study import Study
 from pellucid.study import run_study
 from pellucid.study_file import load_study
 from pellucid.study_record import StudyFolder
-from pellucid.study_workers import Outcome
+from pellucid.study_workers import Outcome, _end
 
 STUDY = """\
 recipe: base.yaml
@@ -501,6 +501,21 @@ def test_a_signal_ends_the_study_after_checkpoints_and_the_same_command_goes_on(
 
     unbroken = train(first / "recipe.yaml", out=tmp_path / "unbroken", quiet=True, figures=False)
     assert file_hash(unbroken.final_weights) == file_hash(Run(first).final_weights)
+
+
+def test_a_process_is_asked_to_end_once() -> None:
+    """A second signal would reach it after its checkpoint, when nothing catches it any more, and its run would stay "running"."""
+
+    class Process:
+        pid, asked = 7, 0
+
+        def terminate(self) -> None:
+            self.asked += 1
+
+    process, asked = Process(), set[int]()
+    for _ in range(3):
+        _end([process], asked)
+    assert process.asked == 1
 
 
 @pytest.mark.proof

@@ -158,6 +158,7 @@ def train_here(jobs: Sequence[Job], *, at_once: int, told: Callable[[str], None]
     context.set_forkserver_preload(["pellucid.train", "pellucid.study_workers", "timm", "torchvision"])
     waiting, running, ended = list(jobs), dict[int, tuple[Job, Any, Connection]](), dict[str, Outcome]()
     here = {job.name for job in jobs}
+    asked: set[int] = set()  # processes that are ending already
     with stop_signals() as stop:
         try:
             while waiting or running:
@@ -180,19 +181,21 @@ def train_here(jobs: Sequence[Job], *, at_once: int, told: Callable[[str], None]
                     ended[job.name] = outcome
                     yield outcome
                 if stop.is_set():
-                    _end([process for _, process, _ in running.values()])
+                    _end([process for _, process, _ in running.values()], asked)
                     if not running and waiting:
                         break
         finally:
-            _end([process for _, process, _ in running.values()])
+            _end([process for _, process, _ in running.values()], asked)
             for _, process, _ in running.values():
                 process.join()
 
 
-def _end(processes: Sequence[Any]) -> None:
-    """Ask processes to write a checkpoint and end."""
+def _end(processes: Sequence[Any], asked: set[int]) -> None:
+    """Ask processes to write a checkpoint and end, each once: a second signal would reach one after its checkpoint, before it has said how it ended."""
     for process in processes:
-        process.terminate()
+        if process.pid not in asked:
+            process.terminate()
+            asked.add(process.pid)
 
 
 def _in_process(job: Job, result: Connection) -> None:

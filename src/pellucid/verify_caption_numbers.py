@@ -193,19 +193,6 @@ def recompute_distinct(candidates: Sequence[str]) -> float:
     return sum(kept.values()) / len(candidates) if len(candidates) else 0.0
 
 
-def recompute_never_produced(candidates: Sequence[str], references: Sequence[Sequence[str]], most: int) -> list[tuple[str, int]]:
-    """The commonest words of the references that no candidate has, with how often they occur there."""
-    words = sorted(word for own in references for text in own for word in tokens_of(text))
-    runs: list[list[str | int]] = []
-    for word in words:
-        if runs and runs[-1][1] == word:
-            runs[-1][0] = int(runs[-1][0]) - 1
-        else:
-            runs.append([-1, word])
-    said = " ".join(["", *(word for text in candidates for word in tokens_of(text)), ""])
-    return [(str(word), -int(count)) for count, word in sorted(runs) if f" {word} " not in said][:most]
-
-
 def recompute_most_frequent(captions: Sequence[str]) -> str:
     """The commonest caption, the first in sorted order of those equally common; where none occurs twice the one with the highest mean cosine with all."""
     if not len(captions):

@@ -21,6 +21,7 @@ LAYERS = (
     {"cli", "printing", "__main__"},
     {
         "report",
+        "views",
         "explore",
         "verify",
         "verify_inside",
@@ -102,6 +103,7 @@ READERS = {  # of runs; they never train
     "verify_word_scores",
     "verify_words",
     "report",
+    "views",
     "compare",
     "explore",
     "paired_runs",

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from pellucid import findings, mask_findings, word_findings
 from pellucid.caption_readings import caption_charts
-from pellucid.errors import RunError
+from pellucid.errors import RunError, UsageError
 from pellucid.readings import Chart, Curve, by_epoch, curve, learning_rate
 from pellucid.recipe import Recipe
 from pellucid.report import captions, charts, masks, pictures, settings
@@ -26,11 +26,16 @@ from pellucid.report.inside import Inside, read_inside
 from pellucid.report.pretraining import Pretrained, alarms, read_pretraining
 from pellucid.report.template import render_template
 from pellucid.run import DONE, DataRecord, Measurement, Run, RunRecord, rounded
+from pellucid.views import Room, View, views
 
 MATRIX_CLASSES = 20  # up to here every cell of the confusion matrix has its number
 BAR_CLASSES = 30  # up to here each class has its own row in the data table
 MAX_ROWS = 1000  # of the class table
 MAX_PROBLEMS = 50
+MOST_BYTES = 5_000_000  # of a report
+ROOMS = {  # bytes of text that the data of a view may take in a report; the pictures for paper have their own
+    "curves": 150_000, "features": 900_000, "attention": 800_000, "positions": 150_000, "masks": 800_000, "words": 800_000, "mistakes": 500_000,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,18 +76,38 @@ class Cell:
     shade: int
 
 
-def write_report(run: Run, *, out: Path | None = None) -> Path:
-    """Write the report of a run and return its path: `out`, or report.html in the run folder."""
+def write_report(run: Run, *, out: Path | None = None, max_points: int | None = None) -> Path:
+    """Write the report of a run and return its path: `out`, or report.html in the run folder.
+
+    max_points: most points of a projection, and the data of its view then has no other bound; None: as many as the room for it holds. UsageError where the
+    page would be larger than MOST_BYTES; nothing is written then.
+    """
     path = run.report_file if out is None else out
-    page = render(run)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A file name that is no valid Unicode must not lose the whole report.
-    path.write_bytes(page.encode("utf-8", "backslashreplace"))
+    page = fitting(run, max_points).encode("utf-8", "backslashreplace")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(page)
     return path
 
 
-def render(run: Run) -> str:
-    """The report as one HTML text without any outside reference. Raises RunError where a file of the run cannot be read."""
+def fitting(run: Run, max_points: int | None) -> str:
+    """The report within MOST_BYTES: where it would be more, the views get less room, and say what they left out."""
+    for share in (1.0, 0.5, 0.2, 0.05):
+        page = render(run, max_points=max_points, share=share)
+        size = len(page.encode("utf-8", "backslashreplace"))
+        if size <= MOST_BYTES or (max_points is not None and share < 1.0):
+            break
+    if size > MOST_BYTES:
+        smaller = "" if max_points is None else f" --max-points {max(100, max_points // 2)} asks for fewer points, without it as many are taken as fit."
+        raise UsageError(f"{run.path}: the report would have {size / 1e6:.1f} MB, and a report has at most {MOST_BYTES / 1e6:.0f} MB.{smaller}")
+    return page
+
+
+def render(run: Run, *, max_points: int | None = None, share: float = 1.0) -> str:
+    """The report as one HTML text without any outside reference. Raises RunError where a file of the run cannot be read.
+
+    max_points: as in `write_report`. share: of the room that the views have.
+    """
     record, recipe = run.record, run.recipe
     data = run.data if _has(run, "data.json") else None
     headline = record.measurements[0] if record.measurements else None
@@ -98,6 +123,7 @@ def render(run: Run) -> str:
     room = masks.MAX_PICTURE_BYTES - sum(taken)
     return render_template(
         "report.html",
+        views=_views(run, max_points, share),
         name=run.name,
         record=record,
         facts=_facts(recipe, record, data),
@@ -134,6 +160,20 @@ def render(run: Run) -> str:
         command=shlex.join(record.command),
         verify=shlex.join(["pellucid", "verify", str(run.path)]),
     )
+
+
+def _views(run: Run, max_points: int | None, share: float) -> dict[str, View]:
+    """What moves in the page, by name."""
+    found = {}
+    for name, build in views().items():
+        if name not in ROOMS:
+            continue
+        room = Room(bytes=int(share * ROOMS[name]))
+        if name == "features" and max_points is not None:
+            room = Room(max_points, MOST_BYTES)
+        if view := build(run, room):
+            found[name] = view
+    return found
 
 
 # ── the top of the page ──────────────────────────────────────────────────────────────────────────────────────────

@@ -6,6 +6,7 @@ A number reaches a page as a `Measurement`, a whole count, or text from `pelluci
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -14,11 +15,25 @@ import numpy as np
 from markupsafe import Markup
 
 from pellucid.run import Measurement, rounded
+from pellucid.views import View, bundle, to_json
 
 
-def render_template(template: str, /, **context: Any) -> str:
-    """The page of a template file of this folder, with the style in it."""
-    return _environment().get_template(template).render(style=Markup(_text("style.css")), **context)
+def render_template(template: str, /, *, views: Mapping[str, View] | None = None, **context: Any) -> str:
+    """The page of a template file of this folder, with the style in it, and the views' data and scripts where it has views.
+
+    Its Content-Security-Policy lets nothing but the page's own script run and nothing be fetched.
+    """
+    views = views or {}
+    held = {name: Markup(to_json({"view": view})) for name, view in views.items()}
+    script = bundle.script("report")
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup(_text("style.css")), moving_style=Markup(bundle.style()), script=Markup(script), integrity=Markup(bundle.integrity(script)),
+            views=views, held=held, **context,
+        )
+    )  # fmt: skip
 
 
 def interval(measurement: Measurement) -> str:

@@ -1,0 +1,1 @@
+"""The page where one looks around in runs: a local server, read only."""

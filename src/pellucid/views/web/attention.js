@@ -1,0 +1,1 @@
+export async function mountAttention(root, view, page, state) {}

@@ -1,0 +1,1 @@
+export async function mountCompare(root, view, page, state) {}

@@ -1,0 +1,1 @@
+export async function mountCurves(root, view, page, state) {}

@@ -1,0 +1,1 @@
+export async function mountMasks(root, view, page, state) {}

@@ -1,0 +1,1 @@
+export async function mountMistakes(root, view, page, state) {}

@@ -1,0 +1,1 @@
+export async function mountOverview(root, view, page, state) {}

@@ -1,0 +1,1 @@
+export async function mountPositions(root, view, page, state) {}

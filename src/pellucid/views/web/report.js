@@ -1,0 +1,34 @@
+import { h } from "./core.js";
+import { mountCurves } from "./curves.js";
+import { mountFeatures } from "./features.js";
+import { mountAttention } from "./attention.js";
+import { mountPositions } from "./positions.js";
+import { mountMasks } from "./masks.js";
+import { mountWords } from "./words.js";
+import { mountMistakes } from "./mistakes.js";
+import { mountOverview } from "./overview.js";
+import { mountCompare } from "./compare.js";
+
+// A page whose data is in it: each [data-view] gets its moving view in front of its still picture, when a reader comes near it.
+// Without scripts, on paper, and where a view fails, the still picture is what is seen.
+const MOUNTS = {
+  overview: mountOverview, curves: mountCurves, features: mountFeatures, attention: mountAttention, positions: mountPositions,
+  masks: mountMasks, words: mountWords, mistakes: mountMistakes, compare: mountCompare,
+};
+const near = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => begin(entry.target)), { rootMargin: "600px" });
+
+async function begin(box) {
+  near.unobserve(box);
+  const held = document.getElementById(`data-${box.dataset.view}`), moving = h("div", { class: "moving" });
+  try {
+    const { view, state } = JSON.parse(held.textContent);
+    box.prepend(moving);
+    await MOUNTS[box.dataset.view](moving, view, { live: false }, state ?? {});
+    box.classList.add("alive");
+  } catch (error) {
+    moving.remove();
+    console.error(`the view ${box.dataset.view} could not be drawn:`, error);
+  }
+}
+
+for (const box of document.querySelectorAll("[data-view]")) near.observe(box);

@@ -1,0 +1,1 @@
+export async function mountWords(root, view, page, state) {}

@@ -84,9 +84,9 @@ const ramp = (stops) => {
   }
   return table;
 };
-// 17 evenly spaced colours of matplotlib's inferno and viridis, linear between: at most 3 of 255 apart from the whole ones.
-export const INFERNO = ramp("000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 d24644 e45a31 f1731d f98e09 fcac11 f9cb35 f2ea69 fcffa4");
-export const VIRIDIS = ramp("440154 48186a 472d7b 424086 3b528b 33638d 2c728e 26828e 21918c 1fa088 28ae80 3fbc73 5ec962 84d44b addc30 d8e219 fde725");
+// 17 evenly spaced colours of matplotlib's inferno and viridis, linear between: at most 7 of 255 from theirs.
+export const INFERNO = ramp("000004 0b0724 210c4a 3c0965 57106d 70196e 89226a a32b61 bb3755 d14644 e35932 f1711e f98d0a fcab0f f9ca32 f2e865 fcffa4");
+export const VIRIDIS = ramp("440154 48186a 472d7b 424086 3b528b 33638d 2c728e 26818e 21908c 1f9f88 28ae80 3ebc74 5dc963 82d34c abdc32 d5e21a fde725");
 
 // The mark of class style i (-1: other) around (x, y), of half-width r, in the order of report/planes.py: a colour and a shape.
 export function mark(context, style, x, y, r, palette) {

@@ -21,6 +21,9 @@ LAYERS = (
     {"cli", "printing", "__main__"},
     {
         "report",
+        "paper",
+        "paper_figures",
+        "kept",
         "views",
         "explore",
         "verify",
@@ -49,6 +52,7 @@ LAYERS = (
         "results",
         "snapshots",
         "mask_snapshots",
+        "training_bank",
         "plan",
         "evaluate",
         "mask_folders",
@@ -73,6 +77,9 @@ LAYERS = (
         "run_records",
         "study_record",
         "findings",
+        "attention_findings",
+        "neighbour_findings",
+        "atlas",
         "word_findings",
         "caption_scores",
         "porter",
@@ -103,6 +110,9 @@ READERS = {  # of runs; they never train
     "verify_word_scores",
     "verify_words",
     "report",
+    "paper",
+    "paper_figures",
+    "kept",
     "views",
     "compare",
     "explore",
@@ -111,7 +121,7 @@ READERS = {  # of runs; they never train
     "study_record",
     "study_table",
 }
-LOOP = {"train", "loop", "frozen", "step", "trial", "prepare", "results", "snapshots", "mask_snapshots"}
+LOOP = {"train", "loop", "frozen", "step", "trial", "prepare", "results", "snapshots", "mask_snapshots", "training_bank"}
 
 
 def module_name(file: Path) -> str:
@@ -208,6 +218,9 @@ def test_only_the_run_reaches_up_and_only_when_asked() -> None:
         "predictions",
         "palettes",
         "findings",
+        "attention_findings",
+        "neighbour_findings",
+        "atlas",
         "mask_findings",
         "overlap",
         "report",

@@ -22,18 +22,20 @@ from pellucid.predictions import Predictions
 from pellucid.readings import Curve
 from pellucid.report import charts, content, pictures, render, settings, template, write_report
 from pellucid.run import DataProblem, Measurement, rounded
+from pellucid.views import bundle
 
 HOSTILE = "<script>alert(1)</script>"
 
 
 class Page(html.parser.HTMLParser):
-    """What a page is made of: its tags with attributes, and its text outside of style."""
+    """What a page is made of: its tags with attributes, its scripts and data as (type, text), and its text outside of these and of style."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.text = ""
+        self.scripts: list[tuple[str | None, str]] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -49,7 +51,9 @@ class Page(html.parser.HTMLParser):
         self.open.pop()
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if "script" in self.open:
+            self.scripts.append((self.named("script")[-1].get("type"), data))
+        elif "style" not in self.open:
             self.text += data
 
     def named(self, tag: str) -> list[dict[str, str | None]]:
@@ -237,7 +241,8 @@ def test_report_is_one_small_offline_well_formed_file(tmp_path: Path, classes: i
     assert path == run.report_file
     assert path.stat().st_size < 5_000_000
     assert not page.open
-    assert "script" not in [tag for tag, _ in page.tags]
+    assert [script for kind, script in page.scripts if kind == "module"] == [bundle.script("report")]
+    assert {kind for kind, _ in page.scripts} == {"module", "application/json"}
     assert [a["href"] for a in page.named("link")] == ["data:,"]
     addresses = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href", "srcset", "action", "data")]
     assert addresses
@@ -289,7 +294,8 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     )
     page = Page(render(run))
     tags = {tag for tag, _ in page.tags}
-    assert "script" not in tags
+    assert [script for kind, script in page.scripts if kind != "application/json"] == [bundle.script("report")]
+    assert all(json.loads(script) for kind, script in page.scripts if kind == "application/json")
     assert "b" not in tags
     assert not [attributes for _, attributes in page.tags if "onerror" in attributes]
     assert HOSTILE in page.text

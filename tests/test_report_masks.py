@@ -5,7 +5,6 @@ import dataclasses
 import io
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from pellucid.mask_findings import PICTURES, MaskFindings, load_kept_masks
 from pellucid.palettes import IGNORED
 from pellucid.report import masks, render, write_report
 from pellucid.run import Run
-from test_report import CHROMIUM, HOSTILE, Page
+from test_report import HOSTILE, Page
 
 SIZE, N, NOISE = (64, 64), 8, 0.2
 
@@ -68,12 +67,12 @@ def sources(html: str) -> list[str]:
 # ── the page ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_page_is_one_well_formed_offline_file_with_one_small_script(run: Run) -> None:
+def test_the_page_is_one_well_formed_offline_file(run: Run) -> None:
     keep_masks(run.inside, unmasked=(1,))
     path = write_report(run)
     page = Page(path.read_text(encoding="utf-8"))
     assert not page.open
-    assert [attributes for tag, attributes in page.tags if tag == "script"] == [{}]
+    assert {str(attributes["type"]) for attributes in page.named("script")} == {"application/json", "module"}
     addresses = [str(value) for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href")]
     assert all(address.startswith(("#", "data:")) for address in addresses)
     assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
@@ -113,7 +112,7 @@ def test_hostile_names_are_text(run: Run) -> None:
     with np.load(run.inside / "masks.npz") as arrays:
         findings.save(run.inside, {**arrays})
     page = Page(render(run))
-    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert {str(attributes["type"]) for attributes in page.named("script")} == {"application/json", "module"}
     assert "b" not in [tag for tag, _ in page.tags]
     assert HOSTILE in page.text
 
@@ -241,28 +240,27 @@ def test_a_split_without_an_error_has_no_hardest_image(tmp_path: Path) -> None:
 # ── masks over epochs ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def steps(html: str) -> list[str]:
-    return re.findall(r'<div class="maps step".*?</div>\s*(?=<div class="maps step"|</article>)', html, flags=re.DOTALL)
+def stills(html: str) -> list[str]:
+    """The figures of a section, in order: of each picture image and ground truth, then prediction and errors of the first and of the last epoch."""
+    return re.findall(r"<figure>.*?</figure>", html, flags=re.DOTALL)
 
 
-def test_a_run_that_kept_no_masks_has_no_section_and_no_script(run: Run) -> None:
+def test_a_run_that_kept_no_masks_has_no_section(run: Run) -> None:
     html = render(run)
     assert "#masks" not in html
-    assert "<script" not in html
+    assert 'data-view="masks"' not in html
 
 
-def test_every_predicted_mask_has_its_numbers_beside_the_final_ones(run: Run) -> None:
+def test_first_and_last_mask_stand_with_their_numbers(run: Run) -> None:
     findings = keep_masks(run.inside, num=2)
-    shown = steps(section(run, "masks"))
-    assert len(shown) == 2 * len(EPOCHS)
-    for k, html in enumerate(shown):
-        numbers, final = findings.pictures[k // 3].epochs[k % 3], findings.pictures[k // 3].epochs[-1]
-        text = " ".join(Page(html[html.index("<figure>") : html.rindex("</figure>") + 9]).text.split())
-        last = k % 3 == 2
-        for name, value, end in (("pixel accuracy", numbers.pixel_accuracy, final.pixel_accuracy), ("mIoU of the picture", numbers.miou, final.miou)):
-            assert f"{name}{value}{'' if last else f' (final {end})'}" in text
-        assert f"epoch {EPOCHS[k % 3]} prediction" in text
-        assert f'data-spoken="epoch {numbers.epoch}: pixel accuracy {numbers.pixel_accuracy}, mIoU of the picture {numbers.miou}"' in html
+    shown = stills(section(run, "masks"))
+    assert len(shown) == 2 * 6
+    for k, picture in enumerate(findings.pictures):
+        for html, numbers in zip(shown[6 * k + 2 : 6 * k + 6 : 2], (picture.epochs[0], picture.epochs[-1]), strict=True):
+            text = " ".join(Page(html).text.split())
+            assert f"epoch {numbers.epoch} prediction" in text
+            assert f"pixel accuracy{numbers.pixel_accuracy}mIoU of the picture{numbers.miou}confidence where right" in text
+    assert f"at the first and the last of {len(EPOCHS)} epochs" in section(run, "masks")
 
 
 def test_masks_have_the_colours_of_their_classes_and_errors_say_where(run: Run) -> None:
@@ -270,89 +268,38 @@ def test_masks_have_the_colours_of_their_classes_and_errors_say_where(run: Run) 
     kept = load_kept_masks(run.inside, findings, 0)
     assert kept.truth is not None
     html = section(run, "masks")
-    truth = decoded(sources(html)[1])
+    _, truth, *shown = map(decoded, sources(html))
     valid = kept.truth != IGNORED
     assert np.array_equal(truth[valid][:, :3], mask_format().colours[kept.truth[valid]])
     assert np.array_equal(truth[..., 3], np.where(valid, 255, 0))
-    for i, step in enumerate(steps(html)):
-        shown, errors, confidence = map(decoded, sources(step))
-        assert np.array_equal(shown[..., :3], mask_format().colours[kept.predicted[i]])
-        assert (shown[..., 3] == 255).all()
-        right = kept.predicted[i] == kept.truth
+    for e, (predicted_, errors) in zip((0, -1), (shown[:2], shown[2:]), strict=True):
+        assert np.array_equal(predicted_[..., :3], mask_format().colours[kept.predicted[e]])
+        assert (predicted_[..., 3] == 255).all()
+        right = kept.predicted[e] == kept.truth
         assert np.array_equal(errors[valid][:, :3], np.where(right[..., None], RIGHT, WRONG)[valid])
         assert np.array_equal(errors[..., 3], np.where(valid, 255, 0))
-        assert confidence.shape[:2] == kept.truth.shape
-        sure = kept.confidence[i] / 255
-        assert f"<dt>mean where right</dt><dd>{sure[valid & right].mean():.4f}" in step
-        assert f"<dt>where wrong</dt><dd>{sure[valid & ~right].mean():.4f}" in step
-        assert f'mean where right {sure[valid & right].mean():.4f}, where wrong {sure[valid & ~right].mean():.4f}"' in step, "and for who does not see it"
+        sure = kept.confidence[e] / 255
+        assert f"<dt>confidence where right</dt><dd>{sure[valid & right].mean():.4f}" in html
+        assert f"<dt>confidence where wrong</dt><dd>{sure[valid & ~right].mean():.4f}" in html
 
 
 def test_confidence_where_nothing_is_wrong_is_none(run: Run) -> None:
-    findings = keep_masks(run.inside, num=1, noise=0.0)
-    step = steps(section(run, "masks"))[-1]
-    sure = load_kept_masks(run.inside, findings, 0).confidence[-1] / 255
-    assert "<dt>where wrong</dt><dd>none</dd>" in step
-    truth = load_kept_masks(run.inside, findings, 0).truth
-    assert truth is not None
-    assert f"<dt>mean where right</dt><dd>{sure[truth != IGNORED].mean():.4f}</dd>" in step
+    keep_masks(run.inside, num=1, noise=0.0)
+    assert section(run, "masks").count("<dt>confidence where wrong</dt><dd>none</dd>") == 2
 
 
 def test_a_photograph_without_a_mask_shows_no_errors_and_says_that_nothing_is_measured(run: Run) -> None:
     keep_masks(run.inside, num=1, unmasked=(0,))
     html = section(run, "masks")
-    assert all(len(sources(step)) == 2 for step in steps(html))
-    assert html.count("not measured: this picture has no mask") == len(EPOCHS)
-    assert (html.count("<dt>mean</dt>"), html.count("mean where right")) == (len(EPOCHS), 0)
+    assert len(sources(html)) == 3
+    assert html.count("not measured: this picture has no mask") == 2
+    assert "confidence where" not in html
     assert "this picture has no mask, so that nothing says what is wrong" in html
 
 
-def test_one_slider_moves_every_part_of_a_picture_and_without_its_script_all_epochs_show(run: Run) -> None:
-    keep_masks(run.inside, num=2)
-    html = section(run, "masks")
-    page = Page(html)
-    sliders = page.named("input")
-    assert [{key: one[key] for key in ("type", "min", "max", "step", "value")} for one in sliders] == [
-        {"type": "range", "min": "0", "max": "2", "step": "1", "value": "2"}
-    ] * 2
-    assert [one["for"] for one in page.named("label")] == [one["id"] for one in sliders]
-    assert html.count('<p class="slider" hidden>') == 2  # shown by the script alone
-    assert not re.search(r'<div class="maps step"[^>]* hidden', html)
-    assert all(step.count("<figure>") == 3 for step in steps(html))
-
-
-def test_one_epoch_needs_no_slider(run: Run) -> None:
+def test_one_epoch_stands_once(run: Run) -> None:
     keep_masks(run.inside, num=1, epochs=(6,))
-    assert not Page(section(run, "masks")).named("input")
-
-
-@pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-def test_the_slider_shows_one_epoch_and_speaks_its_numbers(run: Run, tmp_path: Path) -> None:
-    findings = keep_masks(run.inside, num=1)
-    numbers = findings.pictures[0].epochs[0]
-    moved = "<script>const s = document.querySelector('input'); s.value = 0; s.dispatchEvent(new Event('input'))</script></body>"
-    page = tmp_path / "moved.html"
-    page.write_text(render(run).replace("</body>", moved), encoding="utf-8")
-    assert CHROMIUM is not None
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
-    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom", page.as_uri()]
-    html = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
-    hidden = ["hidden" in attributes for attributes in re.findall(r'<div class="maps step"([^>]*)>', html)]
-    assert hidden == [False, True, True]
-    assert f'aria-valuetext="epoch 1: pixel accuracy {numbers.pixel_accuracy}, mIoU of the picture {numbers.miou}"' in html
-    assert re.search(r"<output[^>]*>epoch 1</output>", html)
-    assert '<p class="slider">' in html
-
-
-def test_many_epochs_are_thinned_keep_both_ends_and_are_counted(run: Run) -> None:
-    epochs = tuple(range(20))
-    keep_masks(run.inside, num=1, epochs=epochs, noise=0.1)
-    html = section(run, "masks")
-    shown = re.findall(r'data-epoch="([^"]+)"', html)
-    assert len(shown) == masks.MAX_EPOCHS
-    assert (shown[0], shown[-1]) == ("before training", "epoch 19")
-    assert "6 of 20 epochs are shown, evenly spaced" in html
+    assert len(stills(section(run, "masks"))) == 4
 
 
 def test_the_largest_page_stays_below_the_limit_and_says_what_it_leaves_out(tmp_path: Path) -> None:
@@ -370,7 +317,10 @@ def test_the_largest_page_stays_below_the_limit_and_says_what_it_leaves_out(tmp_
     html = path.read_text(encoding="utf-8")
     shown = html.count('<article class="look masked"')
     assert 1 <= shown < masks.MAX_PICTURES
-    assert f"{shown} of 24 pictures are shown, {24 - shown} are left out" in html
+    assert f"{shown} of 24 pictures are shown" in html
+    found = masks.read_masks_over_epochs(run, room=10**9)
+    assert found is not None
+    assert sum(look.bytes for look in found.looks) <= masks.MAX_STILL_BYTES
 
 
 def test_damaged_or_exchanged_pictures_are_said_or_refused(run: Run) -> None:

@@ -244,7 +244,7 @@ def test_images_with_neighbours_are_of_as_many_classes_as_there_are() -> None:
 
 def test_pictures_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
     page = render(make_run(tmp_path / "run", pictures=False))
-    assert page.count("no picture was kept") == 36
+    assert Page(page).text.count("no picture was kept") == 36
     assert 'id="views"' not in page
 
 

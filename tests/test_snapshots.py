@@ -49,7 +49,7 @@ def numbers(run: Run) -> list[dict]:
 
 def bits(run: Run) -> dict[str, str]:
     """The hash of every file that was kept."""
-    return {file.name: file_hash(file) for file in sorted(run.snapshots.iterdir())}
+    return {file.name: file_hash(file) for file in sorted([*run.snapshots.iterdir(), *run.inside.glob("neighbours.*"), *run.inside.glob("attention.*")])}
 
 
 def features_by_hand(run: Run, module: nn.Module) -> np.ndarray:

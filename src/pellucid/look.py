@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import pellucid
+from pellucid.attention_findings import ATTENTION, ATTENTION_ARRAYS
 from pellucid.data.images import decode, image_files, view_box
 from pellucid.data.masks import marked_values, one_sided, read_mask
 from pellucid.errors import DataError, MissingError, PellucidError, UsageError, did_you_mean
@@ -173,6 +174,10 @@ def write(found: Found, folder: Path, photos: Sequence[np.ndarray]) -> list[Path
         small = PIL.Image.fromarray(photo)
         small.thumbnail((KEPT_SIDE, KEPT_SIDE))
         small.save(folder / IMAGES / f"{i}.webp", quality=85)
+    for old in (folder / ATTENTION, folder / ATTENTION_ARRAYS):
+        old.unlink(missing_ok=True)  # of a folder that is written again
+    if found.attention is not None:
+        found.attention.findings.save(folder, found.attention.arrays)
     with replacing(folder / ARRAYS) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **found.arrays)  # type: ignore[arg-type]
     return [folder / ARRAYS, found.findings.save(folder)]
@@ -366,8 +371,8 @@ def _look_into_run(t: Training, module: nn.Module, selected: str) -> None:
         pictures = Pictures(looked.names, looked.sizes, boxes, looked.views, looked.masks, looked.labels)
         found = look(
             scorer, inputs, pictures, name=t.recipe.model.name, weights=f"final weights, {selected}", classes=classes,
-            probabilities=logits.double().softmax(1).numpy(), methods=map_methods(t.recipe), layer=layer, split=split,
-            seed=t.recipe.seed, progress=t.progress,
+            probabilities=logits.double().softmax(1).numpy(), methods=map_methods(t.recipe), layer=layer, attention=inside.attention,
+            split=split, seed=t.recipe.seed, progress=t.progress,
         )  # fmt: skip
         if t.recipe.masked:
             without_prediction(found, layer)

@@ -22,10 +22,12 @@ from pellucid.prepare import Training
 from pellucid.runtime import out_of_memory
 from pellucid.snapshots import end
 from pellucid.tasks.pretraining import Pretraining, left_out
+from pellucid.training_bank import keep_bank
 
 T = TypeVar("T")
 
-THUMBNAILS = 16
+THUMBNAILS = {"classification": 96, "segmentation": 32}  # pictures of mistakes that are kept of a split, by task
+FEW_THUMBNAILS = 16  # of the other tasks
 THUMBNAIL_SIDE = 160  # pixels of the long side
 
 
@@ -123,6 +125,7 @@ def report_numbers(t: Training) -> None:
             export_backbone(module, t.run.backbone_weights, backbone_facts(t.run, left_out(t.recipe)), backbone=t.built.backbone)
         files.append(t.run.backbone_weights)
     t.record.measurements = []
+    mistakes: dict[str, list[int]] = {}
     for name in [s for s in ("test", "val") if s in t.dataset.splits]:  # the headline is the split that chose nothing
         predictions = predict_split(t, module, name, keep=True)
         if predictions is None:
@@ -133,7 +136,7 @@ def report_numbers(t: Training) -> None:
         if leaked:
             note += f"; {leaked} of its {len(t.dataset.splits[name])} images stand in another split too, so that it is no measure of new images"
         t.record.measurements += in_batches(t, partial(t.task.measure, predictions, name, note))
-        _write_thumbnails(t, name, predictions)
+        mistakes[name] = _write_thumbnails(t, name, predictions)
     if not t.first:
         return
     if not t.record.measurements:
@@ -143,6 +146,7 @@ def report_numbers(t: Training) -> None:
         from pellucid.look import look_into_run
 
         look_into_run(t, module, selected)
+        keep_bank(t, module, mistakes if t.recipe.method is None else {})
     if t.recipe.captioned:
         from pellucid.look_words import look_into_run as look_into_words
 
@@ -152,11 +156,11 @@ def report_numbers(t: Training) -> None:
     t.record.files = {str(path.relative_to(t.run.path)): file_hash(path) for path in files}
 
 
-def _write_thumbnails(t: Training, split: str, predictions: Any) -> None:
-    """Pictures for the report: of the worst mistakes, of a pre-training of images and their neighbours."""
-    folder = t.run.thumbnails / split
+def _write_thumbnails(t: Training, split: str, predictions: Any) -> list[int]:
+    """Write pictures for the views: of the worst mistakes, of a pre-training of images and their neighbours. Rows of those that were written."""
+    folder, written = t.run.thumbnails / split, []
     folder.mkdir(parents=True, exist_ok=True)
-    for row in t.task.mistakes(predictions, THUMBNAILS).tolist():
+    for row in t.task.mistakes(predictions, THUMBNAILS.get(t.recipe.task, FEW_THUMBNAILS)).tolist():
         try:
             pictures = t.task.thumbnails(t.dataset.splits[split], row, predictions, THUMBNAIL_SIDE)
         except (DataError, OSError) as error:  # gone or changed since it was predicted: the numbers stand all the same
@@ -164,6 +168,8 @@ def _write_thumbnails(t: Training, split: str, predictions: Any) -> None:
             continue
         for ending, picture in pictures.items():
             picture.save(folder / f"{row:06d}{ending}", quality=80)
+        written.append(row)
+    return written
 
 
 def _write_views(t: Training) -> None:

@@ -6,7 +6,7 @@ environment.json   machine and versions            checkpoints/         final.sa
 data.json          classes, n, hashes, problems    figures/             PNG, SVG, PDF
 samples/           <split>.csv: file, label, hash  thumbnails/          <split>/<row>.webp, pictures of mistakes
 run.json           status, measurements, hashes    report.html          one file, offline
-snapshots/         probe.npz, epoch-<n>.npz        inside/              what looking inside found: findings.json, arrays.npz
+snapshots/         probe.npz and .webp, epoch-<n>.npz   inside/         what looking inside found: findings, attention, neighbours (.json, .npz)
                                                    verify.json          result of the last verify
 """
 
@@ -41,13 +41,14 @@ from pellucid.records import read_arrays, read_record, write_arrays, write_json
 from pellucid.run_records import DataProblem, DataRecord, Measurement, RunRecord, SplitRecord, Vocabulary, rounded
 
 __all__ = [
-    "DONE", "FAILED", "INTERRUPTED", "MAX_NUMBER", "RUNNING", "DataProblem", "DataRecord", "Measurement", "Probe", "Run", "RunRecord", "Snapshot",
+    "DONE", "FAILED", "INTERRUPTED", "MAX_NUMBER", "PROBE_SIDE", "RUNNING", "DataProblem", "DataRecord", "Measurement", "Probe", "Run", "RunRecord", "Snapshot",
     "SplitRecord", "Vocabulary", "rounded", "seed_folders",
 ]  # fmt: skip
 
 MAX_NUMBER = 1e300  # of a loss in metrics.jsonl: a chart of more would leave the range of floats; NaN and infinity are gaps in it
 _MASK_OF_SNAPSHOT = re.compile(r"(predicted|confidence|confusion)/\d+")
 _P = TypeVar("_P")
+PROBE_SIDE = 32  # pixels of a tile of the probe's atlas
 RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
 
 
@@ -149,8 +150,13 @@ class Run:
 
     @property
     def snapshots(self) -> Path:
-        """What training kept at chosen epochs: probe.npz and epoch-<n>.npz."""
+        """What training kept at chosen epochs: probe.npz, probe.webp and epoch-<n>.npz."""
         return self.path / "snapshots"
+
+    @property
+    def probe_atlas(self) -> Path:
+        """The pictures of the probe, tiles of PROBE_SIDE pixels in the order of its rows, as `atlas` writes them."""
+        return self.snapshots / "probe.webp"
 
     @property
     def inside(self) -> Path:
@@ -168,7 +174,9 @@ class Run:
     @property
     def inside_files(self) -> list[Path]:
         """Snapshots and findings that are there."""
-        wanted = [self.snapshots / "probe.npz", *map(self.snapshot_file, self.snapshot_epochs), self.inside / "findings.json", self.inside / "arrays.npz"]
+        wanted = [self.snapshots / "probe.npz", self.probe_atlas, *map(self.snapshot_file, self.snapshot_epochs)]
+        wanted += [self.inside / "findings.json", self.inside / "arrays.npz"]
+        wanted += [self.inside / name for name in ("attention.json", "attention.npz", "neighbours.json", "neighbours.npz", "neighbours.webp")]
         wanted += [self.inside / "masks.json", self.inside / "masks.npz", *sorted((self.inside / "masks").glob("*.webp"))]
         wanted += sorted((self.inside / "images").glob("*.webp"))
         return [path for path in wanted if path.is_file()]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pellucid.atlas import most_tiles, write_atlas
 from pellucid.data.augment import evaluate_view
 from pellucid.data.dataset import Dataset
 from pellucid.data.images import centre, decode, resize, view_mask
@@ -28,7 +29,7 @@ from pellucid.files import bytes_hash
 from pellucid.inside.features import penultimate
 from pellucid.memory import no_room
 from pellucid.recipe import DataSection, Recipe
-from pellucid.run import Probe
+from pellucid.run import PROBE_SIDE, Probe
 from pellucid.runtime import out_of_memory
 from pellucid.schema import InsideSection
 
@@ -179,15 +180,18 @@ def normalized(looked: Looked, data: DataSection, mean: Sequence[float], std: Se
 def begin(t: Training, epoch: int) -> None:
     """Make the folder ready for a run that has finished `epoch` epochs, -1 before training.
 
-    The probe is written; snapshots of later epochs, which the run takes again, are removed. One of an epoch that is over and is not whole any more
-    is set aside and told: the weights that it was made with are gone.
+    The probe is written with its pictures; snapshots of later epochs, which the run takes again, are removed. One of an epoch that is over and is not
+    whole any more is set aside and told: the weights that it was made with are gone.
     """
     inside = t.recipe.inside
     if inside is None or not t.first:
         return
     for later in [number for number in t.run.snapshot_epochs if number > epoch]:
         t.run.snapshot_file(later).unlink()
-    t.run.write_probe(probe_of(inside, t.dataset))
+    probe = probe_of(inside, t.dataset)
+    t.run.write_probe(probe)
+    if 0 < len(probe.rows) <= most_tiles(PROBE_SIDE):
+        write_atlas(t.run.probe_atlas, (viewed(t, probe.split, row) for row in probe.rows.tolist()), PROBE_SIDE)
     for number in [number for number in inside.chosen_epochs(t.recipe.epochs) if number <= epoch]:
         try:
             t.run.snapshot(number)
@@ -196,6 +200,11 @@ def begin(t: Training, epoch: int) -> None:
             if file.exists():
                 file.rename(file.with_name(f"{file.name}.damaged"))
             t.record.note(f"the snapshot of epoch {number} is lost and cannot be taken again, the run is past it: {error}")
+
+
+def viewed(t: Training, split: str, row: int) -> np.ndarray:
+    """(H, W, 3) uint8 of an image of a split: what the model sees of it in an evaluation."""
+    return centre(t.pixels[split].image(row), t.recipe.data.size)
 
 
 def take(t: Training, epoch: int, more: Maps | None = None) -> None:
@@ -223,26 +232,26 @@ def _take(t: Training, epoch: int, more: Maps | None) -> str | None:
     module = t.evaluated.eval()
     with _undisturbed(t):
         if len(probe.rows):
-            features = _features(t, module, probe.rows)
+            features = features_of(t, module, probe.split, probe.rows)
             bad = ~np.isfinite(features).all(axis=1)
             if bad.any():
                 return (
                     f"after step {t.at.step:,} the features of {int(bad.sum())} of {len(bad)} {probe.split} images are NaN or infinite: the weights have "
                     "diverged. Remedies: a lower train.phases.*.optimizer.lr, a schedule with warmup_steps, train.clip_grad_norm: 1.0."
                 )
-            arrays["features"] = _halved(t, features, epoch)
+            arrays["features"] = halved(t, features, f"snapshot of epoch {epoch}")
         if more is not None:
             arrays |= more(module)
     t.run.write_snapshot(epoch, t.at.step, arrays)
     return None
 
 
-def _halved(t: Training, features: np.ndarray, epoch: int) -> np.ndarray:
+def halved(t: Training, features: np.ndarray, what: str) -> np.ndarray:
     """float16, or as they are where half precision cannot hold them; the run says so."""
     largest = float(np.abs(features).max(initial=0.0))
     if largest <= MAX_HALF:
         return features.astype(np.float16)
-    t.record.note(f"snapshot of epoch {epoch}: features reach {largest:.3g}, half precision ends at {MAX_HALF:,.0f}: kept as float32, twice the size")
+    t.record.note(f"{what}: features reach {largest:.3g}, half precision ends at {MAX_HALF:,.0f}: kept as float32, twice the size")
     return features
 
 
@@ -261,13 +270,13 @@ def _undisturbed(t: Training) -> Iterator[None]:
             p.grad = gradient
 
 
-def _features(t: Training, module: nn.Module, rows: np.ndarray) -> np.ndarray:
-    """(p, D) float32 features of rows of the split, in batches that shrink when memory runs out."""
+def features_of(t: Training, module: nn.Module, split: str, rows: np.ndarray) -> np.ndarray:
+    """(p, D) float32 features of rows of a split, in batches that shrink when memory runs out."""
     while True:
         size = t.record.evaluation_batch_size
         windows = [replace(window, rows=rows[window.rows], draws=rows[window.rows]) for window in ordered_windows(len(rows), size)]
         try:
-            return _pass(t, module, windows)
+            return _pass(t, module, split, windows)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -279,10 +288,9 @@ def _features(t: Training, module: nn.Module, rows: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _pass(t: Training, module: nn.Module, windows: list[Window]) -> np.ndarray:
+def _pass(t: Training, module: nn.Module, split: str, windows: list[Window]) -> np.ndarray:
     """(p, D) float32: one forward pass over the windows, as an evaluation makes it."""
-    assert t.recipe.inside is not None
-    split, found = t.recipe.inside.split, []
+    found = []
     with Reader(t.pixels[split], workers=t.recipe.data.workers) as reader:
         reader.plan(windows, max(map(len, windows)))
         for number, window in enumerate(windows, 1):

@@ -15,8 +15,10 @@ import typer
 
 from pellucid import __version__
 from pellucid.cli.before import data_check, doctor, recipes_cp, recipes_ls, recipes_schema
+from pellucid.cli.exploring import explore
 from pellucid.cli.numbers import evaluate, export, inside, predict, verify
-from pellucid.cli.reading import compare, report
+from pellucid.cli.reading import compare
+from pellucid.cli.seeing import figure, report
 from pellucid.cli.training import demo, plan, resume, study, train, validate
 from pellucid.errors import PellucidError
 from pellucid.openmp import sleep_soon
@@ -32,7 +34,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(recipes_app, name="recipes")
 
 # In the order of `pellucid --help`.
-for command in (demo, train, resume, study, plan, validate, verify, evaluate, predict, inside, export, report, compare, doctor):
+for command in (demo, train, resume, study, plan, validate, verify, evaluate, predict, inside, export, report, figure, compare, explore, doctor):
     app.command()(command)
 data_app.command("check")(data_check)
 recipes_app.command("ls")(recipes_ls)

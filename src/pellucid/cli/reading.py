@@ -1,4 +1,4 @@
-"""Commands that read what runs left."""
+"""Commands that read the numbers of runs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli.options import AsJson, Out, RunFolder
+from pellucid.cli.options import AsJson
 from pellucid.printing import print_json
-
-
-def report(run: RunFolder, out: Out = None, as_json: AsJson = False) -> None:
-    """Write the report of a run: one HTML file, offline."""
-    from pellucid.report import write_report
-    from pellucid.run import Run
-
-    page = write_report(Run(run), out=out)
-    if as_json:
-        print_json({"report": str(page), "bytes": page.stat().st_size})
-    else:
-        print(page)
 
 
 def compare(

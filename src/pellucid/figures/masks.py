@@ -2,7 +2,7 @@
 
 Photos are (h, w, 3) uint8 RGB, masks (h, w) uint8 with 255 ignored, both of one size. Classes have the colours of the data's own masks, even where two are
 hard to tell apart, because these are what people know. Errors differ in lightness too, so that they read the same in grey and to colour-blind eyes.
-Under every predicted mask stand the numbers of that picture.
+Under every predicted mask stand the numbers of that picture. width: of the whole figure in inches, on paper (`style.fitted`); None: its own, for screens.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,7 +27,7 @@ from pellucid import palettes
 from pellucid.errors import RunError, UsageError
 from pellucid.figures.overlays import SIMILARITY_COLOURS, coloured
 from pellucid.figures.runs import confusion_matrix, reliability_diagram
-from pellucid.figures.style import COLOURS, DASHES, STYLE, plain_text, save
+from pellucid.figures.style import BOLD_LETTERS, COLOURS, DASHES, STYLE, fitted, in_line, panel_layout, plain_text, save, shortened
 from pellucid.mask_findings import FINDINGS, PICTURES, EpochNumbers, MaskFindings, kept_size, load_kept_masks, load_mask_findings, pixel_calibration
 from pellucid.palettes import IGNORED
 from pellucid.readings import Curve, by_epoch, curve
@@ -76,8 +77,10 @@ def painted(mask: NDArray[np.uint8], colours: NDArray[np.uint8]) -> NDArray[np.u
 # ── sheets ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def masks_sheet(rows: Sequence[MaskRow], epochs: Sequence[int], classes: Sequence[str], colours: NDArray[np.uint8]) -> Figure:
+def masks_sheet(rows: Sequence[MaskRow], epochs: Sequence[int], classes: Sequence[str], colours: NDArray[np.uint8], *, width: float | None = None) -> Figure:
     """One row a picture: image, ground truth, the mask predicted at each epoch with its numbers, and the errors of the last; one legend for all.
+
+    With a width a picture takes as many lines as it needs.
 
     colours: (C, 3) uint8, one of each class. A picture without a mask has neither ground truth nor errors nor numbers, and says so.
     """
@@ -85,11 +88,12 @@ def masks_sheet(rows: Sequence[MaskRow], epochs: Sequence[int], classes: Sequenc
     titles = ["image", "ground truth", *(_epoch_name(epoch) for epoch in epochs), f"errors, {_epoch_name(epochs[-1])}"]
     drawn = {"mask": set[int](), "errors": set[int]()}
     with matplotlib.rc_context(STYLE):
-        figure, cells = _grid(rows, titles)
+        figure, cells = _grid(rows, titles, width=width)
+        said = _under if width is None else _briefly
         for row, line in zip(rows, cells, strict=True):
             _picture(line[0], row.photo)
             for i in range(len(epochs)):
-                _picture(line[2 + i], painted(row.predicted[i], colours), _under(row.numbers[i]))
+                _picture(line[2 + i], painted(row.predicted[i], colours), said(row.numbers[i]))
             drawn["mask"] |= set(np.unique(row.predicted).tolist())
             if row.truth is None:
                 _nothing(line[1], "no mask")
@@ -100,41 +104,49 @@ def masks_sheet(rows: Sequence[MaskRow], epochs: Sequence[int], classes: Sequenc
             _picture(line[-1], error_map(row.truth, row.predicted[-1]))
             drawn["mask"] |= set(np.unique(row.truth).tolist())
             drawn["errors"] |= set(np.unique(found).tolist())
-        figure.legend(handles=_handles(drawn["mask"], drawn["errors"], classes, colours), loc="outside lower center", ncols=6, fontsize=8)
-    return figure
+        columns = 6 if width is None else in_line(6, width, least=1.4)
+        figure.legend(handles=_handles(drawn["mask"], drawn["errors"], classes, colours), loc="outside lower center", ncols=columns, fontsize=8)
+    return fitted(figure, width)
 
 
-def confidence_sheet(rows: Sequence[MaskRow], epochs: Sequence[int]) -> Figure:
+def confidence_sheet(rows: Sequence[MaskRow], epochs: Sequence[int], *, width: float | None = None) -> Figure:
     """One row a picture: image, the probability of the predicted class at the last epoch, and where that prediction errs; a colour bar from 0 to 1."""
     _checked(rows, epochs)
     last = _epoch_name(epochs[-1])
     found: set[int] = set()
     with matplotlib.rc_context(STYLE):
-        figure, cells = _grid(rows, ["image", f"confidence, {last}", f"errors, {last}"], width=2.6)
+        figure, cells = _grid(rows, ["image", f"confidence, {last}", f"errors, {last}"], panel=2.6, width=width)
         for row, line in zip(rows, cells, strict=True):
             _picture(line[0], row.photo)
             sure = row.confidence[-1] / 255.0
-            _picture(line[1], coloured(sure, SIMILARITY_COLOURS), _sure(sure, row.truth, row.predicted[-1]))
+            _picture(line[1], coloured(sure, SIMILARITY_COLOURS), _sure(sure, row.truth, row.predicted[-1], narrow=width is not None))
             if row.truth is None:
                 _nothing(line[2], "no mask, so that nothing\nsays what is wrong")
                 continue
             found |= set(np.unique(errors(row.truth, row.predicted[-1])).tolist())
-            _picture(line[2], error_map(row.truth, row.predicted[-1]), _under(row.numbers[-1]))
+            _picture(line[2], error_map(row.truth, row.predicted[-1]), _under(row.numbers[-1]) if width is None else _briefly(row.numbers[-1]))
         scale = ScalarMappable(Normalize(0.0, 1.0), SIMILARITY_COLOURS)
-        figure.colorbar(scale, ax=cells, label="probability of the predicted class", shrink=min(1.0, 0.8 / len(rows) + 0.3))
+        place: Any = {"shrink": min(1.0, 0.8 / len(rows) + 0.3)} if width is None else {"location": "bottom", "shrink": 0.6, "aspect": 30}
+        figure.colorbar(scale, ax=[axes for line in cells for axes in line], label="probability of the predicted class", **place)
         if found:
             figure.legend(handles=_handles(set(), found, (), np.zeros((0, 3), np.uint8)), loc="outside lower center", ncols=3, fontsize=8)
-    return figure
+    return fitted(figure, width)
 
 
 def iou_bars(
-    names: Sequence[str], values: Sequence[float], intervals: Sequence[tuple[float, float] | None], *, split: str = "", mean: float | None = None
+    names: Sequence[str],
+    values: Sequence[float],
+    intervals: Sequence[tuple[float, float] | None],
+    *,
+    split: str = "",
+    mean: float | None = None,
+    width: float | None = None,
 ) -> Figure:
     """A bar of IoU for each class in class order, with its interval; NaN is a class that has none, and `mean` a line across."""
     if not names or not len(names) == len(values) == len(intervals):
         raise UsageError(f"expected a value and an interval for each class, got {len(names)} names, {len(values)} values and {len(intervals)} intervals")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 1.3 + 0.26 * len(names)), layout="constrained")
+        figure = Figure(figsize=(5.6, 1.3 + 0.26 * len(names)) if width is None else (width, 1.0 + 0.2 * len(names)), layout="constrained")
         axes = figure.add_subplot()
         axes.barh(range(len(names)), np.nan_to_num(np.asarray(values, np.float64)), height=0.72, color=COLOURS[0])
         for i, (value, interval) in enumerate(zip(values, intervals, strict=True)):
@@ -149,18 +161,20 @@ def iou_bars(
         axes.set(xlim=(0.0, 1.0), ylim=(len(names) - 0.4, -0.6), xlabel=f"IoU on {split}" if split else "IoU")
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", visible=True)
-    return figure
+    return fitted(figure, width)
 
 
-def mask_curves(loss: Sequence[Curve], accuracy: Sequence[Curve], miou: Sequence[Curve]) -> Figure:
+def mask_curves(loss: Sequence[Curve], accuracy: Sequence[Curve], miou: Sequence[Curve], *, width: float | None = None) -> Figure:
     """Loss, pixel accuracy and mIoU by epoch beside each other; a side without a point is left out."""
     named = ((loss, "loss (nats)"), (accuracy, "pixel accuracy"), (miou, "mIoU"))
     sides = [(curves, name) for curves, name in named if any(one.points for one in curves)]
     if not sides:
         raise UsageError("expected a curve with a point, got none")
+    lines, columns, size = panel_layout(len(sides), (3.8, 3.0), width, least=2.2)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.8 * len(sides), 3.0), layout="constrained")
-        for axes, (curves, name) in zip(figure.subplots(1, len(sides), squeeze=False).flat, sides, strict=True):
+        figure = Figure(figsize=size, layout="constrained")
+        for i, (curves, name) in enumerate(sides):
+            axes = figure.add_subplot(lines, columns, i + 1)
             for one in curves:
                 y = np.array([np.nan if value is None else value for value in one.y], np.float64)  # NaN draws a gap
                 marker, dash = "o" if len(one.x) <= 12 else None, DASHES[one.style % len(DASHES)]
@@ -168,13 +182,13 @@ def mask_curves(loss: Sequence[Curve], accuracy: Sequence[Curve], miou: Sequence
             axes.set(xlabel="epoch", ylabel=name)
             if len(curves) > 1:
                 axes.legend(fontsize=8)
-    return figure
+    return fitted(figure, width)
 
 
-def pixel_confusion_matrix(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
+def pixel_confusion_matrix(confusion: ArrayLike, classes: Sequence[str], *, width: float | None = None) -> Figure:
     """Pixels (C, C), row = label and column = prediction, in whole percent of the label's pixels."""
     counts = np.asarray(confusion, np.float64)
-    figure = confusion_matrix(np.rint(100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).astype(np.int64), classes)
+    figure = confusion_matrix(np.rint(100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).astype(np.int64), classes, width=width)
     figure.axes[0].set_xlabel("prediction (percent of the label's pixels)")
     return figure
 
@@ -264,10 +278,14 @@ def _epoch_name(epoch: int) -> str:
     return f"epoch {epoch}" if epoch else "before training"
 
 
-def _grid(rows: Sequence[MaskRow], titles: Sequence[str], *, width: float = 1.9) -> tuple[Figure, NDArray[np.object_]]:
-    """A figure and its (rows, columns) of axes; the tallest picture gives the height of its row."""
-    tall = [width * row.photo.shape[0] / row.photo.shape[1] for row in rows]
-    figure = Figure(figsize=(width * len(titles) + 0.5, sum(tall) + 0.42 * len(rows) + 1.0), layout="constrained")
+def _grid(
+    rows: Sequence[MaskRow], titles: Sequence[str], *, panel: float = 1.9, width: float | None = None
+) -> tuple[Figure, Sequence[Sequence[Axes]] | NDArray[np.object_]]:
+    """A figure and, for each row, its axes, one for each title; the tallest picture gives the height of its row. panel: width of one, in inches."""
+    if width is not None:
+        return _narrow_grid(rows, titles, width)
+    tall = [panel * row.photo.shape[0] / row.photo.shape[1] for row in rows]
+    figure = Figure(figsize=(panel * len(titles) + 0.5, sum(tall) + 0.42 * len(rows) + 1.0), layout="constrained")
     cells = figure.subplots(len(rows), len(titles), squeeze=False, height_ratios=[height + 0.42 for height in tall])
     for axes in cells.flat:
         axes.set(xticks=[], yticks=[])
@@ -278,6 +296,31 @@ def _grid(rows: Sequence[MaskRow], titles: Sequence[str], *, width: float = 1.9)
     for row, axes in zip(rows, cells[:, 0], strict=True):
         axes.set_ylabel(plain_text(textwrap.shorten(Path(row.name).name, 34, placeholder="…")), fontsize=7)
     return figure, cells
+
+
+def _narrow_grid(rows: Sequence[MaskRow], titles: Sequence[str], width: float) -> tuple[Figure, Sequence[Sequence[Axes]]]:
+    """The same on paper: the panels of a picture over as many lines as they need, each with its title, the name of the picture over the first."""
+    columns = in_line(len(titles), width, least=1.1)
+    columns = -(-len(titles) // -(-len(titles) // columns))  # lines of about one length
+    lines, side = -(-len(titles) // columns), width / columns
+    tall = [side * row.photo.shape[0] / row.photo.shape[1] + 0.55 for row in rows for _ in range(lines)]
+    figure = Figure(figsize=(width, sum(tall) + 0.2 * len(rows) + 1.3), layout="constrained")
+    cells = figure.subplots(len(tall), columns, squeeze=False, height_ratios=tall)
+    for axes in cells.flat:
+        axes.set_axis_off()
+    found = []
+    for i, row in enumerate(rows):
+        mine = list(cells[i * lines : (i + 1) * lines].flat)[: len(titles)]
+        for axes, title in zip(mine, titles, strict=True):
+            axes.set_axis_on()
+            axes.set(xticks=[], yticks=[])
+            axes.grid(False)
+            axes.spines[:].set_visible(False)
+            axes.set_title(title, fontsize=7)
+        name = shortened(Path(row.name).name, int(side * BOLD_LETTERS))
+        mine[0].set_title(plain_text(f"{name}\n{titles[0]}"), fontsize=7)
+        found.append(mine)
+    return figure, found
 
 
 def _picture(axes: Axes, pixels: NDArray[np.uint8], under: str = "") -> None:
@@ -297,12 +340,19 @@ def _under(numbers: EpochNumbers) -> str:
     return f"pixel accuracy {numbers.pixel_accuracy}\nmIoU of the picture {numbers.miou or 'none'}"
 
 
-def _sure(sure: NDArray[np.float64], truth: NDArray[np.uint8] | None, predicted: NDArray[np.uint8]) -> str:
+def _briefly(numbers: EpochNumbers) -> str:
+    """The same in narrower lines."""
+    return _under(numbers).replace("mIoU of the picture", "its mIoU")
+
+
+def _sure(sure: NDArray[np.float64], truth: NDArray[np.uint8] | None, predicted: NDArray[np.uint8], *, narrow: bool) -> str:
     """How sure the model is where it is right and where it errs, in the pixels that are drawn."""
     if truth is None:
         return f"mean {rounded(float(sure.mean()))}"
     found = errors(truth, predicted)
     means = [rounded(float(sure[found == kind].mean())) if (found == kind).any() else "none" for kind in (0, 1)]
+    if narrow:
+        return f"mean: right {means[0]}\nwrong {means[1]}"
     return f"mean where right {means[0]}\nwhere wrong {means[1]}"
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pellucid.figures.runs import draw_lines, learning_rate_curve
-from pellucid.figures.style import COLOURS, DASHES, STYLE, save
+from pellucid.figures.style import COLOURS, DASHES, STYLE, fitted, panel_layout, save
 from pellucid.readings import Chart, learning_rate, pretraining_charts
 from pellucid.run import Run
 
@@ -19,15 +19,18 @@ ON_THE_SPHERE = ("alignment", "uniformity")
 GROUND = "#b03a00"  # of the region called collapse
 
 
-def chart_figure(charts: Sequence[Chart]) -> Figure:
-    """Charts beside each other, each with its levels and the region called collapse. ValueError without a point."""
+def chart_figure(charts: Sequence[Chart], *, width: float | None = None) -> Figure:
+    """Charts beside each other, each with its levels and the region called collapse. ValueError without a point. width: in inches, on paper."""
     if not charts or not all(any(curve.points for curve in chart.curves) for chart in charts):
         raise ValueError("no curve has a point")
+    named = 0 if width is None else max(len(chart.levels) + len(chart.curves) for chart in charts if chart.levels) if any(c.levels for c in charts) else 0
+    rows, columns, size = panel_layout(len(charts), (4.4, 3.1), width, least=2.8)
+    size = (size[0], size[1] + rows * 0.13 * named)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.4 * len(charts), 3.1), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         for i, chart in enumerate(charts):
-            _draw(figure.add_subplot(1, len(charts), i + 1), chart)
-    return figure
+            _draw(figure.add_subplot(rows, columns, i + 1), chart, beside=width is None)
+    return fitted(figure, width)
 
 
 def collapse_figure(charts: Sequence[Chart]) -> Figure:
@@ -49,7 +52,8 @@ def write_pretraining_figures(run: Run) -> list[Path]:
     return files + (save(learning_rate_curve(rate), run.figures / "learning_rate") if rate.points else [])
 
 
-def _draw(axes: Axes, chart: Chart) -> None:
+def _draw(axes: Axes, chart: Chart, *, beside: bool) -> None:
+    """beside: the names of the lines stand among them; on paper, where they would lie over them, below."""
     for level in chart.levels:
         colour, dash = COLOURS[level.style % len(COLOURS)], DASHES[level.style % len(DASHES)]
         axes.plot(*zip(*level.points, strict=True), color=colour, linestyle=dash, linewidth=1.3, label=level.name)
@@ -62,5 +66,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
         axes.axhspan(low, chart.collapsed, color=GROUND, alpha=0.12, linewidth=0)
         axes.annotate("collapse", (0.99, 0.02), xycoords="axes fraction", ha="right", va="bottom", color=GROUND, fontsize=8)
     axes.set_ylim(low, high)
-    if chart.levels:
+    if chart.levels and beside:
         axes.legend(fontsize=8)
+    elif chart.levels:
+        axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.22), borderaxespad=0.0)

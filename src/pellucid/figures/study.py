@@ -8,19 +8,19 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from pellucid.figures.style import COLOURS, DASHES, STYLE, plain_text
+from pellucid.figures.style import COLOURS, DASHES, STYLE, fitted, panel_layout, plain_text
 from pellucid.study_readings import Band, Dots
 
 MARKERS = ("o", "s", "^", "D")
 LONGEST_NAME = 24  # letters of a class beside its dots
 
 
-def study_curves(bands: Sequence[Band], *, y_label: str, x_label: str = "epoch") -> Figure:
+def study_curves(bands: Sequence[Band], *, y_label: str, x_label: str = "epoch", width: float | None = None) -> Figure:
     """The mean over seeds of each setting over the area between its lowest and highest seed. ValueError without a band."""
     if not bands:
         raise ValueError("expected one or more settings with a curve")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        figure = Figure(figsize=panel_layout(1, (6.4, 4.0), width, least=2.4)[2], layout="constrained")
         axes = figure.add_subplot()
         for band in bands:
             style, x = band.mean.style, np.asarray(band.mean.x, dtype=np.float64)
@@ -34,15 +34,15 @@ def study_curves(bands: Sequence[Band], *, y_label: str, x_label: str = "epoch")
             )
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.legend(fontsize=8)
-    return figure
+    return fitted(figure, width)
 
 
-def class_dots(dots: Dots) -> Figure:
+def class_dots(dots: Dots, *, width: float | None = None) -> Figure:
     """A line for each class with a mark for each setting, the first class on top. ValueError without a class."""
     if not dots.classes:
         raise ValueError("expected one or more classes")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 1.2 + 0.2 * len(dots.classes)), layout="constrained")
+        figure = Figure(figsize=(6.4 if width is None else width, 1.2 + 0.2 * len(dots.classes)), layout="constrained")
         axes = figure.add_subplot()
         rows = np.arange(len(dots.classes))
         for i in rows:
@@ -58,5 +58,6 @@ def class_dots(dots: Dots) -> Figure:
         axes.grid(axis="x")
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
-        figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=min(len(dots.values), 6))
-    return figure
+        columns = min(len(dots.values), 6 if width is None else max(1, int(width / 1.6)))
+        figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=columns)
+    return fitted(figure, width)

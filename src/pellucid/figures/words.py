@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -43,7 +44,7 @@ from pellucid.figures.inside import SHEET_SIDE, fitted_view, scores_figure
 from pellucid.figures.overlays import DIMMED, MAP_COLOURS, STRONG, View, coloured, reduced, stretched
 from pellucid.figures.pretraining import chart_figure
 from pellucid.figures.runs import learning_rate_curve
-from pellucid.figures.style import STYLE, plain_text, save
+from pellucid.figures.style import BOLD_LETTERS, LETTERS, NOTES, STYLE, fitted, in_line, plain_text, save
 from pellucid.findings import IMAGES, ImageFinding, Score
 from pellucid.readings import learning_rate
 from pellucid.run import Run, rounded
@@ -87,28 +88,38 @@ def word_overlays(photo: NDArray[np.uint8], finding: CaptionFinding, maps: Array
 
 
 def words_strip(
-    photo: NDArray[np.uint8], finding: CaptionFinding, maps: ArrayLike, *, how: str = "", scores: Mapping[str, Sequence[Score]] | None = None
+    photo: NDArray[np.uint8],
+    finding: CaptionFinding,
+    maps: ArrayLike,
+    *,
+    how: str = "",
+    scores: Mapping[str, Sequence[Score]] | None = None,
+    width: float | None = None,
 ) -> Figure:
     """One picture: the photo, and a panel for each word of its caption with its map, the query and, where it was scored, its measures beside the centre prior.
 
     maps: (W, gh, gw). how: in words, what a map is. scores: {kind of word: scores of the whole set}, which stand with their baselines below the figure.
-    finding.view is in pixels of a photo of finding.size (height, width); `photo` may be a smaller copy of it.
+    finding.view is in pixels of a photo of finding.size (height, width); `photo` may be a smaller copy of it. width: of the whole figure in inches, on paper.
     """
     values, of_kind = _checked(maps, finding), scores or {}
     picture, _ = reduced(photo, None, SHEET_SIDE)
     tiles = [("photo", "", picture)]
     for word, before, tile in zip(finding.words, words_before(finding), word_overlays(picture, finding, values), strict=True):
         tiles.append((_short(word.text, _LONGEST_WORD), _below(word, before), tile))
-    columns = max(3, min(len(tiles), COLUMNS))
+    columns = max(3, min(len(tiles), COLUMNS)) if width is None else in_line(len(tiles), width, least=1.1)
+    if width is not None:  # the centre prior below the measure
+        tiles = [(name, below.replace(" (", "\n("), tile) for name, below, tile in tiles]
     rows = -(-len(tiles) // columns)
-    tall, lines = 2.1 * picture.shape[0] / picture.shape[1], 1 + max(below.count("\n") for _, below, _ in tiles)
-    title = textwrap.fill(f"{finding.file}: {_short(finding.caption, _LONGEST_CAPTION) or 'no word was found'}", 25 * columns)
-    notes = "\n".join(textwrap.fill(_letters(note), 41 * columns) for note in strip_notes(finding, values, how=how, scores=of_kind))
-    height = rows * (tall + 0.35 + 0.15 * lines) + 0.19 * (title.count("\n") + 1) + 0.16 * (notes.count("\n") + 1) + 0.3
+    side, title_letters, letters = (2.1, 25 * columns, 41 * columns) if width is None else (width / columns, int(BOLD_LETTERS * width), int(LETTERS * width))
+    tall, lines = side * picture.shape[0] / picture.shape[1], 1 + max(below.count("\n") for _, below, _ in tiles)
+    title = textwrap.fill(f"{finding.file}: {_short(finding.caption, _LONGEST_CAPTION) or 'no word was found'}", title_letters)
+    notes = "\n".join(textwrap.fill(_letters(note), letters) for note in strip_notes(finding, values, how=how, scores=of_kind))
+    of_rows = [lines] * rows if width is None else [1 + max(below.count("\n") for _, below, _ in tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+    height = sum(tall + 0.35 + 0.15 * of_row for of_row in of_rows) + 0.19 * (title.count("\n") + 1) + 0.16 * (notes.count("\n") + 1) + 0.3
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.2 * columns + 0.7, height), layout="constrained")
+        figure = Figure(figsize=(2.2 * columns + 0.7 if width is None else width, height), layout="constrained")
         figure.suptitle(plain_text(_letters(title)), x=0.01, ha="left", fontsize=10, fontweight="bold")
-        figure.supxlabel(plain_text(notes), x=0.01, ha="left", fontsize=7.5)
+        figure.supxlabel(plain_text(notes), x=0.01, ha="left", fontsize=7.5 if width is None else NOTES)
         cells = figure.subplots(rows, columns, squeeze=False)
         for axes in cells.flat:
             axes.set_axis_off()
@@ -121,11 +132,11 @@ def words_strip(
             axes.set_xlabel(plain_text(_letters(below)), fontsize=7, loc="left")
         if values.size:
             scale = ScalarMappable(PowerNorm(0.5, 0.0, float(values.max()) or 1.0), MAP_COLOURS)
-            bar = figure.colorbar(
-                scale, ax=cells, label="attention on one patch", aspect=14 * min(rows, 2), shrink=min(1.0, 2 / rows), anchor=(0.0, 1.0), pad=0.01
-            )
+            place: Any = {"aspect": 14 * min(rows, 2), "shrink": min(1.0, 2 / rows), "anchor": (0.0, 1.0), "pad": 0.01}
+            place = place if width is None else {"location": "bottom", "aspect": 30, "shrink": 0.6, "pad": 0.01}
+            bar = figure.colorbar(scale, ax=cells, label="attention on one patch", **place)
             bar.ax.tick_params(labelsize=7)
-    return figure
+    return fitted(figure, width)
 
 
 def strip_notes(finding: CaptionFinding, maps: NDArray[np.float64], *, how: str, scores: Mapping[str, Sequence[Score]]) -> list[str]:
@@ -147,7 +158,7 @@ def strip_notes(finding: CaptionFinding, maps: NDArray[np.float64], *, how: str,
     return notes + ([said for said in measured if said] or ["Not measured: nobody says where the things of these pictures are."])
 
 
-def word_scores_figure(findings: WordsFindings) -> Figure:
+def word_scores_figure(findings: WordsFindings, *, width: float | None = None) -> Figure:
     """Mass, pointing and rank of nouns and colour words for the drawn maps and for each layer, beside their baselines. UsageError without a score."""
     named = [
         replace(score, method=f"{KIND_NAMES.get(kind, kind)}, {_letters(layer_name(findings, of))}")
@@ -156,7 +167,7 @@ def word_scores_figure(findings: WordsFindings) -> Figure:
         for score in kinds.get(kind, [])
         if score.measure in DRAWN_SCORES and score.baselines
     ]
-    return scores_figure(named)
+    return scores_figure(named, width=width)
 
 
 def write_caption_figures(run: Run) -> list[Path]:

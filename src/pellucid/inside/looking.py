@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import pellucid
+from pellucid.attention_findings import KeptAttention
 from pellucid.errors import UsageError
 from pellucid.findings import Findings, ImageFinding, MapKind, PositionsFinding, Score
 from pellucid.inside.artefacts import artefacts, flags
@@ -22,6 +23,7 @@ from pellucid.inside.deletion import masked_areas, masked_baselines, randomised,
 from pellucid.inside.faithfulness import PatchTarget, patch_target, rank_correlation, score_maps
 from pellucid.inside.positions import position_similarity
 from pellucid.inside.survey import BATCH, Mapped, device_of, fitting, heads_of, maps_of
+from pellucid.inside.whole_attention import whole_attention
 
 DELETION_STEPS = 10
 DELETION_IMAGES = 12  # those that a report shows; a map of one picture takes some 20 forward passes
@@ -50,10 +52,11 @@ class Pictures:
 
 @dataclass
 class Found:
-    """Findings with their arrays, as `findings` describes them."""
+    """Findings with their arrays, as `findings` describes them, and the attention of all patches, as `attention_findings` does."""
 
     findings: Findings
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    attention: KeptAttention | None = None
 
 
 def look(
@@ -68,6 +71,7 @@ def look(
     methods: Sequence[str] | None = None,
     layer: str | None = None,
     deletion: bool = True,
+    attention: bool = True,
     split: str,
     seed: int,
     batch_size: int = BATCH,
@@ -77,7 +81,7 @@ def look(
 
     inputs: (n, 3, H, W) normalised, on any device: batches of them go to the model's. probabilities: (n, C) of the model, None where it has no classifier.
     methods: None for those that fit; UsageError for a wanted one that does not. layer: of attention and grad_cam, instead of their own choice. The
-    class that is explained is a picture's label where it is known, else the predicted one.
+    class that is explained is a picture's label where it is known, else the predicted one. attention: whether that of all patches is kept too.
     """
     told: Told = progress or (lambda what, done, of: None)
     findings = Findings(pellucid.__version__, name, weights, classes=list(classes or []))
@@ -107,6 +111,9 @@ def look(
     findings.images = [_image(i, pictures, mapped, own, classes, probabilities) for i in range(len(pictures))]
     _add_heads(found, model, inputs, batch_size)
     _add_positions(found, model, inputs)
+    if attention and len(inputs):
+        found.attention, why = whole_attention(model, inputs, progress=told)
+        findings.notes += why
     return found
 
 

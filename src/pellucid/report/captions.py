@@ -1,9 +1,7 @@
 """What a report says about a captioning: numbers beside captions that need no network, best and worst captions, sameness, where the decoder looked.
 
 NumPy and Pillow only; matplotlib lends its colours and is loaded for runs whose words were drawn. Numbers and their intervals are those that the run states;
-which captions are best and worst is measured again from the saved captions. The words of a picture lie over it as layers, small WebP pictures that are
-transparent where the model did not see: each has the photograph below it, so that a picture is in the page once. Pictures share a budget of bytes, and what
-did not fit is said.
+which captions are best and worst is measured again from the saved captions. Pictures share a budget of bytes, and what did not fit is said.
 """
 
 from __future__ import annotations
@@ -15,14 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pellucid.caption_readings import (
     BASELINES,
-    CENTRE_NOTE,
-    CHOSEN,
-    KIND_NAMES,
     NAMES,
     after,
     extremes,
@@ -30,24 +24,25 @@ from pellucid.caption_readings import (
     layer_name,
     on_patches,
     patches_note,
-    query_note,
     word_maps,
     words_before,
 )
 from pellucid.caption_scores import cider_d, never_produced
-from pellucid.errors import RunError, UsageError
-from pellucid.findings import BETTER, IMAGES, WORSE, Score, hardest_baseline, verdict
+from pellucid.errors import RunError
+from pellucid.findings import IMAGES
 from pellucid.recipe import Recipe
 from pellucid.report import pictures
 from pellucid.run import DataRecord, Measurement, Run, rounded
 from pellucid.schema.captioning import GenerationSection
+from pellucid.views.words import LayerRow, WordRow, baseline_names, how, kept_photo, layer_rows, place, scored_layers, sentences, word_rows
 from pellucid.word_findings import WORDS, CaptionFinding, FoundWord, WordsFindings, load_words
 
 MOST_SHOWN = 8  # pictures with the best, and with the worst captions
 MOST_COMMON, MOST_NEVER = 10, 30  # captions that were produced most often, words that never were
 MAX_REFERENCES = 5  # of a picture
-MAX_STRIPS = 24
-PHOTO_SIDE, LAYER_SIDE = 360, 160  # pixels of the long side; a layer is smooth, a photograph is not
+MAX_STRIPS = 12
+MAX_STRIP_BYTES = 1_000_000  # of the strips of words; what moves has its own room
+TILE_SIDE = 160  # pixels of the long side of a picture under a word
 SAME = 0.1  # distinct captions over all, below which pictures share their captions
 LEAST = 10  # pictures from which sharing says something
 
@@ -107,7 +102,7 @@ class OwnNumber:
 
 @dataclass(frozen=True)
 class WordCell:
-    """A word of a caption with its layer as a CSS value. before: the word before it, "" at the start; share: how much of its attention the map holds.
+    """A word of a caption with its map over the picture as a data URI. before: the word before it, "" at the start; share: how much of its attention it holds.
 
     share is "" where that is all. alt says the word, its query and where the map is highest.
     """
@@ -115,23 +110,21 @@ class WordCell:
     word: FoundWord
     before: str
     share: str
-    layer: Markup
+    uri: str
     alt: str
     scores: list[OwnNumber]
 
 
 @dataclass(frozen=True)
 class WordStrip:
-    """A picture with its words. photo, ground: CSS values, None for the reason that `missing` says; ratio: width over height, also CSS.
+    """A picture with its words. photo: a data URI, None for the reason that `missing` says.
 
     scale: what the brightest colour is; agreement: the largest difference of a map from one pass over the whole caption; patches: how much of the
     attention the maps hold, "" if all.
     """
 
     finding: CaptionFinding
-    ratio: Markup
-    photo: Markup | None
-    ground: Markup
+    photo: str | None
     missing: str
     cells: list[WordCell]
     scale: str
@@ -141,40 +134,15 @@ class WordStrip:
     @property
     def bytes(self) -> int:
         """Of the pictures in it, as text."""
-        return len(self.photo or "") + len(self.ground) + sum(len(cell.layer) for cell in self.cells)
-
-
-@dataclass(frozen=True)
-class WordRow:
-    """A measure of a kind of word on the drawn maps. `baselines` stand in the order of `WordReading.baselines`; `kind` is better, worse or open."""
-
-    of: str
-    score: Score
-    baselines: list[Measurement | None]
-    verdict: str
-    kind: str
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """A measure of a kind of word on the maps of each layer, in the order of `WordReading.layers`, beside the centre prior."""
-
-    of: str
-    measure: str
-    values: list[Measurement | None]
-    centre: Measurement | None
+        return len(self.photo or "") + sum(len(cell.uri) for cell in self.cells)
 
 
 @dataclass(frozen=True)
 class WordReading:
-    """Everything a report shows of where a captioner looked. query: what a map's query is; beside: what stands beside a word's measures, "" where none has any.
-
-    sentences: what the scores allow to say.
-    """
+    """Everything a report shows of where a captioner looked. how: what a map is and is not; sentences: what the scores allow to say."""
 
     findings: WordsFindings
-    query: str
-    beside: str
+    how: str
     baselines: list[str]
     rows: list[WordRow]
     layers: list[str]
@@ -311,8 +279,7 @@ def read_words(run: Run, *, room: int) -> WordReading | None:
     if not (run.inside / WORDS).is_file():
         return None
     findings = load_words(run.inside)
-    chosen = findings.scores.get(CHOSEN, {})
-    baselines = list(dict.fromkeys(name for scores in chosen.values() for score in scores for name in score.baselines))
+    room = min(room, MAX_STRIP_BYTES)
     strips: list[WordStrip] = []
     for i, (finding, maps) in enumerate(zip(findings.images[:MAX_STRIPS], word_maps(run.inside, findings), strict=False)):
         strip = _strip(run.inside / IMAGES / f"{i}.webp", finding, maps)
@@ -320,112 +287,31 @@ def read_words(run: Run, *, room: int) -> WordReading | None:
         if room < 0 and strips:
             break
         strips.append(strip)
-    rows = [
-        WordRow(KIND_NAMES.get(kind, kind), score, [score.baselines.get(name) for name in baselines], *verdict(score))
-        for kind, scores in chosen.items()
-        for score in scores
-    ]
-    layers = [layer for layer in findings.scores if layer != CHOSEN]
-    sentences = [said for kind in chosen if (said := finding_of(findings, kind))]
-    beside = CENTRE_NOTE if any(cell.scores for strip in strips for cell in strip.cells) else ""
-    query, names = query_note(strip.finding for strip in strips), [layer_name(findings, layer) for layer in layers]
-    return WordReading(findings, query, beside, baselines, rows, names, _by_layer(findings, layers), sentences, strips)
-
-
-def finding_of(findings: WordsFindings, kind: str) -> str:
-    """A sentence: whether the drawn maps of a kind of word lie on what the word names, and which layer does so most; "" without a score."""
-    scores = {score.measure: score for score in findings.scores.get(CHOSEN, {}).get(kind, []) if score.baselines}
-    judged = {name: verdict(scores[name])[1] for name in ("mass", "pointing") if name in scores}
-    if not judged:
-        return ""
-    first = next(iter(scores.values())).value
-    numbers = ", ".join(f"{name} {scores[name].value} ({_beside(scores[name])})" for name in judged)
-    said = f"{KIND_NAMES.get(kind, kind).capitalize()} ({first.n:,} of {first.split}): {numbers}. "
-    sides = set(judged.values())
-    if sides == {BETTER}:
-        said += "Their maps lie on the thing that the word names more than every baseline does."
-    elif BETTER in sides:
-        not_better = " and ".join(name for name, side in judged.items() if side != BETTER)
-        said += f"By one measure their maps lie on the thing more than every baseline does, by {not_better} they do not: they say little of where the thing is."
-    else:
-        worse = "lie on the thing less than a baseline does" if sides == {WORSE} else "are not shown to lie on the thing more than the baselines do"
-        said += f"Their maps {worse}: they do not say where the thing is."
-    mass = {layer: score.value for layer in findings.scores if layer != CHOSEN for score in findings.scores[layer].get(kind, []) if score.measure == "mass"}
-    if len(mass) > 1:
-        top = max(mass, key=lambda layer: mass[layer].value)
-        said += f" Of the layers, {layer_name(findings, top)} has the most mass on it ({mass[top]})."
-    return said
-
-
-def _beside(score: Score) -> str:
-    hardest = hardest_baseline(score)
-    named = [name for name in dict.fromkeys(["centre", hardest]) if name in score.baselines]
-    return ", ".join(f"{'centre prior' if name == 'centre' else name} {score.baselines[name]}" for name in named)
-
-
-def _by_layer(findings: WordsFindings, layers: Sequence[str]) -> list[LayerRow]:
-    """Mass and pointing of each kind of word over the layers."""
-    found = []
-    for kind in dict.fromkeys(kind for layer in layers for kind in findings.scores[layer]):
-        for measure in ("mass", "pointing"):
-            scores = [next((s for s in findings.scores[layer].get(kind, []) if s.measure == measure and s.baselines), None) for layer in layers]
-            if any(scores):
-                centre = next((score.baselines.get("centre") for score in scores if score is not None), None)
-                found.append(LayerRow(KIND_NAMES.get(kind, kind), measure, [None if score is None else score.value for score in scores], centre))
-    return found
+    names = [layer_name(findings, layer) for layer in scored_layers(findings)]
+    return WordReading(findings, how(findings), baseline_names(findings), word_rows(findings), names, layer_rows(findings), sentences(findings), strips)
 
 
 def _strip(path: Path, finding: CaptionFinding, maps: NDArray[np.float64]) -> WordStrip:
     from pellucid.figures.overlays import reduced
-    from pellucid.figures.words import ground, layer, picture_view
+    from pellucid.figures.words import own_scores, word_overlays
 
-    height, width = finding.size
-    ratio, most = Markup(f"{width / height:.4f}"), float(maps.max(initial=0.0))
-    try:
-        with PIL.Image.open(path) as opened:
-            photo = np.asarray(opened.convert("RGB"))
-    except FileNotFoundError:
-        return WordStrip(finding, ratio, None, Markup(""), "no picture was kept", [], "", "", "")
-    except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged files; the page says so in its place
-        return WordStrip(finding, ratio, None, Markup(""), "picture cannot be read", [], "", "", "")
-    try:
-        large, view = reduced(photo, picture_view(finding, photo), PHOTO_SIDE)
-        small, small_view = reduced(photo, picture_view(finding, photo), LAYER_SIDE)
-    except UsageError as error:
-        raise RunError(f"{path}: {error}; the folder was changed") from None
+    photo, missing = kept_photo(path, finding)
+    if photo is None:
+        return WordStrip(finding, None, missing, [], "", "", "")
+    small, _ = reduced(photo, None, TILE_SIDE)
     cells = []
-    for word, before, values in zip(finding.words, words_before(finding), maps, strict=True):
-        drawn = PIL.Image.fromarray(layer((small.shape[0], small.shape[1]), values, small_view, most=most))
-        cells.append(WordCell(word, before, on_patches(word), _css(drawn, quality=75), _spoken(word, before, values), _own(word)))
-    gh, gw = finding.grid
+    for word, before, values, tile in zip(finding.words, words_before(finding), maps, word_overlays(small, finding, maps), strict=True):
+        own = [OwnNumber(measure, rounded(value), rounded(centre)) for measure, value, centre in own_scores(word)]
+        spoken = f"“{word.text}”, {after(before)}: the map is highest {place(values)} of what the model saw."
+        cells.append(WordCell(word, before, on_patches(word), _tile(tile), spoken, own))
+    most, (gh, gw) = float(maps.max(initial=0.0)), finding.grid
     scale = f"The brightest colour is {rounded(most)} of a word's attention on one of {gh} x {gw} patches; even attention is {rounded(1 / (gh * gw))} on each."
     scale += " Colours grow with the square root."
-    photograph, below = _css(PIL.Image.fromarray(large), quality=78), _css(PIL.Image.fromarray(ground(large, view)), quality=70)
-    return WordStrip(finding, ratio, photograph, below, "", cells, scale, rounded(finding.agreement, "rate"), patches_note(finding))
+    return WordStrip(finding, _tile(small), "", cells, scale, rounded(finding.agreement, "rate"), patches_note(finding))
 
 
-def _own(word: FoundWord) -> list[OwnNumber]:
-    from pellucid.figures.words import own_scores
-
-    return [OwnNumber(measure, rounded(value), rounded(centre)) for measure, value, centre in own_scores(word)]
-
-
-def _spoken(word: FoundWord, before: str, values: NDArray[np.float64]) -> str:
-    """`“dog”, after “black”: the map is highest at the top left.`"""
-    row, column = np.unravel_index(int(values.argmax()), values.shape)
-    down = ("top", "middle", "bottom")[min(2, 3 * (2 * int(row) + 1) // (2 * values.shape[0]))]
-    across = ("left", "middle", "right")[min(2, 3 * (2 * int(column) + 1) // (2 * values.shape[1]))]
-    place = "in the middle" if down == across == "middle" else f"at the {down} {across}" if "middle" not in (down, across) else _side_of(down, across)
-    return f"“{word.text}”, {after(before)}: the map is highest {place} of what the model saw."
-
-
-def _side_of(down: str, across: str) -> str:
-    return f"at the {across if down == 'middle' else down}"
-
-
-def _css(image: PIL.Image.Image, *, quality: int) -> Markup:
-    """A picture as the value of a CSS property; base64 holds nothing that CSS or HTML would read as its own."""
-    return Markup(f"url({pictures.data_uri(image, 'WEBP', quality=quality, method=4)})")
+def _tile(image: NDArray[np.uint8]) -> str:
+    return pictures.data_uri(PIL.Image.fromarray(image), "WEBP", quality=78, method=4)
 
 
 def _short(text: str, most: int = 120) -> str:

@@ -16,10 +16,12 @@ from pellucid.report.page import Drawing
 from pellucid.report.template import interval, render_template
 from pellucid.run import Measurement, rounded
 from pellucid.tables import table
+from pellucid.views import Room
 
 if TYPE_CHECKING:
     from pellucid.compare import ClassCell, ClassTable, Comparison, Row
 
+ROOM = 1_500_000  # bytes of text that the data of the view may take
 MOST_CLASSES = 40  # columns of the table of classes in HTML; more do not fit a page
 
 
@@ -215,10 +217,13 @@ def _plain(row: Row) -> dict[str, Any]:
 
 
 def to_html(comparison: Comparison) -> str:
-    """One offline page: the table, the validation curves of all runs over each other, each learning rate as its own figure."""
+    """One offline page: the table, the validation curves of all runs over each other, each learning rate as its own figure; and the view that moves."""
+    from pellucid.views.compare import of_comparison  # it reads what compare makes, which imports this module
+
     short = short_keys(comparison.settings)
     return render_template(
         "comparison.html",
+        views={"compare": of_comparison(comparison, Room(bytes=ROOM))},
         metric=comparison.metric,
         rows=comparison.rows,
         settings=[(key, short[key]) for key in comparison.settings],

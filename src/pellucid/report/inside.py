@@ -8,8 +8,10 @@ what did not fit is said.
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,28 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pellucid.errors import RunError, UsageError
-from pellucid.findings import ARRAYS, FINDINGS, IMAGES, Findings, ImageFinding, MapKind, Panel, Score, hardest_baseline, load_findings, verdict
+from pellucid.findings import (
+    ARRAYS,
+    FINDINGS,
+    IMAGES,
+    Findings,
+    ImageFinding,
+    MapKind,
+    Panel,
+    ProjectionFinding,
+    Score,
+    hardest_baseline,
+    load_findings,
+    verdict,
+)
 from pellucid.report import planes
 from pellucid.run import DONE, Measurement, Run, rounded
 
 SIDE = 320  # pixels of a picture's long side
 MAX_IMAGES = 12
-MAX_PICTURE_BYTES = 2_500_000  # of all photos and overlays as text in the page, half of what a report may hold
-MAX_PANELS = 6  # of a projection; the first and the last epoch are always among them
-MAX_POINTS, MAX_ALL_POINTS = 2000, 40_000  # of a panel, of all panels together
+MAX_PICTURE_BYTES = 1_200_000  # of all pictures of the section as text in the page, a quarter of what a report may hold
+MAX_PANELS = 6  # epochs of maps; the first and the last are always among them
+MAX_PLANES, MAX_POINTS = 3, 600  # panels of a projection, the first and the last epoch among them, and points of each: what moves has them all
 MAX_GRIDS_SIDE = 800  # pixels of the picture of positions' long side
 
 
@@ -85,6 +100,15 @@ class EpochRow:
 
 
 @dataclass(frozen=True)
+class Plane:
+    """One projection over epochs. points: (E, p, 2) float64, row i the same image in every epoch; labels: (p,) int64."""
+
+    finding: ProjectionFinding
+    points: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Projection:
     """Panels of one projection, each an SVG with the numbers below it. `note` says what of it is not drawn."""
 
@@ -125,16 +149,17 @@ def read_inside(run: Run) -> Inside | None:
     if not folder.is_dir() or (run.record.status != DONE and not (folder / FINDINGS).is_file()):
         return None
     findings = load_findings(folder)
-    arrays = _Arrays(folder / ARRAYS)
+    arrays = Arrays(folder / ARRAYS)
     baselines = list(dict.fromkeys(name for score in findings.scores for name in score.baselines))
+    positions = _positions(findings, arrays)
     return Inside(
         findings,
         baselines,
         [ScoreRow(score, [score.baselines.get(name) for name in baselines], *verdict(score)) for score in findings.scores],
-        _looked(folder, findings, arrays),
+        _looked(folder, findings, arrays, MAX_PICTURE_BYTES - len(positions.uri or "" if positions else "")),
         _over_epochs(findings),
         _projections(findings, arrays),
-        _positions(findings, arrays),
+        positions,
     )
 
 
@@ -152,7 +177,8 @@ def _over_epochs(findings: Findings) -> list[EpochRow]:
     return rows
 
 
-def _looked(folder: Path, findings: Findings, arrays: _Arrays) -> list[Looked]:
+def _looked(folder: Path, findings: Findings, arrays: Arrays, left: int) -> list[Looked]:
+    """The first images, in pictures of at most `left` bytes of text, and one image at least."""
     maps = {kind.method: arrays.maps(kind, len(findings.images)) for kind in findings.maps}
     with_baseline = {(score.method, score.measure): score for score in findings.scores if score.baselines}
     first = findings.maps[0] if findings.maps else None
@@ -165,7 +191,6 @@ def _looked(folder: Path, findings: Findings, arrays: _Arrays) -> list[Looked]:
            for of in findings.over_epochs for epoch in [of.epoch] for score in of.scores
            if first is not None and score.method == first.method and score.baselines and epoch in over}  # fmt: skip
     shown: list[Looked] = []
-    left = MAX_PICTURE_BYTES
     for i, finding in enumerate(findings.images[:MAX_IMAGES]):
         at = {epoch: (values[i], [_own(measure, float(x[i]), score) for (e, measure), (score, x) in own.items() if e == epoch and math.isfinite(x[i])])
               for epoch, values in over.items()}  # fmt: skip
@@ -222,10 +247,14 @@ def _own(measure: str, value: float, score: Score) -> OwnScore:
 # ── projections and positions ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _projections(findings: Findings, arrays: _Arrays) -> list[Projection]:
-    from pellucid.figures.projections import checked_projection, common_limits, named_classes
+def read_planes(folder: Path, findings: Findings) -> list[Plane]:
+    """The projections of a folder of findings with their points. RunError where they do not fit what findings.json says."""
+    return _planes(findings, Arrays(folder / ARRAYS))
 
-    shown = sum(min(len(projection.panels), MAX_PANELS) for projection in findings.projections)
+
+def _planes(findings: Findings, arrays: Arrays) -> list[Plane]:
+    from pellucid.figures.projections import checked_projection
+
     found = []
     for projection in findings.projections:
         key = f"projection/{projection.name}"
@@ -233,9 +262,19 @@ def _projections(findings: Findings, arrays: _Arrays) -> list[Projection]:
             points, labels = checked_projection(arrays[key], arrays["probe/labels"], findings.classes, projection.panels)
         except UsageError as error:
             raise RunError(f"{arrays.path}: {key}: {error}; the file was changed") from None
+        found.append(Plane(projection, points, labels))
+    return found
+
+
+def _projections(findings: Findings, arrays: Arrays) -> list[Projection]:
+    from pellucid.figures.projections import common_limits, named_classes
+
+    found = []
+    for plane in _planes(findings, arrays):
+        projection, points, labels = plane.finding, plane.points, plane.labels
         limits, named = common_limits(points), named_classes(labels, len(findings.classes))
-        rows = _spread(points.shape[1], min(MAX_POINTS, MAX_ALL_POINTS // shown))
-        epochs = _spread(len(projection.panels), MAX_PANELS)
+        rows = _spread(points.shape[1], MAX_POINTS)
+        epochs = _spread(len(projection.panels), MAX_PLANES)
         styles = planes.styles(labels[rows], named)
         panels = [(panel, planes.plane(points[e][rows], styles, limits, label=_spoken(panel, len(rows)))) for e in epochs for panel in [projection.panels[e]]]
         left_out = [
@@ -261,16 +300,13 @@ def _spoken(panel: Panel, num_points: int) -> str:
     )
 
 
-def _positions(findings: Findings, arrays: _Arrays) -> Positions | None:
+def _positions(findings: Findings, arrays: Arrays) -> Positions | None:
     from pellucid.figures.overlays import SIMILARITY_COLOURS, coloured, grid_of_grids
 
     found = findings.positions
     if found is None or found.grid is None:
         return None if found is None else Positions(found.kind, found.how, None, "", "")
-    similarity = arrays["positions"]
-    if similarity.shape != (*found.grid, *found.grid) or not np.isfinite(similarity).all():
-        raise RunError(f"{arrays.path}: positions: expected finite numbers of shape {(*found.grid, *found.grid)}, got {similarity.shape}; the file was changed")
-    grids = grid_of_grids(similarity)
+    grids = grid_of_grids(arrays.similarity(found.grid))
     low = float(np.nanmin(grids))
     colours = coloured((grids - low) / max(1.0 - low, 1e-6), SIMILARITY_COLOURS)
     times = max(1, MAX_GRIDS_SIDE // max(grids.shape))
@@ -288,22 +324,42 @@ def _webp(pixels: NDArray[np.uint8]) -> str:
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-class _Arrays:
+class Arrays:
     """arrays.npz, read key by key; RunError names the file and the key where one is missing or not what findings.json says."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @functools.cached_property
+    def keys(self) -> list[str]:
+        """All keys, in the order of the file."""
+        return self._read(lambda arrays: list(arrays))
+
     def __getitem__(self, key: str) -> NDArray[Any]:
+        found = self._read(lambda arrays: np.asarray(arrays[key]) if key in arrays else None)
+        if found is None:
+            raise RunError(f"{self.path}: {key} is missing; the file was changed")
+        return found
+
+    def _read(self, take: Callable[[Any], Any]) -> Any:
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                if key in arrays:
-                    return np.asarray(arrays[key])
+                return take(arrays)
         except FileNotFoundError:
             raise RunError(f"{self.path}: the file is missing; `pellucid inside` writes it beside {FINDINGS}") from None
         except Exception as error:  # a damaged zip raises half a dozen types
             raise RunError(f"{self.path}: cannot be read as arrays: {error}; the file was changed") from None
-        raise RunError(f"{self.path}: {key} is missing; the file was changed")
+
+    def names(self, prefix: str) -> list[str]:
+        """The keys that begin with `prefix`, in the order of the file."""
+        return [name for name in self.keys if name.startswith(prefix)]
+
+    def similarity(self, grid: tuple[int, int]) -> NDArray[np.float32]:
+        """`positions`, (gh, gw, gh, gw): cosine similarities of each position with each other."""
+        values, shape = self["positions"], (*grid, *grid)
+        if values.shape != shape or values.dtype.kind != "f" or not np.isfinite(values).all():
+            raise RunError(f"{self.path}: positions: expected finite numbers of shape {shape}, got {values.shape}; the file was changed")
+        return values
 
     def maps(self, kind: MapKind, num_images: int, epoch: int | None = None) -> NDArray[np.float64]:
         """maps/<method>, or maps/<method>/<epoch>, (n, gh, gw) float64."""

@@ -39,12 +39,14 @@ from pellucid.report import charts, pictures
 from pellucid.report.content import Pair, confused_pairs
 from pellucid.run import DataRecord, Measurement, Run, rounded
 from pellucid.schema import ScoringSection
+from pellucid.views.masks import NAMES, epoch_name, photograph, spread, sure
 
 MATRIX_CLASSES = 20  # up to here every cell of the confusion matrix has its number
 MAX_HARDEST, MAX_PAIRS = 16, 15
-MAX_PICTURES, MAX_EPOCHS = 6, 6  # of the masks over epochs; the first and the last epoch are always among them
+MAX_PICTURES = 6  # of the masks over epochs as they are on paper
 MAX_PICTURE_BYTES = 4_000_000  # of all pictures of the page as text
-SIDE = 400  # pixels of the long side of a mask over epochs
+MAX_STILL_BYTES = 1_200_000  # of those masks; what moves has its own room
+SIDE = 320  # pixels of the long side of a mask over epochs
 _NEVER = "absent from labels and predictions"
 
 
@@ -112,23 +114,17 @@ class MaskReading:
 
 @dataclass(frozen=True)
 class Step:
-    """A predicted mask after an epoch as data URIs, with (name, value, value of the last epoch) of the picture; `spoken` is these in words.
-
-    sure: the mean confidence where it is right and where it is wrong, None where no pixel is; of a picture without a mask over all pixels.
-    """
+    """A predicted mask after an epoch, and where it errs, as data URIs, with (name, value) of the numbers of `views.masks.NAMES` on that picture."""
 
     epoch: str
-    spoken: str
-    numbers: list[tuple[str, Measurement | None, Measurement | None]]
+    numbers: list[tuple[str, Measurement | None]]
     predicted: str
     errors: str | None
-    confidence: str
-    sure: list[tuple[str, Measurement | None]]
 
 
 @dataclass(frozen=True)
 class MaskedLook:
-    """A picture over epochs; `photo` None where its file is gone or damaged, which `missing` says, `truth` None where it has no mask."""
+    """A picture at its first and its last epoch; `photo` None where its file is gone or damaged, which `missing` says, `truth` None where it has no mask."""
 
     file: str
     classes: str
@@ -139,7 +135,7 @@ class MaskedLook:
 
     @property
     def bytes(self) -> int:
-        uris = [self.photo, self.truth, *(uri for step in self.steps for uri in (step.predicted, step.errors, step.confidence))]
+        uris = [self.photo, self.truth, *(uri for step in self.steps for uri in (step.predicted, step.errors))]
         return sum(len(uri) for uri in uris if uri)
 
 
@@ -298,12 +294,12 @@ def pixel_rows(data: DataRecord) -> list[PixelRow]:
 
 
 def read_masks_over_epochs(run: Run, *, room: int) -> MasksOverEpochs | None:
-    """The section, or None where the run kept no masks; `room` is how many bytes of text its pictures may take. The first is shown in any case."""
-    folder = run.inside
+    """The section as it is on paper, or None where the run kept no masks. room: bytes of text that its pictures may take; the first is shown in any case."""
+    folder, room = run.inside, min(room, MAX_STILL_BYTES)
     if not (folder / FINDINGS).is_file():
         return None
     findings = load_mask_findings(folder)
-    shown = np.unique(np.linspace(0, len(findings.epochs) - 1, min(MAX_EPOCHS, len(findings.epochs))).round().astype(int)).tolist()
+    shown = spread(len(findings.epochs), 2)
     looks: list[MaskedLook] = []
     seen: set[int] = set()
     for i, picture in enumerate(findings.pictures[:MAX_PICTURES]):
@@ -322,61 +318,25 @@ def read_masks_over_epochs(run: Run, *, room: int) -> MasksOverEpochs | None:
 def _look(path: Path, picture: MaskedPicture, kept: KeptMasks, findings: MaskFindings, shown: Sequence[int]) -> MaskedLook:
     colours = findings.mask_format.colours
     truth = None if kept.truth is None else reduced_mask(kept.truth, SIDE)
-    final = picture.epochs[-1]
-    steps = [_step(kept, i, picture.epochs[i], final, truth, colours) for i in shown]
-    photo, missing = _photo(path, kept_size(picture.size))
+    steps = [_step(kept, i, picture.epochs[i], truth, colours) for i in shown]
+    photo, missing = photograph(path, kept_size(picture.size), SIDE)
     classes = ", ".join(findings.classes[i] for i in picture.classes)
     return MaskedLook(picture.file, classes, photo, missing, None if truth is None else _mask_picture(truth, colours), steps)
 
 
-def _step(kept: KeptMasks, i: int, numbers: EpochNumbers, final: EpochNumbers, truth: NDArray[np.uint8] | None, colours: NDArray[np.uint8]) -> Step:
+def _step(kept: KeptMasks, i: int, numbers: EpochNumbers, truth: NDArray[np.uint8] | None, colours: NDArray[np.uint8]) -> Step:
     """What was kept at place `i` of the epochs; truth: as it is drawn."""
     from pellucid.figures.masks import RIGHT, WRONG, errors  # matplotlib is loaded for runs that kept masks alone
-    from pellucid.figures.overlays import SIMILARITY_COLOURS, coloured
 
-    epoch = f"epoch {numbers.epoch}" if numbers.epoch else "before training"
-    beside = [("pixel accuracy", numbers.pixel_accuracy, final.pixel_accuracy), ("mIoU of the picture", numbers.miou, final.miou)]
-    said = [f"{name} {value}" for name, value, _ in beside if value is not None]
-    predicted, confidence = reduced_mask(kept.predicted[i], SIDE), reduced_mask(kept.confidence[i], SIDE)
+    found = [numbers.pixel_accuracy, numbers.miou, *sure(kept.truth, kept.predicted[i], kept.confidence[i])]
+    predicted = reduced_mask(kept.predicted[i], SIDE)
     wrong = None if truth is None else errors(truth, predicted)
     return Step(
-        epoch,
-        f"{epoch}: {', '.join(said) or 'not measured'}",
-        beside,
+        epoch_name(numbers.epoch),
+        list(zip(NAMES, found, strict=True)),
         _mask_picture(predicted, colours),
         None if wrong is None else _indexed(wrong, np.array([RIGHT, WRONG, (0, 0, 0)], np.uint8), clear=2),
-        pictures.data_uri(PIL.Image.fromarray(coloured(confidence / 255.0, SIMILARITY_COLOURS)), "WEBP", quality=70, method=4),
-        _sure(kept.truth, kept.predicted[i], kept.confidence[i]),
     )
-
-
-def _sure(truth: NDArray[np.uint8] | None, predicted: NDArray[np.uint8], confidence: NDArray[np.uint8]) -> list[tuple[str, Measurement | None]]:
-    """(name, mean confidence) over the kept pixels that are right and over those that are wrong; without a mask over all."""
-    if truth is None:
-        parts = {"mean": np.ones(predicted.shape, bool)}
-    else:
-        valid, right = truth != IGNORED, truth == predicted
-        parts = {"mean where right": valid & right, "where wrong": valid & ~right}
-
-    def mean(pixels: NDArray[np.bool_], how: str) -> Measurement | None:
-        return Measurement("confidence", float(confidence[pixels].mean() / 255.0), "fraction", "image", 1, 0, how) if pixels.any() else None
-
-    return [(name, mean(pixels, f"{name}, over the kept pixels that are not ignored")) for name, pixels in parts.items()]
-
-
-def _photo(path: Path, size: tuple[int, int]) -> tuple[str | None, str]:
-    """(data URI or None, why there is none). RunError for a picture of another size than `size` (h, w), which was exchanged."""
-    try:
-        with PIL.Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except FileNotFoundError:
-        return None, "no picture was kept"
-    except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged files; the page says so in its place
-        return None, "picture cannot be read"
-    if (image.height, image.width) != size:
-        raise RunError(f"{path}: expected a picture of {size[0]} x {size[1]} pixels, got {image.height} x {image.width}; the folder was changed")
-    image.thumbnail((SIDE, SIDE))
-    return pictures.data_uri(image, "WEBP", quality=78, method=4), ""
 
 
 def _mask_picture(mask: NDArray[np.uint8], colours: NDArray[np.uint8]) -> str:

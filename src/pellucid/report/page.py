@@ -6,27 +6,24 @@ What an unfinished run does not have yet is said in its place; what a finished r
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from pellucid import findings, mask_findings, word_findings
-from pellucid.caption_readings import caption_charts
 from pellucid.errors import RunError, UsageError
-from pellucid.readings import Chart, Curve, by_epoch, curve, learning_rate
+from pellucid.readings import Chart
 from pellucid.recipe import Recipe
 from pellucid.report import captions, charts, masks, pictures, settings
 from pellucid.report.content import Mistake, Reading, read_predictions
 from pellucid.report.inside import Inside, read_inside
-from pellucid.report.pretraining import Pretrained, alarms, read_pretraining
+from pellucid.report.pretraining import alarms, read_pretraining
 from pellucid.report.template import render_template
-from pellucid.run import DONE, DataRecord, Measurement, Run, RunRecord, rounded
-from pellucid.views import Room, View, views
+from pellucid.run import DataRecord, Measurement, Run, RunRecord
+from pellucid.views import Room, View, curves, overview, views
 
 MATRIX_CLASSES = 20  # up to here every cell of the confusion matrix has its number
 BAR_CLASSES = 30  # up to here each class has its own row in the data table
@@ -34,19 +31,8 @@ MAX_ROWS = 1000  # of the class table
 MAX_PROBLEMS = 50
 MOST_BYTES = 5_000_000  # of a report
 ROOMS = {  # bytes of text that the data of a view may take in a report; the pictures for paper have their own
-    "curves": 150_000, "features": 900_000, "attention": 800_000, "positions": 150_000, "masks": 800_000, "words": 800_000, "mistakes": 500_000,
+    "curves": 150_000, "features": 800_000, "attention": 800_000, "positions": 150_000, "masks": 800_000, "words": 800_000, "mistakes": 500_000,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What stands behind the headline number. `kind` is verified, mismatch, open or unfinished; `lines` are verify's own,
-    `failed` those that name a mismatch or say why there is no number."""
-
-    kind: str
-    text: str
-    failed: list[str] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -126,9 +112,9 @@ def render(run: Run, *, max_points: int | None = None, share: float = 1.0) -> st
         views=_views(run, max_points, share),
         name=run.name,
         record=record,
-        facts=_facts(recipe, record, data),
+        facts=overview.facts(recipe, record, data),
         headline=headline,
-        promise=_promise(run, record),
+        promise=overview.read_promise(run, record),
         measurements=[m for m in record.measurements if m.key not in _in_class_table(reading, masked)],
         recalls={m.key: m for m in record.measurements},
         alerts=_alerts(run, record, reading) + [of.alert for of in (masked, captioned) if of is not None and of.alert],
@@ -136,7 +122,7 @@ def render(run: Run, *, max_points: int | None = None, share: float = 1.0) -> st
         num_problems=0 if data is None else len(data.problems),
         skipped=[] if data is None else data.skipped,
         alarms=alarms(record),
-        drawings=_curves(run, features, of_pixels=of_pixels, of_captions=of_captions),
+        drawings=[_drawing(chart, x_label) for chart, x_label in curves.run_charts(run)],
         features=features,
         captions=captioned,
         words=captions.read_words(run, room=room) if of_captions else None,
@@ -156,7 +142,7 @@ def render(run: Run, *, max_points: int | None = None, share: float = 1.0) -> st
         if data is None or of_captions
         else {name: charts.bar_strip(split.counts, data.classes, label=f"Samples of each class in {name}") for name, split in data.splits.items()},
         groups=settings.groups(recipe),
-        environment=_flat(run.environment) if _has(run, "environment.json") else None,
+        environment=overview.environment(run),
         command=shlex.join(record.command),
         verify=shlex.join(["pellucid", "verify", str(run.path)]),
     )
@@ -179,58 +165,9 @@ def _views(run: Run, max_points: int | None, share: float) -> dict[str, View]:
 # ── the top of the page ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _promise(run: Run, record: RunRecord) -> Promise:
-    if record.status != DONE:
-        reached = f"epoch {record.epoch}, step {record.step:,}" + (f" of {record.total_steps:,}" if record.total_steps else "")
-        text = f"This run is not finished: it is {record.status} at {reached}."
-        return Promise("unfinished", text, [record.error] if record.error else [])
-    found = _verification(run)
-    if found is None:
-        return Promise("open", f"Not verified yet: {shlex.join(['pellucid', 'verify', str(run.path)])}")
-    when, kind = found.get("when", "an unknown date"), found.get("class")
-    lines = [str(line) for line in found.get("lines", [])]
-    if found["result"] == "verified":
-        return Promise("verified", f"Verified ({kind}) on {when}" if kind else f"Verified on {when}", lines=lines)
-    failed = [line for line in lines if line.startswith("MISMATCH")]
-    return Promise("mismatch", f"Verification found a mismatch on {when}", failed, lines)
-
-
-def _verification(run: Run) -> dict[str, Any] | None:
-    path = run.verify_file
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path}: not readable as JSON: {error}. `pellucid verify {run.path}` writes it anew.") from None
-    if not isinstance(found, dict) or found.get("result") not in ("verified", "mismatch"):
-        raise RunError(f"{path}: expected a result that is verified or mismatch. `pellucid verify {run.path}` writes it anew.")
-    if not isinstance(found.get("lines", []), list):
-        raise RunError(f"{path}: expected a list of lines. `pellucid verify {run.path}` writes it anew.")
-    return found
-
-
-def _facts(recipe: Recipe, record: RunRecord, data: DataRecord | None) -> list[tuple[str, str]]:
-    """(name, text) of what a reader asks first."""
-    facts = [("model", recipe.model.name)]
-    if record.num_params:
-        facts.append(("parameters", rounded(record.num_params, "count")))
-    if data is not None:
-        facts.append(("data", f"{data.source}, " + (f"{len(data.classes):,} classes" if data.vocabulary is None else f"{data.vocabulary.size:,} tokens")))
-    facts.append(("epochs", f"{record.epoch} of {recipe.epochs}"))
-    facts.append(("weights", record.selected))
-    facts.append(("seed", str(recipe.seed)))
-    return facts
-
-
 def _alerts(run: Run, record: RunRecord, reading: Reading | None) -> list[str]:
     """What a reader must know before believing a number."""
-    alerts = []
-    if record.status == DONE:
-        needed = ["data.json", "environment.json", "metrics.jsonl"]
-        alerts += [f"{name} is missing: the run is not whole or was changed." for name in needed if not _has(run, name)]
-        splits = sorted({m.split for m in record.measurements} - {"train"})
-        alerts += [f"predictions of {split} are missing: its numbers cannot be recomputed." for split in splits if not run.predictions_file(split).is_file()]
+    alerts = overview.alerts(run, record)
     if reading is not None:
         stated = {m.key: m for m in record.measurements}.get(f"{reading.split}/accuracy")
         # One sample more or less is a real difference; float32 sums differ by far less.
@@ -247,45 +184,14 @@ def _has(run: Run, name: str) -> bool:
 # ── curves and predictions ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _drawings(lines: Sequence[dict[str, Any]], *, accuracy: str) -> list[Drawing]:
-    """Charts of what metrics.jsonl holds; `accuracy` is what its share of right things is called."""
-    rate, miou = learning_rate(lines), curve(lines, kind="val", value="miou", against="epoch", name="val", style=1)
-    wanted: list[tuple[str, list[Curve], str, str, str]] = [
-        ("Loss", by_epoch(lines, "loss"), "epoch", "loss (nats)", "nats"),
-        (accuracy, by_epoch(lines, "accuracy"), "epoch", accuracy.lower(), "fraction"),
-        ("mIoU", [miou] if miou.points else [], "epoch", "mIoU", "fraction"),
-        ("Learning rate", [rate] if rate.points else [], "step", "learning rate", "rate"),
-    ]
-    return [
-        Drawing(title, charts.line_chart(found, title=title, x_label=x, y_label=y, unit=unit), charts.legend(found) if len(found) > 1 else Markup(""))
-        for title, found, x, y, unit in wanted
-        if found
-    ]
-
-
-def _curves(run: Run, features: Pretrained | None, *, of_pixels: bool, of_captions: bool) -> list[Drawing]:
-    """The charts of a run, by what its task watches."""
-    if features is not None:
-        return _charts(run, features.charts)
-    if of_captions:
-        return _charts(run, caption_charts(run.metrics(), run.measurements))
-    return _drawings(run.metrics(), accuracy="Pixel accuracy" if of_pixels else "Accuracy")
-
-
-def _charts(run: Run, wanted: Sequence[Chart]) -> list[Drawing]:
-    """Charts of a pre-training or a captioning, and its learning rate."""
-    found = [
-        Drawing(
-            c.title,
-            charts.line_chart(
-                c.curves, title=c.title, x_label="epoch", y_label=c.y_label, unit=c.unit, levels=c.levels, shown=c.shown, shaded_below=c.collapsed
-            ),
-            charts.legend([*c.curves, *c.levels]) if len(c.curves) + len(c.levels) > 1 else Markup(""),
-            c.note,
-        )
-        for c in wanted
-    ]
-    return found + [drawing for drawing in _drawings(run.metrics(), accuracy="") if drawing.title == "Learning rate"]
+def _drawing(chart: Chart, x_label: str) -> Drawing:
+    """A chart for paper and for browsers without scripts."""
+    lines = [*chart.curves, *chart.levels]
+    drawn = charts.line_chart(
+        chart.curves, title=chart.title, x_label=x_label, y_label=chart.y_label, unit=chart.unit,
+        levels=chart.levels, shown=chart.shown, shaded_below=chart.collapsed,
+    )  # fmt: skip
+    return Drawing(chart.title, drawn, charts.legend(lines) if len(lines) > 1 else Markup(""), chart.note)
 
 
 def _shown_split(run: Run, headline: Measurement | None) -> str | None:
@@ -320,8 +226,8 @@ def _in_class_table(reading: Reading | None, masked: masks.MaskReading | None) -
 
 
 def _inside(run: Run) -> Inside | None:
-    """What was seen inside; None as well where masks over epochs, or words, are all that was kept."""
-    others = [run.inside / mask_findings.FINDINGS, run.inside / word_findings.WORDS]
+    """What was seen inside; None as well where masks over epochs, words, or neighbours are all that was kept."""
+    others = [run.inside / name for name in (mask_findings.FINDINGS, word_findings.WORDS, "neighbours.json")]
     return None if any(path.is_file() for path in others) and not (run.inside / findings.FINDINGS).is_file() else read_inside(run)
 
 
@@ -357,14 +263,3 @@ def _data_rows(data: DataRecord) -> list[tuple[str, list[tuple[int, int]]]]:
     """(class, [(count, length of its bar in whole percent of the split's largest class) for each split])."""
     largest = {name: max(split.counts, default=0) or 1 for name, split in data.splits.items()}
     return [(label, [(split.counts[i], 100 * split.counts[i] // largest[name]) for name, split in data.splits.items()]) for i, label in enumerate(data.classes)]
-
-
-def _flat(environment: dict[str, Any]) -> list[tuple[str, str]]:
-    """(name, text) of every value, nested names joined by a dot."""
-    found: list[tuple[str, str]] = []
-    for name, value in environment.items():
-        if isinstance(value, dict):
-            found += [(f"{name}.{below}", text) for below, text in _flat(value)]
-        else:
-            found.append((name, settings.shown(value)))
-    return found

@@ -20,6 +20,7 @@ EpochWord = Literal["first", "middle", "last"]
 EPOCH_WORDS: list[EpochWord | int] = ["first", "middle", "last"]
 MapMethod = Literal["attention", "rollout", "grad_cam", "relevance"]
 MaskValue = Annotated[int, Field(ge=0, le=65535)]
+MOST_BANK = 16_000  # one atlas of tiles of 64 pixels holds their pictures
 _EPOCHS = "expected a list of first, middle, last and whole numbers from 1 (0: before training), or {every: k} with k of at least 1"
 
 
@@ -50,6 +51,12 @@ class InsideSection(Section):
     )
     projections: list[Literal["pca", "tsne"]] | None = Field(
         None, description="Pictures of the features in the plane: pca, tsne; default: both where there are features."
+    )
+    attention: bool = Field(
+        True, description="Whether the attention of every patch to every other is kept, of up to 8 of the pictures, where the model has attention."
+    )
+    neighbours: Annotated[int, Field(ge=0, le=MOST_BANK)] = Field(
+        2000, description="Training images, evenly over the classes, among which the pictures most like a mistake or a new photograph are looked for; 0: none."
     )
 
     @field_validator("epochs", mode="before")

@@ -385,6 +385,7 @@ def _for_masks(inside: InsideSection) -> InsideSection:
     for name in ("masks", "mask_target", "mask_ignore", "projections"):
         if getattr(inside, name):
             raise ValueError(f"{name} belongs to classification: segmentation measures by the masks of its data and has no features of whole images")
-    if inside.features and "features" in inside.model_fields_set:
-        raise ValueError("features belongs to classification: segmentation has no features of whole images; leave it out")
-    return inside.model_copy(update={"features": 0})
+    for name in ("features", "neighbours"):
+        if getattr(inside, name) and name in inside.model_fields_set:
+            raise ValueError(f"{name} belongs to classification: segmentation has no features of whole images; leave it out")
+    return inside.model_copy(update={"features": 0, "neighbours": 0})

@@ -3,6 +3,7 @@
     kept.py     findings, arrays, hashes               stored.py   from the arrays and snapshots; what must be there
     scores.py   measures from their definitions        anew.py     from checkpoint and data
     planes.py   the numbers under a projection         maps.py     pictures, plain attention, features
+    views.py    attention of patches, training images to compare with, atlases
 
 Nothing here imports the measures, the projections or the recorder of `inside`, but for maps of models whose attention has no plain form: their check says so.
 Not recomputed: layouts of t-SNE (their numbers are), position embeddings, heads of attention that has no plain form.

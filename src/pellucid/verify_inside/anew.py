@@ -22,6 +22,7 @@ from pellucid.verify_inside import maps, scores
 from pellucid.verify_inside.kept import Kept, Line, Told, expected_epochs, guarded, line
 from pellucid.verify_inside.scores import wide
 from pellucid.verify_inside.stored import score_lines
+from pellucid.verify_inside.views import anew_attention_checks, anew_view_checks
 
 SAME_MACHINE, OTHER_MACHINE = 1e-4, 1e-2  # of a map's largest value: float32 by fused and by plain kernels, on one class of device and on another
 HALF = 2.0**-11  # rounding to float16, as a share of a number
@@ -68,6 +69,7 @@ def anew_checks(kept: Kept, dataset: Dataset, module: nn.Module, runtime: Runtim
     near = SAME_MACHINE if all(now[key] == then.get(key) for key in DECIDES_BITS) else OTHER_MACHINE
     lines = guarded("inside probe", lambda: _probe(kept, dataset))
     lines += guarded("inside features", lambda: _features(kept, dataset, module, runtime, near))
+    lines += guarded("inside neighbours", lambda: anew_view_checks(kept, dataset, module, runtime, near))
     made: list[_Anew] = []
 
     def read() -> list[Line]:
@@ -82,6 +84,7 @@ def anew_checks(kept: Kept, dataset: Dataset, module: nn.Module, runtime: Runtim
     lines += guarded("inside methods", lambda: [_methods(made[0])])
     told("verifying maps", 0, 2)
     lines += guarded("inside maps anew", lambda: _maps(made[0], module, "maps"))
+    lines += guarded("inside attention of patches", lambda: anew_attention_checks(kept, module, made[0].inputs, near))
     told("verifying maps", 1, 2)
     stranger = maps.with_random_weights(module, kept.recipe.seed)
     lines += guarded("inside maps of random weights", lambda: _maps(made[0], stranger, "random"))

@@ -154,6 +154,11 @@ def as_inputs(recipe: Recipe, arrays: Sequence[NDArray[np.uint8]], mean: Sequenc
     return torch.stack(made) if made else torch.empty(0, 3, *size)
 
 
+def cropped(array: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8, the middle of a stored image (h, w, 3) by torchvision: what a model sees of it before it is normalised."""
+    return np.ascontiguousarray(v2.functional.center_crop(torch.from_numpy(np.array(array)).permute(2, 0, 1), list(size)).permute(1, 2, 0).numpy())
+
+
 def _place(content: bytes, first: str, dataset: Dataset) -> tuple[str, int | None]:
     """(split, row) of a photograph whose content an image of the data has."""
     wanted = bytes_hash(content)
@@ -199,11 +204,7 @@ class _One:
 def plainly(model: nn.Module, inputs: Tensor, targets: Sequence[int], kinds: Mapping[str, MapKind]) -> Plain:
     """The maps of `kinds` that have a plain way, for images (n, 3, H, W) and the class that is explained for each."""
     seen: list[tuple[str, Tensor]] = []
-    plain = copy.deepcopy(model).eval()
-    for parameter in plain.parameters():
-        parameter.requires_grad_(False)  # the gradient runs through the activations
-    for path, module in plain.named_modules():
-        _unfuse(path, module, seen)
+    plain = _plain_copy(model, seen)
     rows = []
     for image, target in zip(inputs.split(1), targets, strict=True):
         seen.clear()
@@ -218,6 +219,28 @@ def plainly(model: nn.Module, inputs: Tensor, targets: Sequence[int], kinds: Map
         found.heads = np.stack([row.heads for row in rows if row.heads is not None])
     if rows and all(row.outliers is not None for row in rows):
         found.outliers = np.array([row.outliers for row in rows])
+    return found
+
+
+def _plain_copy(model: nn.Module, seen: list[tuple[str, Tensor]]) -> nn.Module:
+    """A copy in eval mode whose attention, where it has a plain form, is written out and goes to `seen`."""
+    plain = copy.deepcopy(model).eval()
+    for parameter in plain.parameters():
+        parameter.requires_grad_(False)  # the gradient runs through the activations
+    for path, module in plain.named_modules():
+        _unfuse(path, module, seen)
+    return plain
+
+
+@torch.no_grad()
+def attentions(model: nn.Module, inputs: Tensor) -> list[list[tuple[str, Floats]]]:
+    """For each of (n, 3, H, W) images path and probabilities (h, N, N) of each attention that has a plain form, in the order in which they ran."""
+    seen: list[tuple[str, Tensor]] = []
+    plain, found = _plain_copy(model, seen), []
+    for image in inputs.split(1):
+        seen.clear()
+        plain(image)
+        found.append([(path, A[0].double().cpu().numpy()) for path, A in seen if len(A) == 1])
     return found
 
 

@@ -14,6 +14,7 @@ from pellucid.run import Measurement, Probe, rounded
 from pellucid.verify_inside import planes, scores
 from pellucid.verify_inside.kept import Kept, Line, Told, guarded, line
 from pellucid.verify_inside.scores import wide
+from pellucid.verify_inside.views import stored_view_checks
 
 EXACT = 1e-6  # two correct float64 computations of one number from the same arrays
 LEAST_POINTS, NEIGHBOURS = 4, 10  # of a projection
@@ -33,6 +34,7 @@ def stored_checks(kept: Kept, progress: Told | None = None) -> list[Line]:
     lines += guarded("inside scores", lambda: _complete(kept, found))
     lines += guarded("inside images", lambda: _images(kept, found))
     lines += guarded("inside epochs", lambda: _epochs(kept))
+    lines += guarded("inside neighbours", lambda: stored_view_checks(kept))
     return lines + guarded("inside projections", lambda: _projections(kept, told))
 
 

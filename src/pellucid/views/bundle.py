@@ -2,7 +2,7 @@
 
 A page is a file that is opened from a disk, where a module cannot import another. The modules therefore stand one behind the other in one script, in an order
 in which each comes after what it imports, without their `import` lines and the word `export`; their top-level names are all different (a test holds it).
-Lines that are comments alone, and the spaces that a line begins with, are left out; no template literal of ours spans lines.
+rjsmin and rcssmin leave out comments and blanks and rename nothing: what a page runs can be read beside web/.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import functools
 import hashlib
 import re
 from importlib import resources
+
+import rcssmin
+import rjsmin
 
 from pellucid.errors import UsageError
 
@@ -33,15 +36,15 @@ def script(entry: str) -> str:
         missing = {of for of in _IMPORT.findall(text) if of not in there}
         if missing:
             raise UsageError(f"web/{name}.js imports {', '.join(sorted(missing))}, which comes after it; mend the order of MODULES")
-        parts.append(f"// {name}.js\n{_short(_EXPORT.sub('', _IMPORT.sub('', text)))}")
+        parts.append(_EXPORT.sub("", _IMPORT.sub("", text)))
         there.add(name)
-    return "\n".join(parts)
+    return str(rjsmin.jsmin("\n".join(parts)))
 
 
 @functools.cache
 def style() -> str:
     """The style of the views, for report and explorer."""
-    return _short(re.sub(r"/\*.*?\*/", "", source("view.css"), flags=re.DOTALL))
+    return str(rcssmin.cssmin(source("view.css")))
 
 
 def integrity(text: str) -> str:
@@ -52,8 +55,3 @@ def integrity(text: str) -> str:
 def source(name: str) -> str:
     """A file of web/."""
     return resources.files("pellucid.views").joinpath("web", name).read_text(encoding="utf-8")
-
-
-def _short(text: str) -> str:
-    lines = (line.strip() for line in text.splitlines())
-    return "\n".join(line for line in lines if line and not line.startswith("//")) + "\n"

@@ -1,0 +1,197 @@
+"""A new picture and a run's model: what the model says of it, where it looked, and which training pictures are most like it. The only part that needs torch.
+
+What is found is written as `pellucid inside` writes it, into a temporary folder outside the runs, and read back by the builders of the views, so that a
+new picture is shown by the same code as those of a run. Loading a model executes nothing from its file (`models.weights`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+import pellucid
+from pellucid.atlas import read_tiles
+from pellucid.data.images import decode
+from pellucid.errors import UsageError
+from pellucid.explore.live import safe
+from pellucid.explore.uploads import NAME
+from pellucid.inside.features import penultimate
+from pellucid.inside.looking import Pictures, look
+from pellucid.inside.pixel_scores import PixelScores
+from pellucid.inside.survey import fitting
+from pellucid.look import map_layer, map_methods, without_prediction, write
+from pellucid.look_words import look_into_words
+from pellucid.mask_findings import EpochNumbers, MaskedPicture, MaskFindings, reduced_mask
+from pellucid.neighbour_findings import NEIGHBOUR_ATLAS, NEIGHBOUR_SIDE, has_neighbours, load_neighbours, nearest_kept
+from pellucid.run import Run, rounded
+from pellucid.subjects import Subject, subject
+from pellucid.tasks import MODELS, segmentation
+from pellucid.views import EXPLORER, View, attention, encoding, masks, words
+
+MOST_NAMED = 5  # classes of one picture
+QUICK = ("attention", "grad_cam")  # maps that are drawn while a person waits, the first without a class too; `pellucid inside` draws all
+Looked = tuple[list[str], dict[str, View | None]]  # sentences, views by name
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run's model, with what its weights file was when it was loaded."""
+
+    key: tuple[Any, ...]
+    subject: Subject
+    classifier: tuple[str, ...]
+
+
+class Asker:
+    """Looks at one picture after another; the model of the run that was asked last stays loaded."""
+
+    def __init__(self) -> None:
+        self._loaded: Loaded | None = None
+
+    def look(self, run: Run, picture: bytes, ending: str) -> dict[str, Any]:
+        """{"lines": sentences, "views": {name: View}, "near": the training pictures most like it, or null} of the bytes of a picture.
+
+        Raises MissingError (a run without final weights), WeightsError, RunError, DataError.
+        """
+        safe(run)
+        with tempfile.TemporaryDirectory(prefix="pellucid-picture-") as folder:
+            file = Path(folder) / f"picture{ending}"
+            file.write_bytes(picture)
+            near = None
+            if run.recipe.captioned:
+                lines, found = _worded(run, file, Path(folder) / "found")
+            else:
+                loaded = self._model(run)
+                photo = decode(picture, NAME + ending)
+                lines, found = _masked(run, loaded, photo, file, Path(folder)) if run.recipe.masked else _classified(run, loaded, photo, Path(folder))
+                near = None if run.recipe.masked else _near(run, loaded, photo)
+        headline = next(iter(run.measurements.values()), None)
+        if headline is not None:
+            interval = encoding.number(headline)["interval"]  # type: ignore[index]
+            lines.append(
+                f"How far to trust it: {headline.name} on {headline.split} is {headline}{f' ({interval})' * bool(interval)}, over {headline.n:,} pictures like "
+                "those of the training. Nobody says what is right for this one."
+            )
+        return {"lines": lines, "views": {name: view for name, view in found.items() if view}, "near": near}
+
+    def _model(self, run: Run) -> Loaded:
+        file = run.final_weights
+        stat = file.stat() if file.is_file() else None
+        key = (run.path, None if stat is None else (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+        if self._loaded is None or self._loaded.key != key:
+            self._loaded = None  # before the next one takes its memory
+            chosen = subject(run.path)
+            classifier = MODELS[run.recipe.task](run.recipe, run.data.outputs, start_weights=False)[0].classifier if chosen.num_classes else ()
+            self._loaded = Loaded(key, chosen, tuple(classifier))
+        return self._loaded
+
+
+# ── by task ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _classified(run: Run, loaded: Loaded, photo: PIL.Image.Image, folder: Path) -> Looked:
+    """What a classifier, or a pre-trained backbone, says of a photograph."""
+    chosen = loaded.subject
+    inputs = chosen.inputs([chosen.view(photo)])
+    found = chosen.predict(inputs)
+    probabilities = None if found is None else found.numpy()
+    if probabilities is None:
+        lines = ["This model was trained without labels and names no class. What it takes for alike stands below, where the run kept it."]
+    else:
+        order = np.argsort(-probabilities[0], kind="stable")[:MOST_NAMED]
+        named = [f"{chosen.label(int(i))} {rounded(float(probabilities[0, i]))}" for i in order]
+        lines = [f"It says {named[0]}." if len(named) < 2 else f"It says {named[0]}; then {', '.join(named[1:])} (probabilities)."]
+    methods, why = _quick(chosen, inputs)
+    if not methods:
+        return [*lines, f"There is no map of where it looked: {why}"], {}
+    _look(run, chosen, photo, inputs, probabilities, folder, methods=methods)
+    return lines, {"attention": attention.of_folder(folder, EXPLORER)}
+
+
+def _masked(run: Run, loaded: Loaded, photo: PIL.Image.Image, file: Path, folder: Path) -> Looked:
+    """What a segmenter says of the pixels of a photograph."""
+    chosen, data = loaded.subject, run.data
+    assert isinstance(chosen.module, PixelScores)
+    assert data.mask_format is not None
+    (said,) = segmentation.predict(run, chosen.module.segmenter, [photo], runtime=chosen.runtime)
+    shares = sorted(((share, name) for name, share in said.shares.items() if share), reverse=True)
+    parts = ", ".join(f"{name} {rounded(share)}" for share, name in shares[:MOST_NAMED])
+    lines = [f"Of its pixels: {parts}{', and others' * (len(shares) > MOST_NAMED)}.", f"Mean confidence of a pixel: {rounded(float(said.confidence.mean()))}."]
+    epoch, of_file = run.record.epoch, MaskedPicture(NAME, (photo.height, photo.width), [], [EpochNumbers(run.record.epoch, None, None)])
+    findings = MaskFindings(
+        pellucid.__version__, list(data.classes), data.mask_format, [epoch], run.record.selected, [of_file], ["Nobody says what is right for this picture."]
+    )
+    confidence = np.rint(said.confidence * 255).astype(np.uint8)
+    arrays = {"predicted/0": reduced_mask(said.mask.astype(np.uint8))[None], "confidence/0": reduced_mask(confidence)[None]}
+    findings.save(folder, arrays, [np.asarray(photo)])
+    inputs = chosen.inputs([chosen.view(photo)])
+    found: dict[str, View | None] = {"masks": masks.of_folder(folder, EXPLORER)}
+    try:
+        layer = map_layer(chosen.module, inputs, chosen.backbone)
+        scores = chosen.predict(inputs)
+        _look(run, chosen, photo, inputs, None if scores is None else scores.numpy(), folder, methods=map_methods(run.recipe), layer=layer)
+    except UsageError as error:
+        return [*lines, f"There is no map of where it looked: {error}"], found
+    return lines, found | {"attention": attention.of_folder(folder, EXPLORER)}
+
+
+def _worded(run: Run, file: Path, folder: Path) -> Looked:
+    """What a captioner says of a photograph, and where it looked for each word."""
+    findings = look_into_words(run.path, [file], folder)
+    findings.images = [replace(image, file=NAME) for image in findings.images]
+    findings.notes = [note.replace(str(file), NAME) for note in findings.notes]
+    findings.save(folder)
+    return [f"It says: {findings.images[0].caption or 'nothing'}"], {"words": words.of_folder(folder, EXPLORER)}
+
+
+def _quick(chosen: Subject, inputs: torch.Tensor) -> tuple[list[str], str]:
+    """(those of QUICK that fit the model, why the last other one does not)."""
+    methods, why = [], ""
+    for method in QUICK if chosen.num_classes else QUICK[:1]:
+        try:
+            methods += fitting(chosen.module, inputs, [method])[0]
+        except UsageError as error:
+            why = str(error)
+    return methods, why
+
+
+def _look(
+    run: Run, chosen: Subject, photo: PIL.Image.Image, inputs: torch.Tensor, probabilities: np.ndarray | None, folder: Path,
+    *, methods: list[str] | None, layer: str | None = None,
+) -> None:  # fmt: skip
+    """Write the folder of findings of one photograph: maps, attention, no figures and no deletion, which take longer than a person waits."""
+    size = (photo.height, photo.width)
+    pictures = Pictures((NAME,), (size,), (chosen.view_box(size),), chosen.view(photo)[None], (None,), np.array([-1]))
+    found = look(
+        chosen.module, inputs, pictures, name=chosen.name, weights=chosen.weights, classes=chosen.classes, probabilities=probabilities, methods=methods,
+        layer=layer, deletion=False, split="photographs", seed=run.recipe.seed,
+    )  # fmt: skip
+    if isinstance(chosen.module, PixelScores):
+        without_prediction(found, layer)
+    write(found, folder, [np.asarray(photo)])
+
+
+@torch.inference_mode()
+def _near(run: Run, loaded: Loaded, photo: PIL.Image.Image) -> dict[str, Any] | None:
+    """{"how", "items"}: the kept training pictures whose penultimate features are most like the photograph's; None where the run kept none."""
+    if not has_neighbours(run.inside):
+        return None
+    kept, chosen = load_neighbours(run.inside), loaded.subject
+    with chosen.runtime.autocast():
+        inputs = chosen.inputs([chosen.view(photo)])
+        features = penultimate(chosen.module, inputs, loaded.classifier) if loaded.classifier else chosen.module(inputs).float()
+    (near,) = nearest_kept(features.float().cpu().numpy(), kept.features)
+    tiles = read_tiles(run.inside / NEIGHBOUR_ATLAS, NEIGHBOUR_SIDE, [one.index for one in near])
+    classes, items = run.data.classes, []
+    for one, tile in zip(near, tiles, strict=True):
+        label = classes[kept.labels[one.index]] if kept.labels[one.index] < len(classes) else ""
+        name = kept.findings.files[one.index]
+        items.append({"src": encoding.picture(tile), "alt": f"{name}, {label}", "lines": [label, f"cosine {rounded(one.cosine)}", name]})
+    searched = f"{kept.findings.n:,} of {kept.findings.of:,} training pictures were searched"
+    return {"how": f"The training pictures most like it by the features that the classifier sees, most similar first; {searched}.", "items": items}

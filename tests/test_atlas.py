@@ -57,9 +57,12 @@ def test_an_atlas_that_is_gone_or_changed_is_an_error_with_its_name(tmp_path: Pa
         read_tiles(path, 32, [0])
 
 
-def test_more_pictures_than_one_file_holds_are_refused(tmp_path: Path) -> None:
+def test_more_pictures_than_one_file_holds_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert most_tiles(64) == 255 * COLUMNS
-    with pytest.raises(ValueError, match=r"holds 1 to 64 pictures, got 65"):
-        write_atlas(tmp_path / "atlas.webp", [flat(0)] * 65, 16_000)
-    with pytest.raises(ValueError, match=r"got 0"):
+    with pytest.raises(ValueError, match=r"tiles of an atlas have 1 to 255 pixels, got 256"):
+        write_atlas(tmp_path / "atlas.webp", [flat(0)], 256)
+    with pytest.raises(ValueError, match=r"got none"):
         write_atlas(tmp_path / "atlas.webp", [], 32)
+    monkeypatch.setattr("pellucid.atlas.LONGEST", 130)
+    with pytest.raises(ValueError, match=r"an atlas of tiles of 2 pixels holds 1 to 4,160 pictures, got more"):
+        write_atlas(tmp_path / "atlas.webp", (flat(0) for _ in range(1_000_000)), 2)

@@ -24,7 +24,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 COMMANDS = [
     "demo", "train", "resume", "study", "plan", "validate", "verify", "evaluate", "predict", "inside", "export", "report", "compare", "data check", "recipes ls", "recipes cp",
-    "recipes schema", "doctor",
+    "recipes schema", "doctor", "figure", "explore",
 ]  # fmt: skip
 OF_MASKS = """\
 task: segmentation

@@ -5,6 +5,7 @@ A picture is shown whole, in the middle of its square tile, on grey where it is 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -23,7 +24,9 @@ GREY = (128, 128, 128)  # beside a picture that is not square
 
 
 def most_tiles(side: int) -> int:
-    """How many tiles of `side` x `side` pixels one atlas holds."""
+    """How many tiles of `side` x `side` pixels one atlas holds; ValueError where a row of them is too long for a file."""
+    if not 0 < side * COLUMNS <= LONGEST:
+        raise ValueError(f"tiles of an atlas have 1 to {LONGEST // COLUMNS} pixels, got {side}")
     return LONGEST // side * COLUMNS
 
 
@@ -34,10 +37,11 @@ def tile_of(image: NDArray[np.uint8] | PIL.Image.Image, side: int) -> PIL.Image.
 
 
 def write_atlas(path: Path, images: Iterable[NDArray[np.uint8] | PIL.Image.Image], side: int) -> Path:
-    """Write pictures as tiles of `side` pixels, in their order; returns the path. At least one picture, at most `most_tiles(side)`."""
-    tiles = [tile_of(image, side) for image in images]
-    if not 0 < len(tiles) <= most_tiles(side):
-        raise ValueError(f"an atlas of tiles of {side} pixels holds 1 to {most_tiles(side):,} pictures, got {len(tiles):,}")
+    """Write pictures as tiles of `side` pixels, in their order; returns the path. At least one picture, at most `most_tiles(side)`; ValueError for others."""
+    most = most_tiles(side)
+    tiles = [tile_of(image, side) for image in itertools.islice(images, most + 1)]
+    if not 0 < len(tiles) <= most:
+        raise ValueError(f"an atlas of tiles of {side} pixels holds 1 to {most:,} pictures, got {'more' if tiles else 'none'}")
     whole = PIL.Image.new("RGB", (side * min(COLUMNS, len(tiles)), side * -(-len(tiles) // COLUMNS)), GREY)
     for i, tile in enumerate(tiles):
         whole.paste(tile, (i % COLUMNS * side, i // COLUMNS * side))

@@ -7,6 +7,7 @@ frame where it finds nothing.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chro
 MISSING = "no Chromium: apt-get install chromium"
 SIZE = {"width": 1280, "height": 900}
 
-# In the page before its own scripts. `drawn` is a selector of what is drawn; thumbs: many colours are wanted, not dots alone.
+# In the page before its own scripts. `bench` holds the fields of Page.
 CLOCK = """
 (() => {
   const W = 160, H = 130, small = new OffscreenCanvas(W, H), context = small.getContext("2d", { willReadFrequently: true });
@@ -31,24 +32,28 @@ CLOCK = """
     const element = target();
     if (!element) return "";
     if (element.tagName !== "CANVAS") {
-      return Array.from(document.querySelectorAll(bench.drawn)).slice(0, 64).map((e) => e.getAttribute("transform") ?? `${e.getAttribute("x")} ${e.getAttribute("y")}`).join();
+      const some = Array.from(document.querySelectorAll(bench.drawn)).slice(0, 64);
+      return some.map((one) => one.getAttribute("transform") ?? `${one.getAttribute("x")} ${one.getAttribute("y")}`).join();
     }
     context.clearRect(0, 0, W, H), context.drawImage(element, 0, 0, W, H);
     const pixels = new Uint32Array(context.getImageData(0, 0, W, H).data.buffer), seen = new Set(pixels);
     let hash = 0;
     for (const pixel of pixels) hash = (Math.imul(hash, 31) + pixel) | 0;
-    return seen.size < (bench.thumbnails ? 2000 : 20) ? "" : String(hash);
+    return seen.size < (bench.colours) ? "" : String(hash);
   };
   const isDrawn = () => {
     const element = target();
-    return element && (element.tagName !== "CANVAS" || element.width > 0) && (element.tagName === "CANVAS" ? look() : document.querySelectorAll(bench.drawn).length >= bench.count);
+    if (!element) return false;
+    return element.tagName === "CANVAS" ? element.width > 0 && look() : document.querySelectorAll(bench.drawn).length >= bench.elements;
   };
   bench.painted = (async () => {
     while (!target()) await frame();
-    for (await frame(); ; ) {
+    await frame();
+    for (;;) {
       await frame();
       const now = performance.now();
       if (isDrawn()) return now;
+      if (now > 20_000) return null;
     }
   })();
   const slider = () => Array.from(document.querySelectorAll("input[type=range]")).find((input) => !bench.slider || input.closest(bench.slider));
@@ -120,11 +125,12 @@ CLOCK = """
 
 @dataclass(frozen=True)
 class Page:
-    """A page to measure: its text, and where in it the drawing is. elements: how many of them, where the drawing is no canvas."""
+    """A page to measure: its text, and the selector of what is drawn. colours: how many its pixels have at least, thumbnails more than dots; elements: how
+    many there are where the drawing is no canvas; last: the slider's last step; slider: a selector of what it stands in."""
 
     text: str
     drawn: str
-    thumbnails: bool = False
+    colours: int = 20
     elements: int = 0
     last: int = 19
     slider: str = ""
@@ -135,18 +141,32 @@ class Page:
 
 
 @contextmanager
-def browser(*, unlimited: bool = False) -> Iterator[Any]:
-    """Chromium without a screen; unlimited: frames follow each other as fast as they are made, not 60 a second."""
+def browsers() -> Iterator[tuple[Any, Any]]:
+    """Two Chromiums without a screen and a graphics card: one of 60 frames a second, one whose frames follow each other as fast as they are made."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         arguments = ["--disable-gpu", "--force-color-profile=srgb"] + (["--no-sandbox"] if os.geteuid() == 0 else [])
-        arguments += ["--disable-frame-rate-limit", "--disable-gpu-vsync"] if unlimited else []
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        unlimited = [*arguments, "--disable-frame-rate-limit", "--disable-gpu-vsync"]
+        found = [playwright.chromium.launch(executable_path=CHROMIUM, args=options) for options in (arguments, unlimited)]
         try:
-            yield found
+            yield found[0], found[1]
         finally:
-            found.close()
+            for one in found:
+                one.close()
+
+
+def loading(browser: Any, path: Path) -> tuple[float, float]:
+    """ms from the begin of the navigation to the first paint of content, and until a file is loaded."""
+    tab = browser.new_page(viewport=SIZE)
+    try:
+        tab.goto(path.resolve().as_uri())
+        tab.wait_for_function("performance.getEntriesByName('first-contentful-paint').length", polling=50)
+        first = tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        whole = tab.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
+        return float(first), float(whole)
+    finally:
+        tab.close()
 
 
 @contextmanager
@@ -155,8 +175,8 @@ def opened(browser: Any, page: Page, *, still: bool = True, picture: Path | None
     tab = browser.new_page(viewport=SIZE, reduced_motion="reduce" if still else "no-preference")
     errors: list[str] = []
     tab.on("pageerror", lambda error: errors.append(str(error)))
-    settings = {"drawn": page.drawn, "thumbnails": page.thumbnails, "count": page.elements, "last": page.last, "slider": page.slider}
-    tab.add_init_script(f"globalThis.bench = {settings!r};".replace("True", "true").replace("False", "false") + CLOCK)
+    fields = {"drawn": page.drawn, "colours": page.colours, "elements": page.elements, "last": page.last, "slider": page.slider}
+    tab.add_init_script(f"globalThis.bench = {json.dumps(fields)};{CLOCK}")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "page.html"
         file.write_text(page.text, encoding="utf-8")
@@ -173,8 +193,11 @@ def opened(browser: Any, page: Page, *, still: bool = True, picture: Path | None
 
 
 def painted(tab: Any) -> float:
-    """ms from the begin of the navigation until what is drawn is painted."""
-    return float(tab.evaluate("bench.painted"))
+    """ms from the begin of the navigation until what is drawn is painted. RuntimeError where nothing is within 20 s."""
+    found = tab.evaluate("Promise.race([bench.painted, new Promise((done) => setTimeout(done, 20_000, null))])")
+    if found is None:
+        raise RuntimeError("nothing that was looked for was painted within 20 seconds")
+    return float(found)
 
 
 def steps(tab: Any, pause: int = 30) -> list[float]:

@@ -9,14 +9,26 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from pellucid import __version__
+from pellucid.attention_findings import AttentionFindings, KeptLayer
 from pellucid.data import scenes
+from pellucid.findings import ARRAYS, IMAGES, Findings, ImageFinding, Panel, ProjectionFinding
+from pellucid.records import write_arrays
+from pellucid.report.inside import MAX_PLANES, MAX_POINTS
+from pellucid.report.planes import legend, plane
+from pellucid.report.template import render_template
+from pellucid.run import Measurement
+from pellucid.views import EXPLORER, Room, View, attention, features
 
 SIDE = 24  # pixels of a thumbnail
 COLUMNS = 64  # of the atlas of the bare page
@@ -79,7 +91,8 @@ BARE = """<!doctype html>
 <script type="module">
 const bytes = Uint8Array.from(atob("@places@"), (c) => c.charCodeAt(0)), places = new Uint16Array(bytes.buffer);
 const labels = Uint8Array.from(atob("@labels@"), (c) => c.charCodeAt(0)), colours = @colours@, p = labels.length;
-const canvas = document.querySelector("canvas"), context = canvas.getContext("2d"), { width, height } = canvas, thumbnails = @thumbnails@, move = @move@;
+const canvas = document.querySelector("canvas"), context = canvas.getContext("2d"), { width, height } = canvas;
+const thumbnails = @thumbnails@, move = @move@;
 const atlas = new Image();
 atlas.src = "@atlas@";
 if (thumbnails) await atlas.decode();
@@ -87,7 +100,8 @@ function draw(from, to, share) {
   context.clearRect(0, 0, width, height);
   for (let i = 0; i < p; i++) {
     const a = 2 * (from * p + i), b = 2 * (to * p + i);
-    const x = (places[a] + share * (places[b] - places[a])) / 65535 * (width - 24), y = height - 24 - (places[a + 1] + share * (places[b + 1] - places[a + 1])) / 65535 * (height - 24);
+    const x = (places[a] + share * (places[b] - places[a])) / 65535 * (width - 24);
+    const y = height - 24 - (places[a + 1] + share * (places[b + 1] - places[a + 1])) / 65535 * (height - 24);
     if (thumbnails) context.drawImage(atlas, i % 64 * 24, Math.floor(i / 64) * 24, 24, 24, x, y, 24, 24);
     else context.fillStyle = colours[labels[i]], context.fillRect(x + 9, y + 9, 6, 6);
   }
@@ -141,13 +155,15 @@ def plotly(points: Points, *, thumbnails: bool) -> str:
     else:
         figure.frames = [go.Frame(name=str(e), data=[{"x": x[e], "y": y[e]}]) for e in range(len(x))]
         steps = [{"method": "animate", "label": str(e + 1), "args": [[str(e)], once]} for e in range(len(x))]
-    figure.update_layout(width=CANVAS[0] + 100, height=CANVAS[1] + 160, sliders=[{"steps": steps, "currentvalue": {"prefix": "Epoch "}, "transition": {"duration": 0}}])
+    figure.update_layout(
+        width=CANVAS[0] + 100, height=CANVAS[1] + 160, sliders=[{"steps": steps, "currentvalue": {"prefix": "Epoch "}, "transition": {"duration": 0}}]
+    )
     figure.update_xaxes(range=[-0.05, 1.05]), figure.update_yaxes(range=[-0.05, 1.05])
     return str(figure.to_html(include_plotlyjs=True, auto_play=False))
 
 
 def altair(points: Points, *, thumbnails: bool) -> str:
-    """A chart whose slider is a parameter, Vega in it (`inline=True`). Each point is one row with all its places, so that nothing is said twice; its
+    """A chart whose slider is a parameter, Vega in it (`inline=True`), on a canvas, as its SVG is slower. Each point is one row with all its places, so that nothing is said twice; its
     picture stands in its tooltip or is its mark."""
     import altair as alt
 
@@ -164,8 +180,69 @@ def altair(points: Points, *, thumbnails: bool) -> str:
     else:
         colour = alt.Color("class:N", scale=alt.Scale(domain=list(points.classes), range=list(COLOURS[: len(points.classes)])))
         drawn = base.mark_point(filled=True, size=36).encode(x=x, y=y, color=colour, shape="class:N", tooltip=["class:N", "image:N"])
-    return str(drawn.add_params(epoch).properties(width=CANVAS[0], height=CANVAS[1]).to_html(inline=True))
+    return str(drawn.add_params(epoch).properties(width=CANVAS[0], height=CANVAS[1]).to_html(inline=True, embed_options={"renderer": "canvas"}))
 
 
 def _base64(raw: bytes) -> str:
     return base64.b64encode(raw).decode("ascii")
+
+
+# ── Pellucid's pages ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pellucid(points: Points, *, thumbnails: bool, room: Room | None = None, names: Sequence[str] = ("pca-last",)) -> str:
+    """An offline page as `report` writes it: the view of features with its still picture, scripts and style of all views. names: of the projections."""
+    epochs = range(1, len(points.places) + 1)
+    planes = [(ProjectionFinding(name, "Fabricated places.", [_panel(epoch, len(points.labels)) for epoch in epochs]), points.places) for name in names]
+    tiles = [PIL.Image.fromarray(image) for image in points.images]
+    files = [f"val/{i:06d}.png" for i in range(len(points.labels))]
+    view = features.of_arrays(planes, points.labels, points.classes, files=files, tiles=lambda rows: [tiles[i] for i in rows], room=room)
+    shown = f"{len(points.labels):,}"
+    cut = [note for note in view["notes"] if "are here" in note or "did not fit" in note]
+    assert not cut, f"expected all {shown} points in every epoch with their pictures, as the others have them; left out: {cut}"
+    return offline("features", view, still(points) * len(names), {"pictures": thumbnails})
+
+
+def still(points: Points) -> str:
+    """The picture for paper of one projection, as the report draws it."""
+    rows, epochs = features.spread(len(points.labels), MAX_POINTS), features.spread(len(points.places), MAX_PLANES)
+    drawn = [plane(points.places[e][rows].astype(np.float64), points.labels[rows], ((0, 1), (0, 1)), label=f"epoch {e + 1}") for e in epochs]
+    return legend(points.classes, others=0) + '<div class="figures planes">' + "".join(f"<figure>{one}</figure>" for one in drawn) + "</div>"
+
+
+def offline(name: str, view: View, paper: str, state: dict[str, Any]) -> str:
+    """The report's frame with one view in it, in the state that a saved view has."""
+    page, body, held = render_template("page.html", views={name: view}), "\n<footer>", '{"view":'
+    assert page.count(body) == 1, "the place of the view in the frame of a page is gone"
+    section = f'<main id="content"><section><div data-view="{name}"><div class="still">{paper}</div></div></section></main>'
+    return page.replace(body, section + body, 1).replace(held, f'{{"state":{json.dumps(state)},"view":', 1)
+
+
+def attention_page(folder: Path, *, side: int, heads: int, layers: int, seed: int = 0) -> str:
+    """The view of attention of one picture, of fabricated weights on side x side patches and a class token, kept in a folder as training keeps them."""
+    random = np.random.default_rng(seed)
+    arrays: dict[str, NDArray[np.generic]] = {}
+    patches = side * side
+    for layer in range(layers):
+        weights = random.gamma(0.3, size=(heads, patches + 1, patches + 1)).astype(np.float32)
+        weights /= weights.sum(2, keepdims=True)
+        rows, largest = weights[:, 1:, 1:], weights[:, 1:, 1:].max(2)
+        arrays[f"rows/0/{layer}"] = np.rint(255 * rows / largest[..., None]).astype(np.uint8)
+        arrays[f"scale/0/{layer}"], arrays[f"rest/0/{layer}"], arrays[f"class/0/{layer}"] = largest, weights[:, 1:, 0].copy(), weights[:, 0, 1:].copy()
+    kept = [KeptLayer(f"blocks.{layer}.attn", heads, False, (side, side)) for layer in range(layers)]
+    AttentionFindings(__version__, "fabricated weights", kept, [0], True).save(folder, arrays)
+    picture = ImageFinding("val/000000.png", (224, 224), (0, 0, 224, 224), scenes.SHAPES[0], scenes.SHAPES[0], 0.9)
+    Findings(__version__, "fabricated", "none", images=[picture]).save(folder)
+    write_arrays(folder / ARRAYS, {})
+    (folder / IMAGES).mkdir()
+    PIL.Image.fromarray(scenes.draw(0, split="val", image_size=(224, 224)).image).save(folder / IMAGES / "0.webp")
+    view = attention.of_folder(folder, EXPLORER)
+    assert view is not None, "the folder has attention"
+    assert len(view["layers"]) == layers, f"expected {layers} layers in the view, got {len(view['layers'])}"
+    return offline("attention", view, "", {})
+
+
+def _panel(epoch: int, n: int) -> Panel:
+    """Numbers that say nothing, of the length that real ones have."""
+    one = Measurement("k-NN accuracy", 0.9206, "fraction", "val", n, 1, how="k = 20 neighbours by cosine, each image left out in turn", interval=(0.9, 0.94))
+    return Panel(epoch, one, one, one, one, one)

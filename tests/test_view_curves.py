@@ -61,7 +61,7 @@ def test_long_curves_keep_their_last_point_and_the_view_says_what_is_left_out() 
     found = view["charts"][0]["curves"][0]
     assert len(found["x"]) <= 201
     assert found["x"][-1] == 949
-    assert view["notes"] == ["Of a curve at most 200 points are here, evenly spaced."]
+    assert view["notes"] == ["Of a curve at most 200 points are here, evenly spaced; `pellucid explore` shows all."]
 
 
 def test_gaps_stay_gaps() -> None:

@@ -83,8 +83,8 @@ def test_each_tile_of_the_atlas_is_the_picture_of_its_point() -> None:
 
 
 @pytest.mark.parametrize(("room", "said"), [
-    (Room(points=40), ["40 of 60 points are here, evenly spaced; the numbers are of all."]),
-    (Room(bytes=12_000), ["The pictures of the points did not fit into this file; `pellucid explore` shows them."]),
+    (Room(points=40), ["40 of 60 points are here, evenly spaced; the numbers are of all. `pellucid explore` shows all."]),
+    (Room(bytes=12_000), ["The pictures of the points did not fit; `pellucid explore` shows all."]),
 ])  # fmt: skip
 def test_what_does_not_fit_is_left_out_and_said(room: Room, said: list[str]) -> None:
     view = of(room=room, noise=True)
@@ -101,7 +101,7 @@ def test_epochs_go_before_points_and_the_first_and_the_last_stay() -> None:
     assert len(epochs) < 20
     assert (epochs[0], epochs[-1]) == (1, 20)
     assert unpacked(view["projections"][0]["low"]).shape == (len(epochs), 200, 2)
-    assert view["notes"] == [f"{len(epochs)} of 20 epochs are here, evenly spaced; the numbers are of all."]
+    assert view["notes"] == [f"{len(epochs)} of 20 epochs are here, evenly spaced; the numbers are of all. `pellucid explore` shows all."]
 
 
 def test_pictures_get_smaller_before_anything_goes() -> None:

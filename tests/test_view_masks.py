@@ -93,11 +93,11 @@ def test_what_does_not_fit_is_reduced_or_left_out_and_said(tmp_path: Path) -> No
     assert len(to_json(less).encode()) <= size // 2
     assert (less["epochs"][0], less["epochs"][-1], len(less["pictures"])) == ("before training", "epoch 9", 2)
     shape = less["pictures"][0]["predicted"]["shape"]
-    assert any(f"{len(less['epochs'])} of 10 kept epochs are shown, evenly spaced" in note for note in less["notes"])
+    assert any(f"{len(less['epochs'])} of 10 kept epochs are here, evenly spaced" in note for note in less["notes"])
     assert any(f"at most {max(shape)} pixels on the long side" in note for note in less["notes"]) == (max(shape) < 288)
     least = made(tmp_path, Room(bytes=1))
     assert len(least["pictures"]) == 1
-    assert "1 of 2 pictures are shown; the others did not fit and are in the run's inside folder." in least["notes"]
+    assert "1 of 2 pictures are here; `pellucid explore` shows all." in least["notes"]
     truth = load_kept_masks(tmp_path, findings, 0).truth
     assert truth is not None
     assert np.array_equal(unpacked(least["pictures"][0]["truth"]), reduced_mask(truth, 240))

@@ -122,7 +122,7 @@ def test_the_sentence_on_neighbours_counts_predicted_and_labelled(near: list[int
 def test_a_small_room_leaves_pictures_out_and_says_so(run: Run) -> None:
     found = view(run, Room(bytes=9_000 + sum(len(str(item["facts"])) for item in view(run)["items"])))
     assert len(to_json(found)) < len(to_json(view(run)))
-    assert any("left out to keep the page small" in note for note in found["notes"])
+    assert any("pictures have no room here; `pellucid explore` shows all." in note for note in found["notes"])
     assert found["items"][0]["pictures"][0][1] is not None, "the first keeps its own"
 
 

@@ -109,10 +109,10 @@ def test_what_does_not_fit_is_left_out_layers_first_and_said(tmp_path: Path) -> 
     assert "did not fit" not in " ".join(whole["notes"])
     less = made(tmp_path, Room(bytes=enough))
     assert (len(less["sets"]), len(less["pictures"])) == (1, 3)
-    assert "The maps of single layers did not fit; they are in the run's inside folder." in less["notes"]
+    assert "The maps of single layers did not fit; `pellucid explore` shows all." in less["notes"]
     assert len(to_json(less).encode()) <= enough
     assert len(made(tmp_path, Room(bytes=1))["pictures"]) == 1
-    assert "1 of 3 pictures are shown" in " ".join(made(tmp_path, Room(bytes=1))["notes"])
+    assert "1 of 3 pictures are here" in " ".join(made(tmp_path, Room(bytes=1))["notes"])
 
 
 @pytest.mark.parametrize("fault", ["shape", "negative"])

@@ -13,8 +13,6 @@ import typer
 from pellucid.cli.options import AsJson, Out, RunFolder
 from pellucid.printing import print_json, print_note
 
-LEFT_OUT = re.compile(r"left out|did not fit|pellucid explore|\d of [\d,]+ .* are (here|shown|drawn)")  # how the views of a page say that they lack room
-
 
 def report(
     run: RunFolder,
@@ -85,6 +83,8 @@ def figure(
 
 def left_out(page: Path) -> list[str]:
     """What the views of a written report say that they have no room for: one sentence each."""
+    from pellucid.views import FULLER
+
     held = re.findall(r'<script type="application/json" id="data-[a-z]+">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)
     notes = [note for text in held for note in json.loads(text)["view"]["notes"]]
-    return list(dict.fromkeys(note for note in notes if LEFT_OUT.search(note)))
+    return list(dict.fromkeys(note for note in notes if note.endswith(FULLER)))

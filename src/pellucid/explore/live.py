@@ -20,7 +20,7 @@ from pellucid.errors import MissingError, PellucidError, RunError
 from pellucid.findings import load_findings
 from pellucid.run import Run, seed_folders
 from pellucid.study_record import StudyFolder
-from pellucid.views import EXPLORER, encoding, to_json, views
+from pellucid.views import EXPLORER, FULLER, encoding, to_json, views
 
 MOST_KEPT = 96_000_000  # bytes of views that are held, the least recently asked for given up first
 MOST_RECORD = 20_000_000  # bytes of run.json
@@ -38,6 +38,8 @@ SOURCES = {
 }
 FOUND = ("features", "attention", "positions")  # views of findings.json, which says which of them there are
 GROWING = ("run.json", "metrics.jsonl")  # what every epoch changes
+
+HERE_TOO = "the rest is in the run folder."  # what a note says here in place of FULLER
 
 
 class Shelf:
@@ -138,6 +140,7 @@ class Shelf:
             if slot.body is None:
                 safe(run)
                 made = builders[name](run, EXPLORER)
+                made = made and made | {"notes": [note.replace(FULLER, HERE_TOO) for note in made["notes"]]}
                 if made is None:
                     self._empty.add((int(number), name, at))
                 slot.body = as_bytes({"view": made, "version": at})

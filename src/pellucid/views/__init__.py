@@ -17,11 +17,12 @@ from typing import Any
 from pellucid.run import Run
 
 View = dict[str, Any]
+FULLER = "`pellucid explore` shows all."  # how a note ends that says what has no room
 
 
 @dataclass(frozen=True)
 class Room:
-    """What one view may take: points of a plane, and bytes of text of everything in it. What does not fit is left out and said in `notes`."""
+    """What one view may take: points of a plane, and bytes of text of everything in it. What does not fit is said in `notes`, with FULLER."""
 
     points: int = 2000
     bytes: int = 900_000

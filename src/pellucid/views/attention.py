@@ -31,7 +31,7 @@ from pellucid.attention_findings import STEPS, KeptAttention, has_attention, loa
 from pellucid.errors import RunError
 from pellucid.findings import ARRAYS, FINDINGS, IMAGES, NAMES, Findings, ImageFinding, MapKind, Score, hardest_baseline, load_findings, verdict
 from pellucid.run import Measurement, Run, rounded
-from pellucid.views import Room, View, to_json
+from pellucid.views import FULLER, Room, View, to_json
 from pellucid.views.encoding import array, number, picture
 
 SIDE = 360  # pixels of a photo's long side
@@ -74,7 +74,7 @@ def of_folder(folder: Path, room: Room) -> View | None:
     shown, photos = [shown[at] for at in places], [photos[at] for at in places]
     view = _view(findings, steps, shown, photos)
     if len(shown) < len(findings.images):
-        view["notes"].append(f"{len(shown):,} of {len(findings.images):,} pictures are shown, `pellucid explore` shows all; the means are over all.")
+        view["notes"].append(f"{len(shown):,} of {len(findings.images):,} pictures are here; the means are over all. {FULLER}")
     if kept is not None:
         _add_attention(view, kept, shown, room.bytes - len(to_json(view)) - 1000)
     return view
@@ -201,7 +201,7 @@ def _add_attention(view: View, kept: KeptAttention, shown: list[int], room: int)
             break
     view["notes"] += kept.findings.notes
     if not held:
-        view["notes"].append("The attention of patches, layers and heads has no room here; `pellucid explore` shows it.")
+        view["notes"].append(f"The attention of patches, layers and heads has no room here; {FULLER}")
         return
     for i, attention in held.items():
         view["pictures"][shown.index(i)]["attention"] = attention
@@ -219,7 +219,7 @@ def _add_attention(view: View, kept: KeptAttention, shown: list[int], room: int)
     if not heads and any(layer.heads > 1 for _, layer in named):
         left_out.append("the mean of the heads of each layer")
     if left_out:
-        view["notes"].append(f"Of the attention of patches, here are {', '.join(left_out)}; `pellucid explore` shows all.")
+        view["notes"].append(f"Of the attention of patches, here are {', '.join(left_out)}; {FULLER}")
 
 
 def _plans(kept: KeptAttention) -> Iterator[tuple[bool, list[int]]]:

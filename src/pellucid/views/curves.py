@@ -13,7 +13,7 @@ from typing import Any
 from pellucid.caption_readings import caption_charts
 from pellucid.readings import Chart, Curve, by_epoch, curve, learning_rate, pretraining_charts
 from pellucid.run import Run
-from pellucid.views import Room, View
+from pellucid.views import FULLER, Room, View
 
 POINTS = (1000, 500, 200, 100)  # most of a curve, the first that has room
 DIGITS = 10  # of a value: more than are ever shown
@@ -32,7 +32,7 @@ def of_charts(charts: Sequence[tuple[Chart, str]], room: Room) -> View:
     for most in POINTS:
         view: View = {
             "title": "What training wrote, epoch by epoch",
-            "notes": [f"Of a curve at most {most:,} points are here, evenly spaced."] if most < POINTS[0] else [],
+            "notes": [f"Of a curve at most {most:,} points are here, evenly spaced; {FULLER}"] if most < POINTS[0] else [],
             "charts": [_chart(chart, x_label, most) for chart, x_label in charts],
         }
         if len(to_json(view)) <= room.bytes:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pellucid.errors import RunError
 from pellucid.findings import FINDINGS, Panel, ProjectionFinding, load_findings
 from pellucid.run import Measurement, Run
-from pellucid.views import Room, View, encoding, to_json
+from pellucid.views import FULLER, Room, View, encoding, to_json
 
 LEVELS = 4_095  # of a plane's longer side: less than a pixel, and 3 at the largest zoom
 SIDES = (32, 24, 16)  # pixels of a point's picture, the first that has room
@@ -131,14 +131,14 @@ def _view(
     there, own = np.unique(labels[rows], return_inverse=True)
     most = max(len(points) for _, points in planes)
     said = [
-        f"{some:,} of {whole:,} {what} are here, evenly spaced; the numbers are of all."
+        f"{some:,} of {whole:,} {what} are here, evenly spaced; the numbers are of all. {FULLER}"
         for some, whole, what in ((len(rows), len(labels), "points"), (min(epochs, most), most, "epochs"))
         if some < whole
     ]
     if atlas is not None and len(rows) > MOVING:
         said.append(f"While more than {MOVING:,} points move, they are dots; their pictures come back where they stop.")
     if left_out:
-        said.append("The pictures of the points did not fit into this file; `pellucid explore` shows them.")
+        said.append(f"The pictures of the points did not fit; {FULLER}")
     return {
         "title": "Each point is a picture; pictures that the model finds alike lie close together",
         "projections": [_projection(finding, points, rows, spread(len(points), epochs)) for finding, points in planes],

@@ -21,7 +21,7 @@ from pellucid.errors import RunError
 from pellucid.mask_findings import FINDINGS, PICTURES, EpochNumbers, KeptMasks, MaskFindings, kept_size, load_kept_masks, load_mask_findings, reduced_mask
 from pellucid.palettes import IGNORED
 from pellucid.run import Measurement, Run, rounded
-from pellucid.views import Room, View, to_json
+from pellucid.views import FULLER, Room, View, to_json
 from pellucid.views.encoding import array, number, picture
 
 PLANS = ((640, 24), (480, 12), (400, 8), (320, 6), (240, 6), (240, 3))  # (pixels of the long side, most epochs): the first that lets all pictures in
@@ -150,11 +150,9 @@ def _notes(findings: MaskFindings, pictures: int, side: int, epochs: int) -> lis
     """What was left out of this view, and where it is."""
     found, every = [], len(findings.pictures)
     if pictures < every:
-        found.append(
-            f"{rounded(pictures, 'count')} of {rounded(every, 'count')} pictures are shown; the others did not fit and are in the run's inside folder."
-        )
+        found.append(f"{rounded(pictures, 'count')} of {rounded(every, 'count')} pictures are here; {FULLER}")
     if epochs < len(findings.epochs):
-        found.append(f"{rounded(epochs, 'count')} of {rounded(len(findings.epochs), 'count')} kept epochs are shown, evenly spaced.")
+        found.append(f"{rounded(epochs, 'count')} of {rounded(len(findings.epochs), 'count')} kept epochs are here, evenly spaced; {FULLER}")
     if any(max(one.size) > side for one in findings.pictures[:pictures]):
         said = f"Pictures and masks are drawn with at most {rounded(side, 'count')} pixels on the long side"
         found.append(f"{said}, each pixel of a mask the one at its place; the numbers are of each picture's own pixels.")

@@ -35,7 +35,7 @@ from pellucid.predictions import MaskPredictions, Predictions
 from pellucid.readings import most_confused
 from pellucid.report import captions, content, pretraining
 from pellucid.run import DataRecord, Run, rounded
-from pellucid.views import Room, View, encoding
+from pellucid.views import FULLER, Room, View, encoding
 
 Item = dict[str, Any]
 
@@ -112,7 +112,7 @@ def _fitted(items: Sequence[Item], room: int) -> tuple[list[Item], int]:
 
 
 def _left_out(count: int) -> list[str]:
-    return [f"{count:,} pictures are left out to keep the page small; `pellucid explore` shows them."] if count else []
+    return [f"{count:,} pictures have no room here; {FULLER}"] if count else []
 
 
 # ── classification ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pellucid.errors import RunError
 from pellucid.findings import ARRAYS, FINDINGS, load_findings
 from pellucid.run import Run, rounded
-from pellucid.views import Room, View, to_json
+from pellucid.views import FULLER, Room, View, to_json
 from pellucid.views.encoding import array
 
 BIAS = "bias/"
@@ -57,7 +57,7 @@ def of_folder(folder: Path, room: Room) -> View | None:
         left -= len(to_json(biases[-1])) + 1
         if left < 0 and (view["sheets"] or len(biases) > 1):
             biases.pop()
-            view["notes"].append(f"Tables of bias of the last {len(biases)} of {len(tables)} layers; `pellucid explore` shows all.")
+            view["notes"].append(f"Tables of bias of the last {len(biases)} of {len(tables)} layers; {FULLER}")
             break
     view["sheets"] += reversed(biases)
     return view
@@ -74,7 +74,7 @@ def _similarity(values: NDArray[np.float32], room: int) -> tuple[dict[str, Any],
         sheet |= {"labels": [f"position row {row + 1}, column {column + 1}" for row, column in sits], "origin": [1, 1], "key": "position", "sits": sits}
         if len(to_json(sheet)) <= room or len(sits) == 1:
             break
-    return sheet, "" if step == 1 else f"The maps of {len(sits)} of {gh * gw:,} positions are drawn, evenly spaced; `pellucid explore` shows all."
+    return sheet, "" if step == 1 else f"The maps of {len(sits)} of {gh * gw:,} positions are drawn, evenly spaced; {FULLER}"
 
 
 def _bias(module: str, table: NDArray[np.float32]) -> dict[str, Any]:

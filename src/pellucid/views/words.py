@@ -24,7 +24,7 @@ from pellucid.errors import RunError, UsageError
 from pellucid.findings import BETTER, IMAGES, WORSE, Score, hardest_baseline, verdict
 from pellucid.records import read_arrays
 from pellucid.run import Measurement, Run, rounded
-from pellucid.views import Room, View, to_json
+from pellucid.views import FULLER, Room, View, to_json
 from pellucid.views.encoding import array, number, picture
 from pellucid.word_findings import WORD_ARRAYS, WORDS, CaptionFinding, FoundWord, WordsFindings, load_words
 
@@ -197,11 +197,9 @@ def _head(text: str, num: bool = False) -> View:
 def _notes(findings: WordsFindings, pictures: int, layered: bool, kept: bool) -> list[str]:
     found, every = [], len(findings.images)
     if pictures < every:
-        found.append(
-            f"{rounded(pictures, 'count')} of {rounded(every, 'count')} pictures are shown; the others did not fit and are in the run's inside folder."
-        )
+        found.append(f"{rounded(pictures, 'count')} of {rounded(every, 'count')} pictures are here; {FULLER}")
     if kept and not layered:
-        found.append("The maps of single layers did not fit; they are in the run's inside folder.")
+        found.append(f"The maps of single layers did not fit; {FULLER}")
     return found
 
 

@@ -1,109 +1,237 @@
-import { announce, choice, h, button, notes, place, surface } from "./core.js";
+import {
+  POINTED,
+  announce,
+  arrows,
+  button,
+  choice,
+  fill,
+  h,
+  keyed,
+  notes,
+  place,
+  pressed,
+  scrolled,
+  stroke,
+  surface,
+  within,
+} from "./core.js";
 import { lineChart } from "./plot.js";
+
+const COMPARE_EDGE = 70; // pixels beside the first and the last axis
+const COMPARE_REACH = 24; // pixels from the pointer to the line that it finds
+
+// A line per row over the axes of settings: {canvas, redraw}. light(i, aloud) and press(i) tell what is pointed at and chosen; strong() gives the rows
+// that are drawn over all others, sorted() the rows in the order of the table, lit() that which is pointed at.
+function compareLines({ rows, axes }, light, press, strong, sorted, lit) {
+  const X = (k, width) => COMPARE_EDGE + (k * (width - 2 * COMPARE_EDGE)) / (axes.length - 1);
+  const Y = (at, height) => height - 16 - at * (height - 66);
+  function paintAxis(context, { name, ticks }, k, width, height, { paper, ink, muted }) {
+    const x = X(k, width);
+    context.strokeStyle = muted;
+    context.lineWidth = 1;
+    stroke(context, [
+      [x, Y(0, height)],
+      [x, Y(1, height)],
+    ]);
+    context.fillStyle = ink;
+    context.fillText(name, x, k % 2 ? 34 : 16, 132);
+    for (const [at, text] of ticks) {
+      const wide = Math.min(context.measureText(text).width, 90) + 4;
+      context.globalAlpha = 0.8;
+      context.fillStyle = paper;
+      context.fillRect(x - wide / 2, Y(at, height) - 8, wide, 15);
+      context.globalAlpha = 1;
+      context.fillStyle = muted;
+      context.fillText(text, x, Y(at, height) + 4, 90);
+    }
+  }
+  function paint(context, width, height, palette) {
+    const line = (i) =>
+      stroke(
+        context,
+        axes.map(({ at }, k) => (at[i] == null ? null : [X(k, width), Y(at[i], height)])),
+      );
+    context.lineWidth = 1.5;
+    context.globalAlpha = 0.6;
+    rows.forEach((_, i) => {
+      context.strokeStyle = palette.s[i % 7];
+      line(i);
+    });
+    context.lineWidth = 3;
+    context.globalAlpha = 1;
+    context.strokeStyle = palette.ink;
+    strong().forEach(line);
+    context.textAlign = "center";
+    axes.forEach((axis, k) => paintAxis(context, axis, k, width, height, palette));
+  }
+  function over(event) {
+    const { clientWidth, clientHeight } = canvas;
+    const [x, y] = place(event);
+    const at = ((x - COMPARE_EDGE) / (clientWidth - 2 * COMPARE_EDGE)) * (axes.length - 1);
+    const k = within(at, axes.length - 2);
+    const between = (i) => axes[k].at[i] + (at - k) * (axes[k + 1].at[i] - axes[k].at[i]);
+    const away = rows.map((_, i) => Math.abs(Y(between(i), clientHeight) - y));
+    const least = Math.min(...away);
+    light(least < COMPARE_REACH ? away.indexOf(least) : -1);
+  }
+  const choose = () => rows[lit()] && press(lit());
+  const step = (down, across) => light(sorted()[within(sorted().indexOf(lit()) + down + across, rows.length - 1)], true);
+  const { canvas, redraw } = surface(paint, {
+    ...POINTED,
+    class: "parallel",
+    style: { "min-width": `${axes.length * 110}px` },
+    "aria-label": `Settings and number of ${rows.length} rows, a line each, over the axes ${axes.map(({ name }) => name).join(", ")}. Up and down go through the rows, Enter chooses.`,
+    onpointermove: over,
+    onpointerdown: over,
+    onpointerleave: () => light(-1),
+    onclick: choose,
+    onkeydown: keyed({ ...arrows(step), Enter: choose }),
+  });
+  return { canvas, redraw };
+}
+
+// One picture as two of the rows have it: {sides, pair, show}.
+function comparePictures({ rows, pictures }, seen) {
+  const sides = h("div.controls");
+  const pair = h("div.beside");
+  const name = (i) => rows[i].cells[0][0];
+  function figure(src, title, lines, file) {
+    const text = lines.map((line) => h("span", { dir: "auto" }, line));
+    return h("figure", src && h("img", { src, alt: `${title}: ${file}` }), h("figcaption", h("strong", title), text));
+  }
+  // focus: which of the choices was used, and keeps the focus.
+  function show(focus) {
+    const one = pictures[seen.picture];
+    const there = rows.map((_, i) => i).filter((i) => one.sides[i]);
+    const at = [0, 1].map((k) => (there.includes(seen.sides[k]) ? seen.sides[k] : there[k]));
+    const maps = one.sides[at[0]].maps.map(([map]) => map);
+    const side = (label, k) =>
+      choice(label, there.map(name), there.indexOf(at[k]), (to) => {
+        seen.sides = at.with(k, there[to]);
+        show(k);
+      });
+    const map = choice("Map", maps, Math.min(seen.map, maps.length - 1), (to) => {
+      seen.map = to;
+      show(2);
+    });
+    const half = (i) => {
+      const { maps: own, lines } = one.sides[i];
+      const [of, uri, text] = own.find(([map]) => map === maps[seen.map]) ?? own[0] ?? ["", null, ""];
+      return figure(uri, name(i), [...lines, `${of} ${text}`], one.file);
+    };
+    fill(sides, side("Left", 0), side("Right", 1), map);
+    sides.children[focus]?.input.focus();
+    fill(
+      pair,
+      figure(one.photo, one.file, one.lines, one.file),
+      one.truth && figure(one.truth, "ground truth", [], one.file),
+      at.map(half),
+    );
+  }
+  return { sides, pair, show };
+}
 
 // A view of views/compare.py. What is under the pointer or has the focus is lit in table and lines; a pressed run stays chosen, and the curves show it.
 export async function mountCompare(root, view, page, state) {
-  const { rows, columns, axes, charts, pictures } = view, seen = { by: 0, up: null, chosen: [], chart: 0, picture: 0, sides: [], map: 0, ...state };
+  const { rows, columns, axes, charts, pictures } = view;
+  const seen = { by: 0, up: null, chosen: [], chart: 0, picture: 0, sides: [], map: 0, ...state };
+  const body = h("tbody");
+  const said = h("p.reading");
   let lit = -1;
-  const body = h("tbody"), said = h("p", { class: "reading" }), name = (i) => rows[i].cells[0][0];
-  const heads = columns.map((head, k) => h("th", { scope: "col", class: head.num && "num", title: head.title }, button(head.text, () => sort(k,
-    seen.by === k && !seen.up))));
-  const trs = rows.map((row, i) => h("tr", { onpointerenter: () => light(i), onpointerleave: () => light(-1), onfocusin: () => light(i) },
-    row.cells.map(([text], k) =>
-    k ? h("td", { class: columns[k].num ? "num" : text.length > 28 && "long" }, text)
-      : h("th", { scope: "row" }, button(text, () => press(i)), row.marks.map((mark) => h("span", { class: "badge plain" }, mark))))));
 
+  // ── the table ──
+  const heads = columns.map(({ text, num, title }, k) => {
+    const press = button(text, () => sort(k, seen.by === k && !seen.up));
+    return h("th", { scope: "col", class: num && "num", title }, press);
+  });
+  const lines = rows.map(({ cells, marks }, i) => {
+    const run = button(cells[0][0], () => press(i));
+    const first = h(
+      "th",
+      { scope: "row" },
+      run,
+      marks.map((mark) => h("span.badge.plain", mark)),
+    );
+    const others = cells.slice(1).map(([text], k) => h("td", { class: columns[k + 1].num ? "num" : text.length > 28 && "long" }, text));
+    return h("tr", { onpointerenter: () => light(i), onpointerleave: () => light(-1), onfocusin: () => light(i) }, first, others);
+  });
   function sort(k, up) {
     Object.assign(seen, { by: k, up });
-    const order = rows.map((_, i) => i).sort((a, b) => {
-      const [x, y] = [a, b].map((i) => rows[i].cells[k][1]);
-      return (x == null) - (y == null) || (up ? 1 : -1) * (typeof x === "number" && typeof y === "number" ? x - y : `${x}`.localeCompare(y, "en",
-        { numeric: true }));
-    });
-    heads.forEach((head, i) => (i === k ? head.setAttribute("aria-sort", up ? "ascending" : "descending") : head.removeAttribute("aria-sort")));
-    body.replaceChildren(...order.map((i) => trs[i]));
-  }
-  const light = (i, aloud) => {
-    lit = i, (said.textContent = rows[i] ? [name(i), ...axes.map((axis) => `${axis.name} ${axis.texts[i]}`)].join(" · ") : "\u00a0");
-    trs.forEach((tr, k) => {
-      tr.classList.toggle("lit", k === i || seen.chosen.includes(k));
-      tr.querySelector("button").setAttribute("aria-pressed", seen.chosen.includes(k));
-    });
-    lines?.redraw(), aloud && announce(said.textContent);
-  };
-  const press = (i) => {
-    seen.chosen = seen.chosen.includes(i) ? seen.chosen.filter((k) => k !== i) : [...seen.chosen, i];
-    light(i), draw();
-  };
-
-  const X = (k, width) => 70 + (k * (width - 140)) / Math.max(axes.length - 1, 1), Y = (at, height) => height - 16 - at * (height - 66);
-  const lines = axes.length > 1 && surface((context, width, height, palette) => {
-    const one = (i, strong) => {
-      context.strokeStyle = strong ? palette.ink : palette.s[i % 7], context.lineWidth = strong ? 3 : 1.5, context.globalAlpha = strong ? 1 : 0.6,
-        context.beginPath();
-      axes.forEach(({ at }, k) => at[i] != null && context[axes[k - 1]?.at[i] != null ? "lineTo" : "moveTo"](X(k, width), Y(at[i], height)));
-      context.stroke();
-    };
-    rows.forEach((_, i) => one(i)), [...seen.chosen, lit].forEach((i) => rows[i] && one(i, true));
-    context.font = "12px system-ui, sans-serif", (context.lineWidth = 1), (context.textAlign = "center");
-    axes.forEach(({ name, ticks }, k) => {
-      context.strokeStyle = palette.muted, context.strokeRect(X(k, width), 50, 0, height - 66), (context.fillStyle = palette.ink), context.fillText(name, X(k,
-        width), k % 2 ? 34 : 16, 132);
-      for (const [at, text] of ticks) {
-        const wide = Math.min(context.measureText(text).width, 90) + 4;
-        context.globalAlpha = 0.8, (context.fillStyle = palette.paper), context.fillRect(X(k, width) - wide / 2, Y(at, height) - 8, wide, 15);
-        context.globalAlpha = 1, (context.fillStyle = palette.muted), context.fillText(text, X(k, width), Y(at, height) + 4, 90);
-      }
-    });
-  }, { class: "parallel", tabindex: 0, role: "application", style: { "min-width": `${axes.length * 110}px` },
-    "aria-label": `Settings and number of ${rows.length} rows, a line each, over the axes ${axes.map((axis) => axis.name).join(", ")}. Up and down go through the rows, Enter chooses.` });
-  if (lines) {
-    const box = lines.canvas;
-    box.onpointermove = box.onpointerdown = (event) => {
-      const [x, y] = place(event), at = ((x - 70) / (box.clientWidth - 140)) * (axes.length - 1), k = Math.min(Math.max(Math.floor(at), 0), axes.length - 2);
-      const away = rows.map((_, i) => Math.abs(Y(axes[k].at[i] + (at - k) * (axes[k + 1].at[i] - axes[k].at[i]), box.clientHeight) - y)),
-        least = Math.min(...away);
-      light(least < 24 ? away.indexOf(least) : -1);
-    };
-    box.onpointerleave = () => light(-1), (box.onclick = () => rows[lit] && press(lit));
-    box.onkeydown = (event) => {
-      const order = [...body.children].map((tr) => trs.indexOf(tr)), step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-      if (step) light(order[Math.min(Math.max(order.indexOf(lit) + step, 0), rows.length - 1)], true);
-      else if (event.key === "Enter" && rows[lit]) press(lit);
-      else return;
-      event.preventDefault();
-    };
+    const compared = (x, y) => (typeof x === "number" && typeof y === "number" ? x - y : `${x}`.localeCompare(y, "en", { numeric: true }));
+    const order = rows
+      .map((_, i) => i)
+      .sort((a, b) => {
+        const [x, y] = [a, b].map((i) => rows[i].cells[k][1]);
+        return (x == null) - (y == null) || (up ? 1 : -1) * compared(x, y); // what has no value is last either way
+      });
+    for (const head of heads) head.removeAttribute("aria-sort");
+    heads[k].setAttribute("aria-sort", up ? "ascending" : "descending");
+    fill(
+      body,
+      order.map((i) => lines[i]),
+    );
   }
 
-  const chart = charts.length && lineChart({ ...charts[seen.chart], curves: [] });
+  // ── what is lit and chosen ──
+  function light(i, aloud) {
+    lit = i;
+    said.textContent = rows[i] ? [rows[i].cells[0][0], ...axes.map(({ name, texts }) => `${name} ${texts[i]}`)].join(" · ") : "\u00a0";
+    lines.forEach((line, k) => {
+      line.classList.toggle("lit", k === i || seen.chosen.includes(k));
+      pressed(line.querySelector("button"), seen.chosen.includes(k));
+    });
+    parallel?.redraw();
+    if (aloud) announce(said.textContent);
+  }
+  function press(i) {
+    const rest = seen.chosen.filter((k) => k !== i);
+    seen.chosen = rest.length < seen.chosen.length ? rest : [...rest, i];
+    light(i);
+    draw();
+  }
+  const strong = () => [...seen.chosen, lit].filter((i) => rows[i]);
+  const sorted = () => [...body.children].map((line) => lines.indexOf(line));
+  const parallel = axes.length > 1 ? compareLines(view, light, press, strong, sorted, () => lit) : null;
+
+  const chart = charts.length > 0 && lineChart({ ...charts[seen.chart], curves: [] });
   function draw() {
-    const of = charts[seen.chart], wanted = seen.chosen.length ? seen.chosen : view.first;
-    chart && chart.set({ ...of, curves: of.curves.filter((line) => wanted.includes(line.row)) });
+    const wanted = seen.chosen.length ? seen.chosen : view.first;
+    const of = charts[seen.chart];
+    if (chart) chart.set({ ...of, curves: of.curves.filter(({ row }) => wanted.includes(row)) });
   }
+  const number = choice(
+    "Number",
+    charts.map(({ title }) => title),
+    seen.chart,
+    (i) => {
+      seen.chart = i;
+      draw();
+    },
+  );
+  const two = comparePictures(view, seen);
+  const one = choice(
+    "Picture",
+    pictures.map(({ file }) => file),
+    seen.picture,
+    (i) => {
+      seen.picture = i;
+      two.show();
+    },
+  );
 
-  const pair = h("div", { class: "beside" }), sides = h("div", { class: "controls" });
-  function side(focus) {
-    const one = pictures[seen.picture], there = rows.map((_, i) => i).filter((i) => one.sides[i]), both = there.map(name);
-    const at = [0, 1].map((k) => (there.includes(seen.sides[k]) ? seen.sides[k] : there[k])), maps = one.sides[at[0]].maps.map((map) => map[0]);
-    sides.replaceChildren(...["Left", "Right"].map((label, k) => choice(label, both, there.indexOf(at[k]), (to) => ((seen.sides = at.with(k, there[to])),
-      side(k)))), choice("Map", maps, Math.min(seen.map, maps.length - 1), (k) => ((seen.map = k), side(2))));
-    sides.children[focus]?.input.focus();
-    const figure = (src, title, text) => h("figure", {}, src && h("img", { src, alt: `${title}: ${one.file}` }), h("figcaption", {}, h("strong", {}, title),
-      text.map((line) => h("span", { dir: "auto" }, line))));
-    pair.replaceChildren(figure(one.photo, one.file, one.lines), one.truth ? figure(one.truth, "ground truth", []) : "", ...at.map((i) => {
-      const [of, uri, text] = one.sides[i].maps.find((map) => map[0] === maps[seen.map]) ?? one.sides[i].maps[0] ?? ["", null, ""];
-      return figure(uri, name(i), [...one.sides[i].lines, `${of} ${text}`]);
-    }));
-  }
-  const part = (title, ...children) => root.append(h("h3", {}, title), ...children);
-  root.append(h("div", { class: "scroll", role: "region", "aria-label": "Runs and their numbers", tabindex: 0 }, h("table", { class: "rows" }, h("caption",
-    {}, view.caption), h("thead", {}, h("tr", {}, heads)), body)));
-  if (lines) part("Settings and number", h("div", { class: "scroll" }, lines.canvas), said);
-  if (chart) part("Curves", choice("Number", charts.map((of) => of.title), seen.chart, (i) => ((seen.chart = i), draw())), chart.element);
-  if (pictures.length) part("The same picture in two models", choice("Picture", pictures.map((one) => one.file), seen.picture, (i) => ((seen.picture = i),
-    side())), sides, pair), side();
-  root.append(notes(view.notes) || "");
-  body.append(...trs), seen.up != null && sort(seen.by, seen.up);
-  seen.chosen.splice(0).forEach(press), light(-1), draw();
+  const runs = h("table.rows", h("caption", view.caption), h("thead", h("tr", heads)), body);
+  fill(
+    root,
+    scrolled("Runs and their numbers", runs),
+    parallel && [h("h3", "Settings and number"), scrolled("Settings and number, a line a row", parallel.canvas), said],
+    chart && [h("h3", "Curves"), number, chart.element],
+    pictures.length > 0 && [h("h3", "The same picture in two models"), one, two.sides, two.pair],
+    notes(view.notes),
+  );
+  fill(body, lines);
+  if (seen.up != null) sort(seen.by, seen.up);
+  if (pictures.length) two.show();
+  light(-1);
+  draw();
   return { state: () => ({ ...seen }) };
 }

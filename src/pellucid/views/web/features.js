@@ -1,206 +1,405 @@
-import { h, unpack, picture, terms, notes, mark, surface, place, slider, choice, toggle, gallery, table, button, announce, tile, STILL } from "./core.js";
+import { announce, arrows, button, choice, fill, gallery, h, hue, keyed, legendButton, mark, notes, picture, place } from "./core.js";
+import { POINTED, STILL, circle, rounded, slider, surface, table, terms, tile, toggle, unpack, unpacked, within } from "./core.js";
 
-const FEATURES_MOVE = 400, FEATURES_CLOSEST = 16, FEATURES_LISTED = 96; // milliseconds between epochs; largest zoom; pictures of a list
-const FEATURES_KEYS = "Arrow keys go from point to point, + and − zoom, 0 shows all, Enter chooses, Escape clears. Dragging chooses a box of pictures. With Shift, arrows and dragging move the plane; Ctrl and the wheel zoom.";
+const FEATURES_MOVE = 400; // milliseconds of the way from epoch to epoch
+const FEATURES_STAY = 900; // milliseconds at each epoch while playing
+const FEATURES_CLOSEST = 16; // largest zoom
+const FEATURES_REACH = 14; // pixels from the pointer to the point that it finds, at most
+const FEATURES_LISTED = 96; // pictures of a list, at most
+const FEATURES_KEYS =
+  "Arrow keys go from point to point, + and − zoom, 0 shows all, Enter chooses, Escape clears. Dragging chooses a box of pictures. With Shift, arrows and dragging move the plane; Ctrl and the wheel zoom.";
+
+const featuresCount = (i) => `${i.toLocaleString("en-US")} ${i === 1 ? "picture" : "pictures"}`;
 
 // A projection with its points, at[2 (epoch n + i)] and the place after it, in levels.
 async function featuresPlane(projection) {
-  const [low, high] = await Promise.all([unpack(projection.low), unpack(projection.high)]), at = new Uint16Array(low.length);
+  const { low, high } = await unpacked({ low: projection.low, high: projection.high });
+  const at = new Uint16Array(low.length);
   for (let i = 0; i < at.length; i++) at[i] = low[i] + 256 * high[i];
   return { ...projection, at };
 }
 
+// ── pixels of our own, which are copied many times quicker than by drawImage ──
+
+// What draw(context) draws, as {width, height, all}.
+function featuresPixels(width, height, draw) {
+  const context = new OffscreenCanvas(width, height).getContext("2d");
+  draw(context);
+  return { width, height, all: new Uint32Array(context.getImageData(0, 0, width, height).data.buffer) };
+}
+
+// Copies the part of height and width `side` at (column, row) of some pixels to around (x, y) of others.
+function featuresPut(from, column, row, side, to, x, y) {
+  x = Math.round(x - side / 2);
+  y = Math.round(y - side / 2);
+  if (x < 0 || y < 0 || x + side > to.width || y + side > to.height) return;
+  for (let v = 0; v < side; v++) {
+    let source = (row + v) * from.width + column;
+    let target = (y + v) * to.width + x;
+    for (let u = 0; u < side; u++, source++, target++) {
+      const pixel = from.all[source];
+      if (pixel > 0x80000000 || (pixel && !to.all[target])) to.all[target] = pixel; // alpha is the highest byte
+    }
+  }
+}
+
+// Marks of radius r and tiles of width `side`, dense pixels to a CSS pixel: put(i, style, bright, x, y) of point i at (x, y) in CSS pixels.
+function featuresBrush(view, sheet, image, r, side, dense, palette) {
+  const { atlas } = view;
+  const size = Math.ceil(2 * (r + 1) * dense);
+  const middle = size / dense / 2;
+  const to = { width: image.width, height: image.height, all: new Uint32Array(image.data.buffer) };
+  const marks = {};
+  for (const style of new Set(view.styles)) {
+    const dot = (alpha) =>
+      featuresPixels(size, size, (context) => {
+        context.globalAlpha = alpha;
+        context.scale(dense, dense);
+        mark(context, style, middle, middle, r, palette);
+      });
+    const frame = (context) => {
+      context.fillStyle = hue(style, palette);
+      context.fillRect(0, 0, side + 4, side + 4);
+    };
+    marks[style] = [dot(0.16), dot(1), side && featuresPixels(side + 4, side + 4, frame)];
+  }
+  const [wide, high] = side ? [sheet.width, sheet.height].map((length) => Math.round((length * side) / atlas.side)) : [];
+  const tiles = side && featuresPixels(wide, high, (context) => context.drawImage(sheet, 0, 0, wide, high));
+  return (i, style, bright, x, y) => {
+    const away = side && bright ? side / 2 : 0; // the mark stands at the corner of its picture
+    if (away) {
+      featuresPut(marks[style][2], 0, 0, side + 4, to, x * dense, y * dense);
+      featuresPut(tiles, (i % atlas.columns) * side, Math.floor(i / atlas.columns) * side, side, to, x * dense, y * dense);
+    }
+    featuresPut(marks[style][bright], 0, 0, size, to, x * dense - away, y * dense - away);
+  };
+}
+
 export async function mountFeatures(root, view, page, state) {
-  const labels = await unpack(view.labels), n = labels.length, { classes, files, atlas } = view, sheet = atlas && (await picture(atlas.src));
-  const planes = await Promise.all(view.projections.map(featuresPlane)), style = Int16Array.from(labels, (label) => view.styles[label]);
-  const order = Uint32Array.from({ length: n }, (_, i) => i).sort((a, b) => ((a * 40503) & 65535) - ((b * 40503) & 65535)); // no class lies over all others
+  const { classes, files, atlas } = view;
+  const [labels, sheet] = await Promise.all([unpack(view.labels), picture(atlas?.src)]);
+  const planes = await Promise.all(view.projections.map(featuresPlane));
+  const n = labels.length;
+  const styles = Int16Array.from(labels, (label) => view.styles[label]);
+  // Mixed, so that no class lies over all others.
+  const order = Uint32Array.from({ length: n }, (_, i) => i).sort((a, b) => ((a * 40503) & 65535) - ((b * 40503) & 65535));
   const seen = { plane: 0, epoch: planes[0].panels.length - 1, pictures: false, zoom: 1, x: null, y: null, lit: [], chosen: [], ...state };
-  const now = new Float32Array(2 * n), from = new Float32Array(2 * n), plane = () => planes[seen.plane];
-  const count = (i) => `${i.toLocaleString("en-US")} ${i === 1 ? "picture" : "pictures"}`, said = (i) => [classes[labels[i]], files[i] ?? `picture ${i + 1}`];
-  let began = -Infinity, moving = true, under = -1, drag = null, playing = 0, marks = {}, tiles, dot, image, pixels, made = "", width = 1, height = 1, k = 1, left = 0, top = 0;
+  const plane = () => planes[seen.plane];
+  const last = () => plane().panels.length - 1;
+  const said = (i) => [classes[labels[i]], files[i] ?? `picture ${i + 1}`];
 
   // ── the plane: point i is at left + k now[2 i], top - k now[2 i + 1] ──
-  const X = (i) => left + k * now[2 * i], Y = (i) => top - k * now[2 * i + 1];
+  const now = new Float32Array(2 * n);
+  const from = new Float32Array(2 * n); // where the movement began
+  let began = -Infinity;
+  let moving = true;
+  let under = -1; // the point that is pointed at
+  let drag = null;
+  let image, brush, made;
+  let [width, height, k, left, top] = [1, 1, 1, 0, 0];
+  const X = (i) => left + k * now[2 * i];
+  const Y = (i) => top - k * now[2 * i + 1];
+  const inView = (i) => X(i) >= 0 && X(i) <= width && Y(i) >= 0 && Y(i) <= height;
+
   function fit() {
     const [across, up] = plane().span;
-    k = seen.zoom * Math.min((width - 56) / across, (height - 56) / up), left = width / 2 - k * (seen.x ?? across / 2), top = height / 2 + k * (seen.y ?? up / 2);
+    k = seen.zoom * Math.min((width - 56) / across, (height - 56) / up);
+    left = width / 2 - k * (seen.x ?? across / 2);
+    top = height / 2 + k * (seen.y ?? up / 2);
   }
   function move() {
-    const share = STILL.matches ? 1 : Math.min((performance.now() - began) / FEATURES_MOVE, 1), eased = share * (2 - share), to = plane().at, start = 2 * n * seen.epoch;
+    const share = STILL.matches ? 1 : Math.min((performance.now() - began) / FEATURES_MOVE, 1);
+    const eased = share * (2 - share);
+    const to = plane().at;
+    const start = 2 * n * seen.epoch;
     for (let i = 0; i < 2 * n; i++) now[i] = from[i] + eased * (to[start + i] - from[i]);
-    if ((moving = share < 1)) redraw();
+    moving = share < 1;
+    if (moving) redraw();
   }
-  // What is copied at each point: bits {all, w}, the part of height and width `side` at (x, y) of it. Pixels of our own are many times quicker than drawImage.
-  function put(bits, sx, sy, side, x, y) {
-    x = Math.round(x - side / 2), y = Math.round(y - side / 2);
-    if (x < 0 || y < 0 || x + side > image.width || y + side > image.height) return;
-    for (let v = 0; v < side; v++)
-      for (let u = 0, from = (sy + v) * bits.w + sx, to = (y + v) * image.width + x; u < side; u++, from++, to++) {
-        const pixel = bits.all[from];
-        if (pixel > 0x80000000 || (pixel && !pixels[to])) pixels[to] = pixel; // alpha is the highest byte
-      }
-  }
-  function bits(w, high, draw) {
-    const context = new OffscreenCanvas(w, high).getContext("2d");
-    draw(context);
-    return { w, all: new Uint32Array(context.getImageData(0, 0, w, high).data.buffer) };
-  }
-  function prepare(context, r, side, dense, palette) {
-    const key = [r, side, dense, palette.ink, canvas.width, canvas.height].join();
-    if (key === made) return;
-    made = key, image = context.createImageData(canvas.width, canvas.height), pixels = new Uint32Array(image.data.buffer), dot = Math.ceil(2 * (r + 1) * dense);
-    const colour = (of) => (of < 0 ? palette.muted : palette.s[of % 7]);
-    for (const of of new Set(view.styles)) {
-      const drawn = (alpha) => bits(dot, dot, (c) => ((c.globalAlpha = alpha), c.scale(dense, dense), mark(c, of, dot / dense / 2, dot / dense / 2, r, palette)));
-      marks[of] = [drawn(0.16), drawn(1), side && bits(side + 4, side + 4, (c) => ((c.fillStyle = colour(of)), c.fillRect(0, 0, side + 4, side + 4)))];
-    }
-    const times = side / atlas?.side;
-    tiles = side && bits(sheet.width * times, sheet.height * times, (c) => c.drawImage(sheet, 0, 0, sheet.width * times, sheet.height * times));
-  }
-  function paint(context, w, high, palette) {
-    (width = w), (height = high), fit();
+  function paint(context, wide, high, palette) {
+    [width, height] = [wide, high];
+    fit();
     if (moving) move();
-    const dense = canvas.width / w, r = Math.min((n > 4000 ? 2.2 : n > 800 ? 3.2 : 4.2) * seen.zoom ** 0.3, 8);
+    const dense = canvas.width / width;
+    const r = Math.min((n > 4000 ? 2.2 : n > 800 ? 3.2 : 4.2) * seen.zoom ** 0.3, 8);
     // In steps, as all tiles are drawn anew for each; and no more than 16 million pixels of them.
-    const side = seen.pictures && sheet && !(moving && n > 4000) ? Math.floor(Math.min(15 * 2 ** (Math.round(Math.log2(seen.zoom)) / 2) * dense, Math.sqrt(16e6 / n))) : 0;
-    prepare(context, r, side, dense, palette);
-    pixels.fill(0);
-    const bright = Uint8Array.from(style, (of) => !seen.lit.length || seen.lit.includes(of));
-    for (const pass of seen.lit.length ? [0, 1] : [1])
-      for (const i of order) {
-        if (bright[i] !== pass) continue;
-        const x = X(i) * dense, y = Y(i) * dense, [, , frame] = marks[style[i]], away = side && pass ? side / 2 : 0;
-        if (away) put(frame, 0, 0, side + 4, x, y), put(tiles, (i % atlas.columns) * side, Math.floor(i / atlas.columns) * side, side, x, y);
-        put(marks[style[i]][pass], 0, 0, dot, x - away, y - away);
-      }
+    const closer = 15 * 2 ** (Math.round(Math.log2(seen.zoom)) / 2) * dense;
+    const side = seen.pictures && sheet && !(moving && n > 4000) ? Math.floor(Math.min(closer, Math.sqrt(16e6 / n))) : 0;
+    const key = `${[r, side, dense, palette.ink, canvas.width, canvas.height]}`;
+    if (key !== made) {
+      image = context.createImageData(canvas.width, canvas.height);
+      brush = featuresBrush(view, sheet, image, r, side, dense, palette);
+      made = key;
+    }
+    new Uint32Array(image.data.buffer).fill(0);
+    const bright = Uint8Array.from(styles, (style) => !seen.lit.length || seen.lit.includes(style));
+    for (const pass of seen.lit.length ? [0, 1] : [1]) for (const i of order) if (bright[i] === pass) brush(i, styles[i], pass, X(i), Y(i));
     context.putImageData(image, 0, 0);
-    context.strokeStyle = palette.ink, context.fillStyle = palette.muted;
-    const ring = (i, wide) => ((context.lineWidth = wide), context.beginPath(), context.arc(X(i), Y(i), ((side * 0.7) / dense || r) + wide + 1, 0, 7), context.stroke());
+    paintOver(context, palette, (side * 0.7) / dense || r);
+  }
+  // Rings around what is chosen and pointed at, the box that is dragged, and the names of the axes.
+  function paintOver(context, palette, r) {
+    const ring = (i, wide) => {
+      context.lineWidth = wide;
+      circle(context, X(i), Y(i), r + wide + 1);
+      context.stroke();
+    };
+    context.strokeStyle = palette.ink;
     if (seen.chosen.length < 2000) seen.chosen.forEach((i) => ring(i, 1.5));
     if (under >= 0) ring(under, 3);
-    if (drag?.box) context.lineWidth = 1.5, context.setLineDash([5, 4]), context.strokeRect(...drag.box), context.setLineDash([]);
-    context.font = "12px system-ui, sans-serif", context.textAlign = "center", context.fillText(plane().axes[0], w / 2, high - 8);
-    context.rotate(-Math.PI / 2), context.fillText(plane().axes[1], -high / 2, 16);
+    if (drag?.box) {
+      context.lineWidth = 1.5;
+      context.setLineDash([5, 4]);
+      context.strokeRect(...drag.box);
+    }
+    context.fillStyle = palette.muted;
+    context.textAlign = "center";
+    context.fillText(plane().axes[0], width / 2, height - 8);
+    context.rotate(-Math.PI / 2);
+    context.fillText(plane().axes[1], -height / 2, 16);
   }
-  const { canvas, redraw } = surface(paint, { tabindex: 0, role: "application", class: "plane", onpointermove: over, onpointerdown: down, onpointerup: up, onwheel: wheel, onkeydown: press,
-    onpointercancel: () => ((drag = null), redraw()), onpointerleave: () => drag || point(-1) });
 
   // ── what is seen of it ──
-  function zoom(times, px = width / 2, py = height / 2) {
+  function zoom(times, x = width / 2, y = height / 2) {
     fit();
-    const [x, y] = [(px - left) / k, (top - py) / k], was = seen.zoom;
-    seen.zoom = Math.min(Math.max(was * times, 1), FEATURES_CLOSEST), k *= seen.zoom / was;
-    seen.x = x + (width / 2 - px) / k, seen.y = y - (height / 2 - py) / k, redraw();
+    const [column, row] = [(x - left) / k, (top - y) / k];
+    const was = seen.zoom;
+    seen.zoom = Math.min(Math.max(was * times, 1), FEATURES_CLOSEST);
+    k *= seen.zoom / was;
+    seen.x = column + (width / 2 - x) / k;
+    seen.y = row - (height / 2 - y) / k;
+    redraw();
   }
-  const pan = (dx, dy) => (fit(), (seen.x = (width / 2 - dx - left) / k), (seen.y = (top - height / 2 + dy) / k), fit(), redraw());
-  const all = () => (Object.assign(seen, { zoom: 1, x: null, y: null }), redraw());
-  const small = (i) => sheet && h("canvas", { width: atlas.side, height: atlas.side, role: "img", "aria-label": said(i).join(", ") });
-  const filled = (canvas, i) => (canvas?.getContext("2d").drawImage(tile(sheet, atlas, i), 0, 0), canvas ?? "");
-  const info = h("div", { class: "pointed" }), list = h("div", { class: "moving" });
+  function pan(dx, dy) {
+    fit();
+    seen.x = (width / 2 - dx - left) / k;
+    seen.y = (top - height / 2 + dy) / k;
+    fit();
+    redraw();
+  }
+  function all() {
+    Object.assign(seen, { zoom: 1, x: null, y: null });
+    redraw();
+  }
+  const info = h("div.pointed");
+  const list = h("div.moving");
+  function small(i) {
+    const one = h("canvas", { width: atlas.side, height: atlas.side, role: "img", "aria-label": said(i).join(", ") });
+    one.getContext("2d").drawImage(tile(sheet, atlas, i), 0, 0);
+    return one;
+  }
   function point(i, aloud) {
-    under = i, redraw();
-    info.replaceChildren(...(i < 0 ? [h("p", { class: "muted" }, "Point at a picture to see it.")] : [filled(small(i), i), h("p", {}, h("strong", {}, said(i)[0]), h("br"), said(i)[1])]));
+    under = i;
+    redraw();
+    if (i < 0) fill(info, h("p.muted", "Point at a picture to see it."));
+    else fill(info, sheet && small(i), h("p", h("strong", said(i)[0]), h("br"), said(i)[1]));
     if (aloud && i >= 0) announce(said(i).join(", "));
   }
-  const inside = (x, y, w, high) => [...style.keys()].filter((i) => X(i) >= x && X(i) <= x + w && Y(i) >= y && Y(i) <= y + high && (!seen.lit.length || seen.lit.includes(style[i])));
-  function choose(found, aloud = true) {
-    const tally = classes.map((name, label) => [name, found.filter((i) => labels[i] === label).length]).filter((row) => row[1]).sort((a, b) => b[1] - a[1]);
-    seen.chosen = found, redraw(), list.replaceChildren();
-    if (found.length) list.append(
-      h("p", { class: "controls" }, h("strong", {}, `${count(found.length)} chosen`), button("Clear", () => choose([]))),
-      table("The chosen pictures by class", ["class", { text: "pictures", num: true }], tally.map(([name, of]) => [name, of.toLocaleString("en-US")])),
-      gallery(found.slice(0, FEATURES_LISTED).map((i) => ({ src: sheet && filled(small(i), i).toDataURL(), alt: said(i)[1], lines: said(i) }))),
-      found.length > FEATURES_LISTED ? `These are the first ${FEATURES_LISTED} of ${count(found.length)}.` : "");
-    if (aloud) announce([`${count(found.length)} chosen`, ...tally.slice(0, 5).map(([name, of]) => `${of} ${name}`)].join(", "));
+  function inside([x, y, wide, high]) {
+    const there = (i) => X(i) >= x && X(i) <= x + wide && Y(i) >= y && Y(i) <= y + high;
+    return [...styles.keys()].filter((i) => there(i) && (!seen.lit.length || seen.lit.includes(styles[i])));
   }
-  const swap = (i) => choose(seen.chosen.includes(i) ? seen.chosen.filter((other) => other !== i) : [...seen.chosen, i]);
+  function choose(found, aloud = true) {
+    const counts = classes.map((name, label) => [name, found.filter((i) => labels[i] === label).length]);
+    const tally = counts.filter(([, count]) => count).sort((a, b) => b[1] - a[1]);
+    const listed = found.slice(0, FEATURES_LISTED).map((i) => ({ src: sheet && small(i).toDataURL(), alt: said(i)[1], lines: said(i) }));
+    const chosen = `${featuresCount(found.length)} chosen`;
+    seen.chosen = found;
+    redraw();
+    const parts = () => [
+      h(
+        "p.controls",
+        h("strong", chosen),
+        button("Clear", () => choose([])),
+      ),
+      table(
+        "The chosen pictures by class",
+        ["class", { text: "pictures", num: true }],
+        tally.map(([name, count]) => [name, rounded(count, "count")]),
+      ),
+      gallery(listed),
+      found.length > FEATURES_LISTED && `These are the first ${FEATURES_LISTED} of ${featuresCount(found.length)}.`,
+    ];
+    fill(list, found.length > 0 && parts());
+    if (aloud) announce([chosen, ...tally.slice(0, 5).map(([name, count]) => `${count} ${name}`)].join(", "));
+  }
+  const swap = (i) => i >= 0 && choose(seen.chosen.includes(i) ? seen.chosen.filter((other) => other !== i) : [...seen.chosen, i]);
 
   // ── pointer and keys ──
   function over(event) {
     const [x, y] = place(event, canvas);
-    if (drag) {
-      drag.moved ||= Math.hypot(x - drag.x, y - drag.y) > 4;
-      if (drag.pans) pan(x - drag.px, y - drag.py);
-      else if (drag.moved) drag.box = [Math.min(x, drag.x), Math.min(y, drag.y), Math.abs(x - drag.x), Math.abs(y - drag.y)];
-      return Object.assign(drag, { px: x, py: y }), redraw();
-    }
-    let best = -1, least = 14 ** 2;
+    if (drag) return dragTo(x, y);
+    let best = -1;
+    let least = FEATURES_REACH ** 2;
     for (let i = 0; i < n; i++) {
       const far = (X(i) - x) ** 2 + (Y(i) - y) ** 2;
-      if (far < least) (best = i), (least = far);
+      if (far < least) [best, least] = [i, far];
     }
     if (best !== under) point(best);
+  }
+  function dragTo(x, y) {
+    drag.moved ||= Math.hypot(x - drag.x, y - drag.y) > 4;
+    if (drag.pans) pan(x - drag.was[0], y - drag.was[1]);
+    else if (drag.moved) drag.box = [Math.min(x, drag.x), Math.min(y, drag.y), Math.abs(x - drag.x), Math.abs(y - drag.y)];
+    drag.was = [x, y];
+    redraw();
   }
   function down(event) {
     over(event);
     const [x, y] = place(event, canvas);
-    drag = { x, y, px: x, py: y, pans: event.shiftKey || way.input.selectedIndex === 1 };
+    drag = { x, y, was: [x, y], pans: event.shiftKey || way.input.selectedIndex === 1 };
     canvas.setPointerCapture(event.pointerId);
   }
   function up() {
     const { box, moved } = drag ?? {};
     drag = null;
-    if (box) choose(inside(...box));
-    else if (!moved && under >= 0) swap(under);
+    if (box) choose(inside(box));
+    else if (!moved) swap(under);
   }
   function wheel(event) {
     if (!event.ctrlKey && document.activeElement !== canvas) return; // else the page could not be scrolled over the plane
-    event.preventDefault(), zoom(Math.exp(-event.deltaY / 400), ...place(event, canvas));
-  }
-  function press(event) {
-    const to = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-    const done = to ? (event.shiftKey ? () => pan(-to[0] * width * 0.15, -to[1] * height * 0.15) : () => point(next(...to), true))
-      : { "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: all, Enter: () => under >= 0 && swap(under), Escape: () => choose([]) }[event.key];
-    if (!done || event.ctrlKey || event.metaKey || event.altKey) return;
-    event.preventDefault(), done();
+    event.preventDefault();
+    zoom(Math.exp(-event.deltaY / 400), ...place(event, canvas));
   }
   // The nearest point in a direction, of those in view; from the middle where none is pointed at.
-  function next(dx, dy) {
+  function next(down, across) {
     const [x, y] = under < 0 ? [width / 2, height / 2] : [X(under), Y(under)];
-    let best = under, least = Infinity;
+    let best = under;
+    let least = Infinity;
     for (let i = 0; i < n; i++) {
-      const ahead = (X(i) - x) * dx + (Y(i) - y) * dy, aside = Math.abs((X(i) - x) * dy + (Y(i) - y) * dx), far = Math.abs(ahead) + 2 * aside;
-      if (i !== under && far < least && (under < 0 || (ahead > 0 && aside <= ahead)) && X(i) >= 0 && X(i) <= width && Y(i) >= 0 && Y(i) <= height) (best = i), (least = far);
+      const ahead = (X(i) - x) * across + (Y(i) - y) * down;
+      const aside = Math.abs((X(i) - x) * down + (Y(i) - y) * across);
+      const far = Math.abs(ahead) + 2 * aside;
+      if (i !== under && far < least && (under < 0 || (ahead > 0 && aside <= ahead)) && inView(i)) [best, least] = [i, far];
     }
     return best;
   }
+  const step = (down, across, event) =>
+    event.shiftKey ? pan(-across * width * 0.15, -down * height * 0.15) : point(next(down, across), true);
+  const closer = () => zoom(1.5);
+  const farther = () => zoom(1 / 1.5);
+  const keys = { ...arrows(step), "+": closer, "=": closer, "-": farther, 0: all, Enter: () => swap(under), Escape: () => choose([]) };
+  const { canvas, redraw } = surface(paint, {
+    ...POINTED,
+    class: "plane",
+    onpointermove: over,
+    onpointerdown: down,
+    onpointerup: up,
+    onpointercancel: () => (drag = null),
+    onpointerleave: () => drag || point(-1),
+    onwheel: wheel,
+    onkeydown: keyed(keys),
+  });
 
   // ── controls ──
-  const numbers = h("div"), how = h("p", { class: "muted" });
+  const numbers = h("div");
+  const how = h("p.muted");
   function go(epoch, jump) {
     const { panels, measures, title } = plane();
-    from.set(now), (began = jump ? -Infinity : performance.now()), (moving = true), (seen.epoch = epoch);
-    numbers.replaceChildren(terms(measures.map((of, i) => [of.name, panels[epoch].numbers[i] && { ...of, ...panels[epoch].numbers[i] }]))), (how.textContent = plane().how);
-    canvas.setAttribute("aria-label", `${count(n)} as points, ${title}, epoch ${panels[epoch].epoch}. ${FEATURES_KEYS}`);
+    from.set(now);
+    began = jump ? -Infinity : performance.now();
+    moving = true;
+    seen.epoch = epoch;
+    fill(numbers, terms(measures.map((of, i) => [of.name, panels[epoch].numbers[i] && { ...of, ...panels[epoch].numbers[i] }])));
+    how.textContent = plane().how;
+    canvas.setAttribute("aria-label", `${featuresCount(n)} as points, ${title}, epoch ${panels[epoch].epoch}. ${FEATURES_KEYS}`);
     redraw();
   }
-  const epochs = () => slider("Epoch", plane().panels.map((panel) => `epoch ${panel.epoch}`), seen.epoch, (i) => go(i));
-  const last = () => plane().panels.length - 1, stop = () => (clearInterval(playing), (playing = 0), (play.textContent = "Play"));
-  const step = () => (seen.epoch < last() && root.isConnected ? steps.set(seen.epoch + 1) : stop());
+  const epochs = () =>
+    slider(
+      "Epoch",
+      plane().panels.map((panel) => `epoch ${panel.epoch}`),
+      seen.epoch,
+      (i) => go(i),
+    );
   let steps = epochs();
-  const play = button("Play", () => {
-    if (playing) return stop();
-    (play.textContent = "Pause"), (playing = setInterval(step, 900)), seen.epoch === last() && steps.set(0);
-  }, { hidden: !last() });
+  let playing = 0;
+  function stop() {
+    clearInterval(playing);
+    playing = 0;
+    play.textContent = "Play";
+  }
+  const onward = () => (seen.epoch < last() && root.isConnected ? steps.set(seen.epoch + 1) : stop());
+  const play = button(
+    "Play",
+    () => {
+      if (playing) return stop();
+      play.textContent = "Pause";
+      playing = setInterval(onward, FEATURES_STAY);
+      if (seen.epoch === last()) steps.set(0);
+    },
+    { hidden: !last() },
+  );
   function project(i) {
-    stop(), all(), Object.assign(seen, { plane: i, epoch: Math.min(seen.epoch, planes[i].panels.length - 1) });
     const old = steps;
-    old.replaceWith((steps = epochs())), go(seen.epoch, true);
+    stop();
+    all();
+    seen.plane = i;
+    seen.epoch = within(seen.epoch, last());
+    steps = epochs();
+    old.replaceWith(steps);
+    go(seen.epoch, true);
   }
   const way = choice("Dragging", ["chooses", "moves the plane"], 0, () => {});
-  function entry(of) {
-    const mine = [...classes.keys()].filter((label) => view.styles[label] === of), name = of < 0 ? `${mine.length} other ${mine.length === 1 ? "class" : "classes"}` : classes[mine[0]];
-    const sample = surface((context, w, high, palette) => mark(context, of, w / 2, high / 2, 5, palette), { role: "presentation" }).canvas, lit = () => seen.lit.includes(of);
-    const one = button([sample, name], () => ((seen.lit = lit() ? seen.lit.filter((other) => other !== of) : [...seen.lit, of]), one.setAttribute("aria-pressed", lit()), redraw()), { "aria-pressed": String(lit()) });
-    return one;
+  const pictures = toggle("Pictures", seen.pictures, (on) => {
+    seen.pictures = on;
+    redraw();
+  });
+  function entry(style) {
+    const mine = classes.filter((_, label) => view.styles[label] === style);
+    const name = style < 0 ? `${mine.length} other ${mine.length === 1 ? "class" : "classes"}` : mine[0];
+    const sample = (context, wide, high, palette) => mark(context, style, wide / 2, high / 2, 5, palette);
+    return legendButton(sample, name, seen.lit.includes(style), () => {
+      const was = seen.lit.length;
+      seen.lit = seen.lit.filter((other) => other !== style);
+      if (seen.lit.length === was) seen.lit.push(style);
+      redraw();
+      return seen.lit.includes(style);
+    });
   }
+  const shown = [...new Set(view.styles)].sort((a, b) => (a < 0) - (b < 0) || a - b);
 
-  go(seen.epoch, true), move(), point(-1), choose(seen.chosen, false);
-  root.append(
-    h("div", { class: "controls" }, choice("Plane", planes.map((of) => of.title), seen.plane, project), steps, play, sheet ? toggle("Pictures", seen.pictures, (on) => ((seen.pictures = on), redraw())) : "", way),
-    h("figure", { class: "beside-plane" }, h("figcaption", {}, h("strong", {}, view.title)), canvas, h("div", { class: "moving" }, info,
-      h("div", { class: "controls" }, button("+", () => zoom(1.5), { "aria-label": "Zoom in" }), button("−", () => zoom(1 / 1.5), { "aria-label": "Zoom out" }), button("Show all", all), button("Choose what is in view", () => choose(inside(0, 0, width, height)))),
-      h("div", { class: "legend", role: "group", "aria-label": "Classes; press one to dim the others" }, [...new Set(view.styles)].sort((a, b) => (a < 0) - (b < 0) || a - b).map(entry)), h("p", { class: "reading" }, FEATURES_KEYS))),
-    numbers, how, list, notes(view.notes) || "");
+  go(seen.epoch, true);
+  move();
+  point(-1);
+  choose(seen.chosen, false);
+  fill(
+    root,
+    h(
+      "div.controls",
+      choice(
+        "Plane",
+        planes.map((of) => of.title),
+        seen.plane,
+        project,
+      ),
+      steps,
+      play,
+      sheet && pictures,
+      way,
+    ),
+    h(
+      "figure.beside-plane",
+      h("figcaption", h("strong", view.title)),
+      canvas,
+      h(
+        "div.moving",
+        info,
+        h(
+          "div.controls",
+          button("+", closer, { "aria-label": "Zoom in" }),
+          button("−", farther, { "aria-label": "Zoom out" }),
+          button("Show all", all),
+          button("Choose what is in view", () => choose(inside([0, 0, width, height]))),
+        ),
+        h("div.legend", { role: "group", "aria-label": "Classes; press one to dim the others" }, shown.map(entry)),
+        h("p.reading", FEATURES_KEYS),
+      ),
+    ),
+    numbers,
+    how,
+    list,
+    notes(view.notes),
+  );
   return { state: () => ({ ...seen }) };
 }

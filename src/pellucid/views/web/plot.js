@@ -1,97 +1,205 @@
-import { h, surface, place, rounded, announce, button } from "./core.js";
+import { announce, circle, fill, h, keyed, legendButton, place, rounded, stroke, surface, within } from "./core.js";
 
 const PLOT_DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]]; // with seven colours, as report/charts.py: a pair comes back after 28
 
 // Round numbers around low to high, in steps of 1, 2 or 5 times a power of ten, as report/charts.py.
 function plotTicks(low, high) {
-  if (high - low <= 1e-9 * Math.max(Math.abs(low), Math.abs(high))) (high += Math.abs(high) / 2 || 1), (low -= Math.abs(low) / 2 || 1);
-  const rough = (high - low) / 5, power = 10 ** Math.floor(Math.log10(rough)), step = power * ([1, 2, 5].find((of) => rough <= of * power * (1 + 1e-9)) ?? 10);
-  const first = Math.floor(low / step + 1e-9), last = Math.ceil(high / step - 1e-9);
+  if (high - low <= 1e-9 * Math.max(Math.abs(low), Math.abs(high))) {
+    high += Math.abs(high) / 2 || 1;
+    low -= Math.abs(low) / 2 || 1;
+  }
+  const rough = (high - low) / 5;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * ([1, 2, 5].find((of) => rough <= of * power * (1 + 1e-9)) ?? 10);
+  const first = Math.floor(low / step + 1e-9);
+  const last = Math.ceil(high / step - 1e-9);
   return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
-const plotTick = (value, ticks) => {
+function plotTick(value, ticks) {
   const most = Math.max(...ticks.map(Math.abs));
-  return value && (most < 0.01 || most >= 1e7) ? value.toExponential().replace("+", "") : value.toLocaleString("en-US", { maximumFractionDigits: 10 });
-};
+  const far = value && (most < 0.01 || most >= 1e7);
+  return far ? value.toExponential().replace("+", "") : value.toLocaleString("en-US", { maximumFractionDigits: 10 });
+}
 
-function plotStroke(context, style, palette, width = 2.2) {
-  context.strokeStyle = context.fillStyle = palette.s[style % 7], context.lineWidth = width;
+function plotStyle(context, style, palette) {
+  context.strokeStyle = context.fillStyle = palette.s[style % 7];
+  context.lineWidth = 2.2;
   context.setLineDash(PLOT_DASHES[style % 4]);
 }
 
-// A chart {title, x, y, unit, note, curves: [{name, style, x, y}], levels, shown, collapsed}: x and y name the axes; null in a curve is a gap; levels are lines
-// without dots; shown [low, high] of y are seen at least; at and below `collapsed` the ground is shaded. options {hidden: [names]}.
+// The points [x, y] of a line that are known.
+const plotKnown = (line) => line.y.flatMap((y, i) => (Number.isFinite(y) ? [[line.x[i], y]] : []));
+
+// Where the chart lies: X and Y from values to CSS pixels, the edges of its ground, and the ticks xs and ys.
+function plotScale(context, chart, points, all, width, height) {
+  const heights = [...points.map((point) => point[1]), ...(chart.shown ?? [])];
+  const ys = plotTicks(Math.min(...heights), Math.max(...heights));
+  const [bottom, top] = [ys[0], ys.at(-1)];
+  let [low, high] = [all[0], all.at(-1)];
+  let xs = plotTicks(low, high).filter((x) => Number.isInteger(x) && x >= low && x <= high);
+  if (low === high) {
+    xs = [low];
+    low -= 1;
+    high += 1;
+  }
+  const left = 30 + Math.max(...ys.map((y) => context.measureText(plotTick(y, ys)).width));
+  const [right, floor] = [width - 14, height - 44];
+  const X = (x) => left + ((x - low) / (high - low)) * (right - left);
+  const Y = (y) => floor - ((y - bottom) / (top - bottom)) * (floor - 10);
+  return { X, Y, xs, ys, low, high, left, right, floor };
+}
+
+// Grid, ticks, the names of the axes, and the ground on which a run has collapsed.
+function plotGround(context, palette, chart, { X, Y, xs, ys, left, right, floor }) {
+  context.textAlign = "right";
+  if (chart.collapsed != null) {
+    const top = Y(Math.min(chart.collapsed, ys.at(-1)));
+    context.fillStyle = palette.bad;
+    context.globalAlpha = 0.12;
+    context.fillRect(left, top, right - left, Math.max(floor - top, 0));
+    context.globalAlpha = 1;
+    context.fillText("collapse", right - 6, floor - 6);
+  }
+  context.fillStyle = palette.muted;
+  for (const y of ys) {
+    context.strokeStyle = y === ys[0] ? palette.muted : palette.grid;
+    stroke(context, [
+      [left, Y(y)],
+      [right, Y(y)],
+    ]);
+    context.fillText(plotTick(y, ys), left - 7, Y(y) + 4);
+  }
+  context.strokeStyle = palette.muted;
+  context.textAlign = "center";
+  for (const x of xs) {
+    stroke(context, [
+      [X(x), floor],
+      [X(x), floor + 4],
+    ]);
+    context.fillText(plotTick(x, xs), X(x), floor + 18);
+  }
+  context.fillText(chart.x, (left + right) / 2, floor + 37);
+  context.save();
+  context.rotate(-Math.PI / 2);
+  context.fillText(chart.y, -(10 + floor) / 2, 13);
+  context.restore();
+}
+
+// A chart {title, x, y, unit, note, curves: [{name, style, x, y}], levels, shown, collapsed}: x and y name the axes; null in a curve is a gap; levels are
+// lines without dots; shown [low, high] of y are seen at least; at and below `collapsed` the ground is shaded. hidden: names of lines.
 // Returns {element, set(chart), hidden()}; set shows other data without rebuilding what a reader is at.
-export function lineChart(chart, options = {}) {
-  const hidden = new Set(options.hidden), title = h("strong"), key = h("div", { class: "legend", role: "group" }), at = h("p", { class: "reading", "data-at": "" }), note = h("p", { class: "reading" });
-  let lines, xs, cross = null, left, right, low, high;
-  const known = (line) => line.y.flatMap((y, i) => (Number.isFinite(y) ? [[line.x[i], y]] : []));
-  const value = (line, x) => (chart.levels.includes(line) ? line.y[0] : line.y[line.x.indexOf(x)]);
-  function said(x) {
-    const values = lines.filter((line) => !hidden.has(line.name) && value(line, x) != null).map((line) => `${line.name} ${rounded(value(line, x), chart.unit)}`);
-    return `${chart.x} ${rounded(x, "count")}: ${values.join(" · ") || "no value"}`;
+export function lineChart(chart, hide) {
+  const hidden = new Set(hide);
+  const title = h("strong");
+  const key = h("div.legend", { role: "group" });
+  const at = h("p.reading", { "data-at": "" });
+  const note = h("p.reading");
+  let lines = []; // curves, then levels
+  let xs; // every x of them
+  let cross = null; // the x that is read
+  let scale;
+
+  const there = () => lines.filter((line) => !hidden.has(line.name));
+  const level = (line) => !chart.curves.includes(line);
+  const value = (line, x) => line.y[level(line) ? 0 : line.x.indexOf(x)];
+  function said() {
+    const values = there()
+      .filter((line) => value(line, cross) != null)
+      .map((line) => `${line.name} ${rounded(value(line, cross), chart.unit)}`);
+    return `${chart.x} ${rounded(cross, "count")}: ${values.join(" · ") || "no value"}`;
   }
 
-  const { canvas, redraw } = surface((context, width, height, palette) => {
-    const there = lines.filter((line) => !hidden.has(line.name)), points = (there.length ? there : lines).flatMap(known);
-    const heights = [...points.map((p) => p[1]), ...(chart.shown ?? [])], ys = plotTicks(heights.reduce((a, b) => Math.min(a, b), Infinity), heights.reduce((a, b) => Math.max(a, b), -Infinity));
-    [low, high] = [xs[0], xs.at(-1)];
-    let ticks = plotTicks(low, high).filter((x) => Number.isInteger(x) && x >= low && x <= high);
-    if (low === high) (ticks = [low]), (low -= 1), (high += 1);
-    context.font = "12px system-ui, sans-serif";
-    [left, right] = [30 + Math.max(...ys.map((y) => context.measureText(plotTick(y, ys)).width)), width - 14];
-    const floor = height - 44, X = (x) => left + ((x - low) / (high - low)) * (right - left), Y = (y) => floor - ((y - ys[0]) / (ys.at(-1) - ys[0])) * (floor - 10);
-    const line = (x0, y0, x1, y1) => (context.beginPath(), context.moveTo(x0, y0), context.lineTo(x1, y1), context.stroke());
-    if (chart.collapsed != null) {
-      const top = Y(Math.min(chart.collapsed, ys.at(-1)));
-      context.fillStyle = palette.bad, context.globalAlpha = 0.12, context.fillRect(left, top, right - left, Math.max(floor - top, 0)), context.globalAlpha = 1;
-      context.textAlign = "right", context.fillText("collapse", right - 6, floor - 6);
+  function paintLine(context, line, palette) {
+    const { X, Y } = scale;
+    const known = plotKnown(line);
+    plotStyle(context, line.style, palette);
+    stroke(
+      context,
+      line.y.map((y, i) => (Number.isFinite(y) ? [X(line.x[i]), Y(y)] : null)),
+    );
+    context.setLineDash([]);
+    const dots = level(line) || known.length > 12 ? [] : known;
+    const read = cross != null && value(line, cross) != null ? [[cross, value(line, cross)]] : [];
+    for (const [x, y] of [...dots, ...read]) {
+      circle(context, X(x), Y(y), x === cross ? 4.5 : 3);
+      context.fill();
     }
-    context.fillStyle = palette.muted, context.lineWidth = 1;
-    for (const y of ys) context.strokeStyle = y === ys[0] ? palette.muted : palette.grid, line(left, Y(y), right, Y(y)), (context.textAlign = "right"), context.fillText(plotTick(y, ys), left - 7, Y(y) + 4);
-    context.strokeStyle = palette.muted, context.textAlign = "center";
-    for (const x of ticks) line(X(x), floor, X(x), floor + 4), context.fillText(plotTick(x, ticks), X(x), floor + 18);
-    context.fillText(chart.x, (left + right) / 2, height - 7);
-    context.save(), context.rotate(-Math.PI / 2), context.fillText(chart.y, -(10 + floor) / 2, 13), context.restore();
-    if (cross != null) context.strokeStyle = palette.ink, line(X(cross), 10, X(cross), floor);
-    for (const of of [...chart.levels, ...chart.curves].filter((of) => there.includes(of))) {
-      plotStroke(context, of.style, palette), context.beginPath();
-      of.y.forEach((y, i) => Number.isFinite(y) && context[i && Number.isFinite(of.y[i - 1]) ? "lineTo" : "moveTo"](X(of.x[i]), Y(y)));
-      context.stroke(), context.setLineDash([]);
-      const dots = chart.curves.includes(of) && known(of).length <= 12 ? known(of) : [];
-      for (const [x, y] of cross != null && value(of, cross) != null ? [...dots, [cross, value(of, cross)]] : dots) context.beginPath(), context.arc(X(x), Y(y), x === cross ? 4.5 : 3, 0, 7), context.fill();
-    }
-  }, { class: "chart", tabindex: 0, role: "application", onpointermove: over, onpointerdown: over, onpointerleave: () => go(null), onkeydown: press });
+  }
+  function paint(context, width, height, palette) {
+    const points = (there().length ? there() : lines).flatMap(plotKnown);
+    if (!points.length) return;
+    scale = plotScale(context, chart, points, xs, width, height);
+    plotGround(context, palette, chart, scale);
+    context.strokeStyle = palette.ink;
+    if (cross != null)
+      stroke(context, [
+        [scale.X(cross), 10],
+        [scale.X(cross), scale.floor],
+      ]);
+    for (const line of there().reverse()) paintLine(context, line, palette);
+  }
 
   function go(x, aloud) {
-    cross = x, at.textContent = x == null ? "\u00a0" : said(x), redraw();
-    if (aloud && x != null) announce(said(x));
+    cross = x ?? null;
+    at.textContent = cross == null ? "\u00a0" : said();
+    redraw();
+    if (aloud && cross != null) announce(said());
   }
   function over(event) {
-    const x = low + ((place(event)[0] - left) / (right - left)) * (high - low);
+    if (!scale) return;
+    const x = scale.low + ((place(event)[0] - scale.left) / (scale.right - scale.left)) * (scale.high - scale.low);
     go(xs.reduce((best, one) => (Math.abs(one - x) < Math.abs(best - x) ? one : best)));
   }
-  function press(event) {
-    const i = cross == null ? -1 : xs.indexOf(cross), to = { ArrowRight: i + 1, ArrowLeft: i < 0 ? xs.length - 1 : i - 1, Home: 0, End: xs.length - 1 }[event.key];
-    if (event.key === "Escape") return go(null);
-    if (to == null) return;
-    event.preventDefault(), go(xs[Math.min(Math.max(to, 0), xs.length - 1)], true);
-  }
+  const to = (i) => go(xs[within(i, xs.length - 1)], true);
+  const keys = {
+    ArrowRight: () => to(xs.indexOf(cross) + 1),
+    ArrowLeft: () => to(cross == null ? xs.length : xs.indexOf(cross) - 1),
+    Home: () => to(0),
+    End: () => to(xs.length),
+    Escape: () => go(),
+  };
+  const { canvas, redraw } = surface(paint, {
+    class: "chart",
+    tabindex: 0,
+    role: "application",
+    onpointermove: over,
+    onpointerdown: over,
+    onpointerleave: () => go(),
+    onkeydown: keyed(keys),
+  });
+
   function entry({ name, style }) {
-    const sample = surface((context, width, height, palette) => (plotStroke(context, style, palette), context.beginPath(), context.moveTo(0, height / 2), context.lineTo(width, height / 2), context.stroke()), { role: "presentation" }).canvas;
-    const one = button([sample, name], () => (hidden.delete(name) || hidden.add(name), one.setAttribute("aria-pressed", !hidden.has(name)), go(cross)), { "aria-pressed": String(!hidden.has(name)) });
-    return one;
+    const sample = (context, width, height, palette) => {
+      plotStyle(context, style, palette);
+      stroke(context, [
+        [0, height / 2],
+        [width, height / 2],
+      ]);
+    };
+    return legendButton(sample, name, !hidden.has(name), () => {
+      const back = hidden.delete(name);
+      if (!back) hidden.add(name);
+      go(cross);
+      return back;
+    });
   }
   function set(other) {
-    const names = lines?.map((line) => line.name).join("\n");
-    chart = { levels: [], ...other }, lines = [...chart.curves, ...chart.levels], xs = [...new Set(lines.flatMap((line) => known(line).map((p) => p[0])))].sort((a, b) => a - b);
-    if (lines.map((line) => line.name).join("\n") !== names) key.replaceChildren(...(lines.length > 1 ? lines.map(entry) : []));
-    title.textContent = chart.title, note.textContent = chart.note ?? "", key.setAttribute("aria-label", `Lines of ${chart.title}; press one to hide it`);
-    const spoken = lines.map((line) => [line.name, known(line)]).filter(([, points]) => points.length).map(([name, points]) => `${name}: from ${rounded(points[0][1], chart.unit)} to ${rounded(points.at(-1)[1], chart.unit)}`);
+    const names = `${lines.map((line) => line.name)}`;
+    chart = { levels: [], ...other };
+    lines = [...chart.curves, ...chart.levels];
+    xs = [...new Set(lines.flatMap(plotKnown).map(([x]) => x))].sort((a, b) => a - b);
+    if (`${lines.map((line) => line.name)}` !== names) fill(key, lines.length > 1 && lines.map(entry));
+    title.textContent = chart.title;
+    note.textContent = chart.note ?? "";
+    key.setAttribute("aria-label", `Lines of ${chart.title}; press one to hide it`);
+    const spoken = lines.flatMap((line) => {
+      const known = plotKnown(line);
+      return known.length ? `${line.name}: from ${rounded(known[0][1], chart.unit)} to ${rounded(known.at(-1)[1], chart.unit)}` : [];
+    });
     canvas.setAttribute("aria-label", `${chart.title}, ${chart.y} by ${chart.x}. ${spoken.join("; ")}. Arrow keys read the values.`);
     go(xs.includes(cross) ? cross : null);
   }
   set(chart);
-  return { element: h("figure", {}, h("figcaption", {}, title, key), canvas, at, note), set, hidden: () => [...hidden] };
+  return { element: h("figure", h("figcaption", title, key), canvas, at, note), set, hidden: () => [...hidden] };
 }

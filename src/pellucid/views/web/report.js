@@ -12,23 +12,33 @@ import { mountCompare } from "./compare.js";
 // A page whose data is in it: each [data-view] gets its moving view in front of its still picture, when a reader comes near it.
 // Without scripts, on paper, and where a view fails, the still picture is what is seen.
 const MOUNTS = {
-  overview: mountOverview, curves: mountCurves, features: mountFeatures, attention: mountAttention, positions: mountPositions,
-  masks: mountMasks, words: mountWords, mistakes: mountMistakes, compare: mountCompare,
+  overview: mountOverview,
+  curves: mountCurves,
+  features: mountFeatures,
+  attention: mountAttention,
+  positions: mountPositions,
+  masks: mountMasks,
+  words: mountWords,
+  mistakes: mountMistakes,
+  compare: mountCompare,
 };
-const near = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => begin(entry.target)), { rootMargin: "600px" });
 
 async function begin(box) {
+  const name = box.dataset.view;
+  const moving = h("div.moving");
   near.unobserve(box);
-  const held = document.getElementById(`data-${box.dataset.view}`), moving = h("div", { class: "moving" });
   try {
-    const { view, state } = JSON.parse(held.textContent);
+    const { view, state } = JSON.parse(document.getElementById(`data-${name}`).textContent);
     box.prepend(moving);
-    await MOUNTS[box.dataset.view](moving, view, { live: false }, state ?? {});
+    await MOUNTS[name](moving, view, { live: false }, state ?? {});
     box.classList.add("alive");
   } catch (error) {
     moving.remove();
-    console.error(`the view ${box.dataset.view} could not be drawn:`, error);
+    console.error(`the view ${name} could not be drawn:`, error);
   }
 }
 
+const near = new IntersectionObserver((entries) => entries.forEach(({ isIntersecting, target }) => isIntersecting && begin(target)), {
+  rootMargin: "600px",
+});
 for (const box of document.querySelectorAll("[data-view]")) near.observe(box);

@@ -1,0 +1,91 @@
+"""A script with the same meaning in fewer bytes: its own names short, and no separator that nothing needs.
+
+For the hand-written modules of web/ behind one another, whose names are private to the page. A name is renamed everywhere or nowhere, so that no scope has
+to be known: a script's own name, declared in it, that is nowhere also a property, a key or a word of a pattern such as `{ canvas, redraw }`. Names of the
+browser are not declared in the script and stay. What it does not know: labels, getters and methods in object literals, which web/ has none of;
+and bodies that are empty, as of `while (next());`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# A text, a regular expression, a name or number, blanks, a sign. Templates are taken apart by `tokens`.
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|(?<=[(,=:])/(?:[^/\\\n]|\\.)+/\w*|\.{3}|=>|[\w$]+|\s+|.', re.DOTALL)
+_TEMPLATE_TEXT = re.compile(r"(?:[^`\\$]|\\.|\$(?!\{))+", re.DOTALL)
+_NAME = re.compile(r"[A-Za-z_$][\w$]*")
+_DECLARED = re.compile(r"\b(?:function\*?|const|let|class) ([\w$]+)|\bfunction [\w$]*\(([\w$,]*)\)|\(([\w$,]*)\)=>")
+_KEYWORDS = frozenset(
+    "arguments async await break case catch class const continue default delete do else export extends false finally for function get if import in instanceof"
+    " let new null of return set static super switch this throw true try typeof undefined var void while yield".split()
+)
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of a script. `within`: the bracket around it: (, [, {, ` (a template's text) or $ (an expression in a template); "" outside all."""
+
+    text: str
+    within: str
+    line: int
+
+
+def tokens(script: str) -> Iterator[Token]:
+    """The pieces of a script without comments; together they are the script."""
+    at, line, around = 0, 1, [""]
+    while at < len(script):
+        inside = around[-1]
+        pattern = _TEMPLATE_TEXT if inside == "`" and script[at] != "`" and not script.startswith("${", at) else _TOKEN
+        found = pattern.match(script, at)
+        text = "${" if inside == "`" and script.startswith("${", at) else found[0] if found else script[at]
+        if text in (")", "]", "}") or (text == "`" and inside == "`"):
+            around.pop()
+            yield Token(text, around[-1] if text == "`" else inside, line)
+        else:
+            yield Token(text, inside, line)
+            if pattern is _TOKEN and text in ("(", "[", "{", "`", "${"):
+                around.append("$" if text == "${" else text)
+        at, line = at + len(text), line + text.count("\n")
+
+
+def shorten(script: str) -> str:
+    """The script (minified before: without comments and needless blanks) with short names, without `;` before } and commas before a closing bracket."""
+    pieces = list(tokens(script))
+    short = dict(zip(_own_names(script, pieces), _short_names(set(_NAME.findall(script))), strict=False))
+    texts = [short.get(piece.text, piece.text) if piece.within != "`" else piece.text for piece in pieces]
+    for i in range(2, len(texts)):
+        last, closing = texts[i - 1], texts[i]
+        if (last == ";" and closing == "}") or (last == "," and closing in (")", "]", "}") and texts[i - 2] not in (",", "[")):
+            texts[i - 1] = ""
+    return "".join(texts)
+
+
+def _own_names(script: str, pieces: list[Token]) -> list[str]:
+    """The names that may be renamed, the one that saves most first."""
+    solid = [piece for piece in pieces if not piece.text.isspace()]
+    declared = {name for found in _DECLARED.findall(script) for names in found for name in names.split(",")}
+    counts: Counter[str] = Counter()
+    kept = set(_KEYWORDS)
+    for before, piece, after in zip([Token("", "", 0), *solid], solid, [*solid[1:], Token("", "", 0)], strict=False):
+        if piece.within == "`" or not _NAME.fullmatch(piece.text):
+            continue
+        counts[piece.text] += 1
+        key = piece.within == "{" and before.text in ("{", ",") and after.text in (":", ",", "}", "=")
+        if before.text in (".", "?.") or key:
+            kept.add(piece.text)
+    own = [name for name in counts if name in declared and name not in kept and len(name) > 2]
+    return sorted(own, key=lambda name: (-counts[name] * len(name), name))
+
+
+def _short_names(taken: set[str]) -> Iterator[str]:
+    """Names of one and two letters that the script does not have, the shortest first."""
+    for length in (1, 2):
+        for letters in itertools.product(string.ascii_letters, repeat=length):
+            name = "".join(letters)
+            if name not in taken and name not in _KEYWORDS:
+                yield name

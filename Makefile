@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # The parts of the bench: `make bench-steps` runs bench/steps.py.
-BENCHES := bench-steps bench-exactness bench-pipeline bench-epoch bench-speedups bench-memory bench-photographs bench-attention bench-projections bench-masks bench-frozen bench-caption_scores
+BENCHES := bench-steps bench-exactness bench-pipeline bench-epoch bench-speedups bench-memory bench-photographs bench-attention bench-projections bench-masks bench-frozen bench-caption_scores bench-views
 
 .PHONY: help demo install test check bench $(BENCHES) proof reference clean
 help:            ## this list

@@ -123,6 +123,10 @@ CLOCK = """
 """
 
 
+FIRST_PAINT = """new Promise((done) => new PerformanceObserver((list) => list.getEntriesByName("first-contentful-paint").forEach((one) => done(one.startTime)))
+  .observe({ type: "paint", buffered: true }))"""
+
+
 @dataclass(frozen=True)
 class Page:
     """A page to measure: its text, and the selector of what is drawn. colours: how many its pixels have at least, thumbnails more than dots; elements: how
@@ -161,8 +165,7 @@ def loading(browser: Any, path: Path) -> tuple[float, float]:
     tab = browser.new_page(viewport=SIZE)
     try:
         tab.goto(path.resolve().as_uri())
-        tab.wait_for_function("performance.getEntriesByName('first-contentful-paint').length", polling=50)
-        first = tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        first = tab.evaluate(FIRST_PAINT)
         whole = tab.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
         return float(first), float(whole)
     finally:

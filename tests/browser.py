@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+PATIENCE = 30_000  # milliseconds: a machine may be busy with other tests
+FRAMES = "new Promise((painted) => requestAnimationFrame(() => requestAnimationFrame(painted)))"  # what was asked to be painted has been
+
+
+def needs_chromium(test: Callable[..., Any]) -> Callable[..., Any]:
+    """The test, marked `browser`, and skipped by name without Chromium."""
+    skip = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+    marked: Callable[..., Any] = pytest.mark.browser(skip(test))
+    return marked
 
 
 @contextmanager
@@ -37,6 +45,7 @@ class Watched:
 
     def __init__(self, browser: Any, **options: Any) -> None:
         self.page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
+        self.page.set_default_timeout(PATIENCE)
         self.errors: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda message: self.errors.append(message.text) if message.type in ("error", "warning") else None)
@@ -45,10 +54,11 @@ class Watched:
 
     def open(self, where: Path | str, view: str | None = None) -> Any:
         """Open a file or an address; with a view, scroll there and wait until it moves. Returns playwright's page."""
-        self.page.goto(where if isinstance(where, str) else where.resolve().as_uri())
+        self.page.goto(where if isinstance(where, str) else where.resolve().as_uri(), timeout=PATIENCE)
         if view is not None:
             self.page.locator(f'[data-view="{view}"]').first.scroll_into_view_if_needed()
-            self.page.locator(f'[data-view="{view}"].alive').first.wait_for(timeout=10_000)
+            self.page.locator(f'[data-view="{view}"].alive').first.wait_for(timeout=PATIENCE)
+            self.page.evaluate(FRAMES)
         return self.page
 
     def keep(self, name: str, **options: Any) -> Path:

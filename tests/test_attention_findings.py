@@ -275,4 +275,4 @@ def test_changed_features_and_pictures_are_a_mismatch(run: Run, changed: Callabl
     assert "MISMATCH inside neighbours of val: " in found
     assert "MISMATCH inside pictures of probe: " in found
     run.probe_atlas.write_bytes((run.inside / "neighbours.webp").read_bytes())
-    assert "expected tiles of 32 pixels in rows of 64" in mismatches(run, anew=True)
+    assert "inside pictures of probe: it is 768 x 64 pixels, expected 6 x 1 tiles of 32" in mismatches(run, anew=True)

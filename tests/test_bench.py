@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
+import zlib
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from browser import needs_chromium
 from conftest import REPOSITORY
 
 
@@ -166,3 +172,93 @@ def test_equal_bits_and_their_absence_have_words(bench) -> None:
     with torch.no_grad():
         next(b.parameters()).view(-1)[0] += 1e-6
     assert witness.bits(a) != witness.bits(b)
+
+
+# ── views ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def views(bench):
+    """bench/views.py; skipped by name without playwright."""
+    pytest.importorskip("playwright.sync_api", reason="no playwright: make install")
+    return bench("views")
+
+
+def seen(views: ModuleType, *, size: int = 900_000, painted: float = 100.0, step: float = 30.0) -> object:
+    return views.Seen(size, [painted, painted, 9 * painted], [step] * 3, [step / 3] * 3)
+
+
+def test_a_view_that_is_too_large_or_too_slow_is_missed_by_name(views) -> None:
+    bare = {(views.BARE, mode): seen(views) for mode in views.MODES}
+    good = {**bare, (views.OURS, "dots"): seen(views, painted=120.0), (views.OURS, "thumbnails"): seen(views, step=36.0)}
+    assert [what for what, holds in views.verdicts(good) if not holds] == []
+    bad = {**bare, (views.OURS, "dots"): seen(views, painted=121.0), (views.OURS, "thumbnails"): seen(views, size=1_000_001, step=37.0)}
+    assert [what for what, holds in views.verdicts(bad) if not holds] == [
+        "dots: painted 1.21 times the bare canvas, at most 1.2",
+        "thumbnails: 1.00 MB, at most 1",
+        "thumbnails: step at 60 Hz 1.23 times the bare canvas, at most 1.2",
+    ]
+    table = views.table({**bad, ("plotly", "dots"): seen(views, painted=300.0)}, ["Altair"])
+    assert "| plotly | dots | 0.90 | 300.0 (300.0 to 1500.0), 3.00 x | 30.0 (30.0 to 30.0), 1.00 x |" in table
+    assert "| Altair |  | not installed (`make bench`) |" in table
+
+
+def test_ratios_are_of_a_round_so_that_the_drift_of_the_machine_cancels(views) -> None:
+    assert views.ratio([120.0, 360.0, 240.0], [100.0, 300.0, 200.0]) == pytest.approx(1.2)
+
+
+def test_fabricated_points_are_the_same_for_all_pages(bench) -> None:
+    pages = bench("view_pages")
+    points, again = pages.Points.fabricated(30, 3), pages.Points.fabricated(30, 3)
+    assert (points.places == again.places).all()
+    assert (points.places.shape, points.images.shape) == ((3, 30, 2), (30, 24, 24, 3))
+    assert (points.places.min(), points.places.max()) == (0.0, 1.0)
+    whole = np.rint(points.places * 65535).astype("<u2").tobytes()
+    assert base64.b64encode(whole).decode() in pages.bare(points, thumbnails=True)
+    levels = decoded(pages.pellucid(points, thumbnails=False))
+    (left, below), span = points.places.min((0, 1)), np.ptp(points.places, (0, 1)).max()
+    assert np.abs((points.places - (left, below)) / span - (levels - levels.min((0, 1))) / np.ptp(levels, (0, 1)).max()).max() < 1 / 2000
+
+
+def decoded(page: str) -> np.ndarray:
+    """(E, p, 2) the places that a page of Pellucid holds, in levels."""
+    held = re.search(r'<script type="application/json" id="data-features">(.*?)</script>', page, re.DOTALL)
+    assert held is not None
+    [plane] = json.loads(held[1])["view"]["projections"]
+
+    def unpacked(array: dict[str, Any]) -> np.ndarray:
+        raw = base64.b64decode(array["base64"])
+        return np.frombuffer(zlib.decompress(raw, -15) if array.get("deflate") else raw, array["dtype"]).reshape(array["shape"]).astype(np.int64)
+
+    return unpacked(plane["low"]) + 256 * unpacked(plane["high"])
+
+
+@needs_chromium
+@pytest.mark.browser
+@pytest.mark.proof
+def test_painted_and_a_step_are_seen_in_the_pixels_and_a_page_that_stands_still_is_an_error(views) -> None:
+    clock, pages = views.clock, views.pages
+    points = pages.Points.fabricated(60, 3)
+    moves, stands = pages.bare(points, thumbnails=False), pages.bare(points, thumbnails=False).replace("draw(to, to, 1)", "0")
+    with clock.browsers() as (_, browser):
+        with clock.opened(browser, clock.Page(moves, "canvas.drawn", last=2)) as tab:
+            assert 0 < clock.painted(tab) < 20_000
+            found = clock.steps(tab)
+            assert len(found) == 2
+            assert min(found) > 0
+        with (
+            clock.opened(browser, clock.Page(stands, "canvas.drawn", last=2)) as tab,
+            pytest.raises(RuntimeError, match="step 1 of the slider changed nothing"),
+        ):
+            clock.steps(tab)
+
+
+@needs_chromium
+@pytest.mark.browser
+@pytest.mark.proof
+def test_a_quick_run_of_the_views_prints_tables_and_verdicts(views, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["views.py", "--quick"])
+    code, said = views.main(), capsys.readouterr().out
+    assert code == (1 if "MISSED" in said else 0)
+    assert re.search(r"^\| Pellucid \| thumbnails \| 0\.\d\d \| \d", said, re.MULTILINE)
+    assert len(re.findall("^(?:holds|MISSED): ", said, re.MULTILINE)) == 9

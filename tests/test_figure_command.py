@@ -15,15 +15,22 @@ import pytest
 from matplotlib.text import Text
 
 import fabricate_captions
+import test_report_pretraining
 from fabricate import make_run
 from fabricate_inside import EPOCHS, make_findings
 from fabricate_segmentation import keep_masks, make_segmentation
+from fabricate_study import make_study
 from pellucid import figures, paper_figures
+from pellucid.attention_findings import AttentionFindings, KeptLayer
 from pellucid.errors import RunError, UsageError
 from pellucid.figures.style import in_line, over_the_edge, panel_layout
-from pellucid.paper_figures import COLUMN, FIGURES, PAGE, Asked, draw_figure, figures_of, millimetres
+from pellucid.paper_asked import COLUMN, PAGE, Asked, millimetres
+from pellucid.paper_figures import FIGURES, draw_figure, figures_of
 from pellucid.readings import learning_rate
+from pellucid.report import page as reports
+from pellucid.report.pretraining import read_pretraining
 from pellucid.run import Run
+from pellucid.views import FULLER
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +99,7 @@ def test_unknown_names_and_choices_are_said_with_what_there_is(pellucid: Any, ru
     for arguments, said in (
         (["curvs"], "no figure is called 'curvs'. Did you mean 'curves'? It has: overview, curves,"),
         (["curves", "--format", "pgn"], "--format: expected png, svg, pdf, got 'pgn'. Did you mean 'png'?"),
-        (["curves", "--width", "9cm"], "--width: expected column (89 mm), page (183 mm) or 60mm to 420mm, got '9cm'"),
+        (["curves", "--width", "9cm"], "--width: expected column (89 mm), page (183 mm) or 80mm to 420mm, got '9cm'"),
         (["curves", "--picture", "1"], "--picture: the figure curves has no picture to choose; these have: attention, heads, epochs"),
         (["attention", "--picture", "7"], "--picture: the run looked at 3 pictures, counted from 0 to 2; got 7"),
         (["tsne", "--epoch", "999"], f"--epoch: the run kept it after {', '.join(map(str, EPOCHS))} (inside.epochs of the recipe), got 999"),
@@ -137,7 +144,7 @@ def test_text_over_the_edge_is_found_and_said(runs: dict[str, Run], tmp_path: Pa
     monkeypatch.setitem(FIGURES, "classification", plates)
     notes = draw_figure(runs["classification"].path, "curves", Asked(), formats=["svg"], out=tmp_path).notes
     assert len(notes) == 1
-    assert re.fullmatch(r"curves reaches \d+\.\d mm over the right edge at a width of 89 mm; a larger --width has room for it", notes[0])
+    assert re.fullmatch(r"curves reaches \d+\.\d mm over the right edge at a width of 89 mm; its names are too long for a page", notes[0])
 
 
 def test_mass_under_a_map_is_its_share_on_the_target_beside_that_of_a_uniform_map() -> None:
@@ -169,3 +176,96 @@ def test_figures_are_drawn_without_torch(runs: dict[str, Run], tmp_path: Path) -
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (found.returncode, found.stderr) == (0, "")
     assert (tmp_path / "a.png").is_file()
+
+
+def test_runs_in_a_folder_and_seeds_have_their_curves_over_each_other(pellucid: Any, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        make_run(tmp_path / "two" / f"seed-{seed}", seed=seed)
+    make_run(tmp_path / "two" / "other", overrides=["train.phases.0.epochs=4"])
+    assert list(json.loads(pellucid("figure", tmp_path / "two", "--json")[1])["figures"]) == ["curves", "loss"]
+    runs = paper_figures._opened(tmp_path / "two")
+    (axes,) = paper_figures.OF_RUNS["curves"].draw(runs, Asked()).axes
+    assert axes.get_ylabel() == "validation accuracy"
+    assert sorted(len(line.get_xdata()) for line in axes.lines) == [4, 6, 6]
+    assert len(axes.get_legend().get_texts()) == 2  # the seeds of one recipe share a name
+    (tmp_path / "two" / "seeds.json").write_text(json.dumps({"runs": ["seed-1", "seed-2"]}))
+    code, out, _ = pellucid("figure", tmp_path / "two", "loss", "--format", "png")
+    assert (code, out) == (0, f"{tmp_path / 'two' / 'figures' / 'paper' / 'loss.png'}\n")
+    assert len(paper_figures._opened(tmp_path / "two")) == 2
+
+
+def test_every_figure_of_a_study_is_drawn_within_its_width(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", skill={"A": 1.6, "B": 3.2}, final=None, shared=False)
+    assert [one.name for one in figures_of(study.path)] == list(paper_figures.OF_STUDIES)
+    for name, plate in paper_figures.OF_STUDIES.items():
+        figure = plate.draw(study, Asked(COLUMN))
+        assert figure.get_size_inches()[0] * 25.4 == pytest.approx(COLUMN)
+        assert over_the_edge(figure) == {}, name
+    assert draw_figure(study.path, "curves", Asked(), formats=["svg"]).files[0].is_file()
+
+
+def test_neighbours_and_views_of_a_pretraining_stand_beside_each_other(tmp_path: Path) -> None:
+    run = test_report_pretraining.make_run(tmp_path / "run")
+    assert {"neighbours", "views"} <= {one.name for one in figures_of(run.path)}
+    near, views = (FIGURES["pretraining"][name].draw(run, Asked(PAGE)) for name in ("neighbours", "views"))
+    found = read_pretraining(run, run.record, run.recipe, run.data)
+    assert found.neighboured is not None
+    said = [axes.get_xlabel().replace("\n", " ") for axes in near.axes]
+    assert [text for text in said if "cosine" in text] == [f"{near.label} cosine {near.cosine}" for one in found.neighboured.images for near in one.near]
+    assert [axes.get_xlabel() for axes in views.axes] == ["image", "first view", "second view"] * len(found.viewed)
+    assert over_the_edge(near) == over_the_edge(views) == {}
+
+
+def test_hardest_images_and_best_and_worst_captions_say_their_numbers(runs: dict[str, Run]) -> None:
+    hardest = FIGURES["segmentation"]["hardest"].draw(runs["segmentation"], Asked())
+    accuracies = [float(found[1]) for axes in hardest.axes if (found := re.search(r"accuracy\s+([\d.]+)", axes.get_xlabel()))]
+    assert accuracies == sorted(accuracies)
+    assert len(hardest.axes) == 3 * len(accuracies) > 0
+    best, worst = (
+        [
+            float(found[1])
+            for axes in FIGURES["captioning"][name].draw(runs["captioning"], Asked()).axes
+            if (found := re.search(r"CIDEr-D\s+([\d.]+)", axes.get_xlabel()))
+        ]
+        for name in ("best", "worst")
+    )
+    assert best
+    assert worst
+    assert min(best) >= max(worst)
+
+
+def test_layer_chooses_among_the_layers_whose_attention_was_kept(pellucid: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    make_findings(run.path / "inside", changed={"heads/blocks.11.attn": np.full((3, 2, 6, 6), 1 / 36)})
+    assert "--layer: " in pellucid("figure", run.path, "heads", "--layer", "1")[2]
+    weights = np.random.default_rng(0).random((2, 4)).astype(np.float32) / 4
+    arrays: dict[str, Any] = {}
+    for at in (0, 1):
+        arrays |= {f"rows/1/{at}": np.full((2, 4, 4), 255, np.uint8), f"scale/1/{at}": np.full((2, 4), 0.25, np.float32)}
+        arrays |= {f"rest/1/{at}": np.zeros((2, 4), np.float32), f"class/1/{at}": weights * (1 + at)}
+    AttentionFindings("0.1.0", "kept", [KeptLayer(f"blocks.{at}", 2, False, (2, 2)) for at in (0, 1)], [1], True).save(run.inside, arrays)
+    figure = FIGURES["classification"]["heads"].draw(run, Asked(picture=1, layer=2))
+    assert figure.get_suptitle().replace("\n", " ") == "Heads of layer 2 of 2, blocks.1, class token"
+    for arguments, said in (
+        (["--layer", "3"], "--layer: the run kept 2 layers, counted from 1; got 3"),
+        (["--layer", "1"], "--picture: the layers were kept of 1, got 0"),
+    ):
+        code, _, error = pellucid("figure", run.path, "heads", *arguments)
+        assert (code, said in error) == (2, True), error
+
+
+def test_width_takes_plain_digits_of_a_sensible_size() -> None:
+    assert millimetres("80mm") == 80
+    for width in ("٩٠mm", "79mm", "421mm", "1e2mm", "9" * 400 + "mm", "-90mm", "nanmm"):
+        with pytest.raises(UsageError, match="--width: expected column"):
+            millimetres(width)
+
+
+def test_what_the_views_leave_out_is_said_on_stderr(pellucid: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run", skill=1.0, thumbnails=6)
+    assert pellucid("report", run.path)[2] == ""
+    monkeypatch.setitem(reports.ROOMS, "mistakes", 4000)
+    code, _, error = pellucid("report", run.path)
+    assert code == 0
+    assert FULLER in error
+    assert error.endswith(f"and `pellucid explore {run.path}` shows all.\n")

@@ -17,8 +17,7 @@ from fabricate_inside import EPOCHS, all_scores, blob, image_finding, measured, 
 from pellucid import figures
 from pellucid.errors import UsageError
 from pellucid.figures import overlays, projections
-from pellucid.figures.inside import fitted_view
-from pellucid.findings import Score
+from pellucid.findings import Score, fitted_view
 
 
 def hot(grid: tuple[int, int], row: int, column: int) -> np.ndarray:

@@ -17,11 +17,11 @@ from matplotlib.text import Text
 from fabricate_captions import caption_finding, make_run, make_words, maps_of, word_scores
 from fabricate_inside import photo
 from pellucid import figures
-from pellucid.caption_readings import caption_charts, extremes, patches_note, query_note, word_maps
+from pellucid.caption_readings import caption_charts, extremes, patches_note, picture_view, query_note, word_maps
 from pellucid.errors import RunError, UsageError
 from pellucid.figures import words
 from pellucid.figures.overlays import MAP_COLOURS, stretched
-from pellucid.figures.words import IS_NOT, ground, layer, picture_view
+from pellucid.figures.words import IS_NOT, ground, layer
 from pellucid.run import DONE, RUNNING
 from pellucid.word_findings import WORD_ARRAYS, FoundWord
 

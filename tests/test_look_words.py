@@ -304,3 +304,11 @@ def test_random_weights_of_a_seed_say_the_same_again(model: Callable[[str], Path
     one, other = (speaker_of(f"transformers/{model('blip')}", overrides) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.captioner.parameters(), other.captioner.parameters(), strict=True))
     assert "random weights, seed 4" in one.subject.weights
+
+
+def test_a_loaded_captioner_is_asked_again_without_figures(run: Run, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, speaker = look_into_words(run.path, [scene], tmp_path / "drawn"), speaker_of(run.path)
+    monkeypatch.setattr(look_words, "speaker_of", lambda *_, **__: pytest.fail("loaded anew"))
+    found = look_into_words(speaker, [scene], tmp_path / "plain", figures=False)
+    assert found == drawn
+    assert sorted(path.name for path in (tmp_path / "plain").iterdir()) == ["images", "words.json", "words.npz"]

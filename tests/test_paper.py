@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import tempfile
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,53 @@ def test_print_shows_projections_and_hides_what_needs_a_screen(tmp_path: Path) -
     assert moving == 0
     assert watched.errors == []
     assert CHROMIUM is not None
+
+
+def test_a_browser_by_its_path_is_the_one_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pellucid: Any) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "path").mkdir()
+    mine, other = program(tmp_path / "here" / "x.sh", "echo mine; exit 1"), program(tmp_path / "path" / "x.sh", "echo other; exit 1")
+    monkeypatch.chdir(tmp_path / "here")
+    assert find_browser("x.sh") == mine
+    monkeypatch.setenv("PATH", f"{tmp_path / 'path'}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    assert (find_browser("./x.sh"), find_browser("x.sh")) == (mine, other)
+    run = make_run(tmp_path / "run")
+    code, _, error = pellucid("report", run.path, "--pdf", "--browser", "./x.sh")
+    assert code == 1
+    assert f"{mine} was to print" in error
+
+
+def test_a_process_that_outlives_the_browser_does_not_hold_the_command(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("<p>page</p>")
+    for ends in ("exit 0", "sleep 30"):
+        started = time.monotonic()
+        with pytest.raises(PellucidError, match="wrote no file|did not finish"):
+            print_page(tmp_path / "page.html", tmp_path / "page.pdf", browser=program(tmp_path / "b", f"setsid sleep 8 &\n{ends}"), seconds=0.5)
+        assert time.monotonic() - started < 5
+
+
+def test_out_names_the_page_or_the_pdf_and_never_one_over_the_other(tmp_path: Path, pellucid: Any) -> None:
+    run, script = make_run(tmp_path / "run"), "for a; do case $a in --print-to-pdf=*) printf '%%PDF-1.4 /Type /Page %%%%EOF' > \"${a#*=}\";; esac; done"
+    browser = program(tmp_path / "browser", script)
+    code, out, _ = pellucid("report", run.path, "--pdf", "--browser", browser, "--out", tmp_path / "new" / "c.pdf")
+    assert (code, out.split()) == (0, [str(tmp_path / "new" / "c.html"), str(tmp_path / "new" / "c.pdf")])
+    assert (tmp_path / "new" / "c.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "new" / "c.pdf").read_bytes().startswith(b"%PDF")
+    code, _, error = pellucid("report", run.path, "--out", tmp_path / "d.pdf")
+    assert (code, (tmp_path / "d.pdf").exists()) == (2, False)
+    assert "d.pdf: the report is an HTML page; expected another ending, or --pdf" in error
+
+
+def test_an_out_that_cannot_be_written_is_said_before_the_work(tmp_path: Path, pellucid: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("pellucid.report.write_report", lambda *_, **__: pytest.fail("the work was begun"))
+    for command in (["report", run.path], ["figure", run.path, "curves"]):
+        code, _, error = pellucid(*command, "--out", tmp_path / "file" / "below" / "a.svg")
+        assert code == 2
+        assert f"{tmp_path / 'file'}: expected a folder that can be written to, it is a file" in error
+    code, _, error = pellucid("report", run.path, "--out", tmp_path)
+    assert code == 2
+    assert f"expected a file for the report, and {tmp_path} is a folder" in error
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK)
+    assert "it cannot be; --out names another place" in pellucid("report", run.path)[2]

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from pellucid import recipe as recipes
+from pellucid.attention_findings import load_attention
 from pellucid.data import scenes
 from pellucid.errors import PellucidError
 from pellucid.memory import StepMemory, fitting_micro_batch, forward_cost
+from pellucid.neighbour_findings import load_neighbours
 from pellucid.plan import Plan, _timed_pass, plan
 from pellucid.run import Run
 from pellucid.runtime import start
@@ -88,6 +90,13 @@ def test_what_snapshots_take_is_what_they_take_on_the_disk(small_recipe: str, tm
     run = train(tmp_path / "r.yaml", overrides=[inside], out=tmp_path / "run", quiet=True, figures=False)
     assert tuple(run.snapshot_epochs) == found.epochs
     assert sum(kept.nbytes for epoch in found.epochs if (kept := run.snapshot(epoch).features) is not None) == found.features_bytes
+    assert sum(array.nbytes for array in load_attention(run.inside).arrays.values()) == found.attention_bytes > 0
+    bank = load_neighbours(run.inside)
+    assert bank.findings.n == found.neighbours == 50
+    kept_bytes = bank.features.nbytes + sum(features.nbytes for features in bank.mistakes.values())
+    assert kept_bytes <= found.neighbours_bytes == (50 + 24) * 32 * 2, "no more than all of val is mistaken"
+    tiles = run.probe_atlas.stat().st_size + (run.inside / "neighbours.webp").stat().st_size
+    assert found.tiles_bytes / 4 < tiles < found.tiles_bytes * 2
 
 
 @pytest.mark.parametrize(
@@ -107,6 +116,7 @@ def test_the_plan_names_the_epochs_and_what_is_missing(small_recipe: str, tmp_pa
     code, out, _ = pellucid("plan", tmp_path / "r.yaml", "--no-timing", *settings)
     assert code == 0
     assert "snapshots     10 (after epoch 2, 4, 6, …, 18, 20): features of 20 val images (32 numbers each, half precision) 12.8 kB\n" in out
+    assert "views         features of 50 training images and of mistakes 4.7 kB; small pictures about 45.1 kB\n" in out
     code, _, told = pellucid("plan", tmp_path / "r.yaml", "--no-timing", "-s", f"inside.images=[{tmp_path}/gone.jpg]")
     assert code == 2
     assert "inside.images: 1 of 1 files are not there" in told

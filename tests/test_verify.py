@@ -164,7 +164,8 @@ def test_an_edited_measurement_is_named_with_both_values(copied_run: Path, pellu
     edit_json(copied_run / "run.json", lambda record: record["measurements"][0].update(value=before + 0.01))
     lines = mismatches(pellucid("verify", copied_run))
     reported = f"reported {before + 0.01:.4f}, recomputed {before:.4f}"
-    assert lines == [f"MISMATCH val/accuracy from the predictions: {reported}", f"MISMATCH val/accuracy from checkpoint and data: {reported}"]
+    curve = f"MISMATCH metrics.jsonl: val accuracy is {before} at epoch 2, measured {before + 0.01:.6g}"
+    assert lines == [f"MISMATCH val/accuracy from the predictions: {reported}", curve, f"MISMATCH val/accuracy from checkpoint and data: {reported}"]
 
 
 def test_a_number_beyond_rounding_but_within_the_tolerance_is_caught_from_the_predictions(copied_run: Path, pellucid: Command) -> None:
@@ -173,7 +174,11 @@ def test_a_number_beyond_rounding_but_within_the_tolerance_is_caught_from_the_pr
     edit_json(copied_run / "run.json", lambda record: record["measurements"][index].update(value=before + 0.001))
     assert [line.split(":")[0] for line in mismatches(pellucid("verify", copied_run))] == ["MISMATCH val/loss from the predictions"]
     lines = mismatches(pellucid("verify", copied_run, "--tolerance", "0.0005"))
-    assert [line.split(":")[0] for line in lines] == ["MISMATCH val/loss from the predictions", "MISMATCH val/loss from checkpoint and data"]
+    assert [line.split(":")[0] for line in lines] == [
+        "MISMATCH val/loss from the predictions",
+        "MISMATCH metrics.jsonl",
+        "MISMATCH val/loss from checkpoint and data",
+    ]
 
 
 def test_an_invented_number_is_named(copied_run: Path, pellucid: Command) -> None:

@@ -163,7 +163,7 @@ def test_what_has_no_room_is_left_out_and_said(tmp_path: Path, room: int) -> Non
     held = [one["attention"] for one in view["pictures"] if one["attention"]]
     said = " ".join(view["notes"])
     assert view["pictures"]
-    assert (len(view["pictures"]) < 6) == (f"{len(view['pictures'])} of 6 pictures are shown" in said)
+    assert (len(view["pictures"]) < 6) == (f"{len(view['pictures'])} of 6 pictures are" in said)
     if held:
         heads = decoded(held[0][0]["patch"]["rows"]).shape[0] - 1
         assert (len(held) < 4) == (f"{len(held)} of 4 pictures" in said)
@@ -301,7 +301,7 @@ def opened(browser: Any, report: Path, view: str, **options: Any) -> Iterator[tu
 
 def reads(said: Any, start: str) -> None:
     """Wait until a line begins so."""
-    said.filter(has_text=re.compile(f"^{start}")).wait_for(timeout=3000)
+    said.filter(has_text=re.compile(f"^{start}")).wait_for()
 
 
 @needs_chromium
@@ -370,7 +370,7 @@ def test_pictures_methods_and_hostile_names_are_shown_as_text(browser: Any, repo
 def test_what_is_seen_comes_back_from_its_state(browser: Any, report: Path) -> None:
     state = {"picture": 2, "method": 1, "step": "final weights", "layer": 0, "head": 1, "query": [0.9, 0.1]}
     watched = Watched(browser)
-    watched.page.add_script_tag(content=bundle.script("report") + "globalThis.mountAttention = mountAttention;", type="module")
+    watched.page.add_script_tag(content=bundle.joined((*bundle.MODULES, "report")) + "globalThis.mountAttention = mountAttention;", type="module")
     again = watched.page.evaluate(MOUNTED, {"view": view_of(report.parent / "inside"), "state": state})
     assert again["state"] == state
     assert again["said"].startswith("Patch in row 4, column 1, head 1: ")

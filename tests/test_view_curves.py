@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import fabricate_captions
-from browser import Watched, chromium, needs_chromium
+from browser import FRAMES, Watched, chromium, needs_chromium
 from fabricate import make_run
 from fabricate_segmentation import make_segmentation
 from pellucid.readings import Chart, Curve
@@ -95,7 +95,7 @@ def opened(browser: Any, folder: Path, name: str, view: dict[str, Any], *, scrip
     text = render_template("page.html", views={name: view}).replace("<footer>", f'<main id="content"><div data-view="{name}"></div></main><footer>')
     if script:
         whole = bundle.script("report")
-        text = text.replace(bundle.integrity(whole), "'unsafe-inline'").replace(whole, whole + script)
+        text = text.replace(bundle.integrity(whole), "'unsafe-inline'").replace(whole, bundle.joined((*bundle.MODULES, "report")) + script)
     file = folder / f"{name}.html"
     file.write_text(text, encoding="utf-8")
     watched = Watched(browser, **options)
@@ -103,7 +103,6 @@ def opened(browser: Any, folder: Path, name: str, view: dict[str, Any], *, scrip
 
 
 @needs_chromium
-@pytest.mark.browser
 def test_arrow_keys_read_the_values_and_the_pointer_finds_the_same(browser: Any, tmp_path: Path, run: Run) -> None:
     view = curves.build(run, Room())
     assert view is not None
@@ -124,7 +123,6 @@ def test_arrow_keys_read_the_values_and_the_pointer_finds_the_same(browser: Any,
 
 
 @needs_chromium
-@pytest.mark.browser
 @pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, {"viewport": {"width": 360, "height": 740}}], ids=["light", "dark", "phone"])
 def test_legend_hides_a_line_from_picture_and_words(browser: Any, tmp_path: Path, run: Run, options: dict[str, Any]) -> None:
     view = curves.build(run, Room())
@@ -134,7 +132,7 @@ def test_legend_hides_a_line_from_picture_and_words(browser: Any, tmp_path: Path
     whole = chart.screenshot()
     train.press("Enter")
     assert train.get_attribute("aria-pressed") == "false"
-    page.evaluate("new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
+    page.evaluate(FRAMES)
     assert chart.screenshot() != whole
     chart.press("ArrowRight")
     assert "train" not in page.locator("[data-at]").first.inner_text()
@@ -144,7 +142,6 @@ def test_legend_hides_a_line_from_picture_and_words(browser: Any, tmp_path: Path
 
 
 @needs_chromium
-@pytest.mark.browser
 def test_ticks_are_those_of_the_static_charts(browser: Any, tmp_path: Path, run: Run) -> None:
     view = curves.build(run, Room())
     assert view is not None
@@ -154,13 +151,12 @@ def test_ticks_are_those_of_the_static_charts(browser: Any, tmp_path: Path, run:
 
 
 @needs_chromium
-@pytest.mark.browser
 def test_new_epochs_move_the_curves_and_leave_the_focus_where_it_is(browser: Any, tmp_path: Path, run: Run) -> None:
     view = overview.build(run, Room())
     script = "\nconst held = JSON.parse(document.getElementById('data-overview').textContent).view, box = document.body.appendChild(h('div'));"
     script += "window.begun = mountOverview(box, held, { live: true }, {}).then((made) => (window.made = made, box.id = 'own'));"
     watched, page = opened(browser, tmp_path, "overview", view, script=script)
-    page.wait_for_function("window.made")
+    page.locator("#own").wait_for()
     chart = page.locator("#own canvas.chart").first
     chart.focus()
     page.keyboard.press("End")

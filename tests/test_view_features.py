@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from browser import Watched, chromium, needs_chromium
+from browser import FRAMES, Watched, chromium, needs_chromium
 from fabricate import make_run
 from fabricate_inside import EPOCHS, make_findings, panel, projected
 from pellucid.errors import RunError
@@ -164,7 +164,6 @@ def opened(browser: Any, folder: Path, *, state: dict[str, Any] | None = None, *
 
 
 @needs_chromium
-@pytest.mark.browser
 def test_keyboard_alone_reads_points_chooses_and_clears(browser: Any, tmp_path: Path) -> None:
     watched, page = opened(browser, tmp_path)
     page.locator("canvas.plane").focus()
@@ -185,14 +184,13 @@ def test_keyboard_alone_reads_points_chooses_and_clears(browser: Any, tmp_path: 
     page.keyboard.type("+++")
     page.keyboard.press("Shift+ArrowLeft")
     page.get_by_role("button", name="Choose what is in view").press("Enter")
-    page.wait_for_function("!document.body.textContent.includes('60 pictures chosen')")
+    page.locator("strong", has_text="60 pictures chosen").wait_for(state="detached")
     watched.keep("features-keyboard")
     assert not watched.errors
     assert len(watched.requests) == 1
 
 
 @needs_chromium
-@pytest.mark.browser
 def test_a_box_lists_its_pictures_with_files_classes_and_counts(browser: Any, tmp_path: Path) -> None:
     watched, page = opened(browser, tmp_path)
     box = page.locator("canvas.plane").bounding_box()
@@ -209,7 +207,6 @@ def test_a_box_lists_its_pictures_with_files_classes_and_counts(browser: Any, tm
 
 
 @needs_chromium
-@pytest.mark.browser
 def test_hostile_class_names_are_text(browser: Any, tmp_path: Path) -> None:
     watched, page = opened(browser, tmp_path)
     assert page.get_by_role("button", name=CLASSES[1]).count() == 1
@@ -217,25 +214,23 @@ def test_hostile_class_names_are_text(browser: Any, tmp_path: Path) -> None:
 
 
 @needs_chromium
-@pytest.mark.browser
 def test_epoch_moves_the_points_and_the_numbers_and_stands_still_without_motion(browser: Any, tmp_path: Path) -> None:
     watched, page = opened(browser, tmp_path, reduced_motion="reduce")
     canvas, slider = page.locator("canvas.plane"), page.get_by_role("slider", name="Epoch")
     last, told = canvas.screenshot(), page.locator("dl").first.inner_text()
     slider.focus()
     page.keyboard.press("Home")
-    page.evaluate("new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
+    page.evaluate(FRAMES)
     first = canvas.screenshot()
     assert first != last
     assert slider.get_attribute("aria-valuetext") == f"epoch {EPOCHS[0]}"
     assert page.locator("dl").first.inner_text() != told
-    page.wait_for_timeout(120)
+    page.evaluate(FRAMES)
     assert canvas.screenshot() == first
     assert not watched.errors
 
 
 @needs_chromium
-@pytest.mark.browser
 def test_legend_dims_the_others_and_pictures_replace_dots(browser: Any, tmp_path: Path) -> None:
     watched, page = opened(browser, tmp_path, reduced_motion="reduce")
     canvas, one = page.locator("canvas.plane"), page.get_by_role("button", name="cat")
@@ -252,7 +247,6 @@ def test_legend_dims_the_others_and_pictures_replace_dots(browser: Any, tmp_path
 
 
 @needs_chromium
-@pytest.mark.browser
 @pytest.mark.parametrize("options", [{"viewport": {"width": 360, "height": 740}}, {"color_scheme": "dark"}], ids=["phone", "dark"])
 def test_saved_state_brings_back_what_was_seen(browser: Any, tmp_path: Path, options: dict[str, Any]) -> None:
     state = {"plane": 1, "epoch": 0, "pictures": True, "zoom": 2, "lit": [0], "chosen": [3, 5]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
-from browser import Watched, chromium, needs_chromium
+from browser import FRAMES, Watched, chromium, needs_chromium
 from fabricate_segmentation import CLASSES, EPOCHS, keep_masks, make_segmentation, mask_format
 from pellucid.errors import RunError
 from pellucid.figures.masks import RIGHT, WRONG
@@ -125,10 +126,17 @@ def test_a_run_that_kept_no_masks_has_no_view(tmp_path: Path) -> None:
 
 def test_the_script_has_the_colours_of_the_error_figures() -> None:
     source = bundle.source("masks.js")
-    assert f"RIGHT = masksPixel{RIGHT}, WRONG = masksPixel{WRONG}" in source
+    assert f"RIGHT = pixel{RIGHT};" in source
+    assert f"WRONG = pixel{WRONG};" in source
 
 
 # ── in a browser ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -149,96 +157,91 @@ def said(run: Run, i: int, e: int, x: int, y: int) -> str:
     return f"Row {y}, column {x}: {known}predicted {CLASSES[predicted]}, confidence {sure / 255:.4f}"
 
 
-@pytest.mark.browser
 @needs_chromium
-def test_masks_answer_to_mouse_and_keyboard(run: Run) -> None:
-    with chromium() as browser:
-        watched = Watched(browser)
-        page = watched.open(run.report_file, "masks")
-        view = page.locator('[data-view="masks"] .moving')
-        canvas, readout = view.locator("canvas").nth(2), view.locator(".readout")
-        box = canvas.bounding_box()
-        canvas.hover(position={"x": 30.4 / 96 * box["width"], "y": 10.4 / 64 * box["height"]})
-        assert readout.inner_text() == said(run, 0, 2, 30, 10)
-        canvas.focus()
-        page.keyboard.press("ArrowLeft")
+def test_masks_answer_to_mouse_and_keyboard(run: Run, browser: Any) -> None:
+    watched = Watched(browser)
+    page = watched.open(run.report_file, "masks")
+    view = page.locator('[data-view="masks"] .moving')
+    canvas, readout = view.locator("canvas").nth(2), view.locator(".readout")
+    box = canvas.bounding_box()
+    canvas.hover(position={"x": 30.4 / 96 * box["width"], "y": 10.4 / 64 * box["height"]})
+    assert readout.inner_text() == said(run, 0, 2, 30, 10)
+    canvas.focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Shift+ArrowDown")
+    assert readout.inner_text() == said(run, 0, 2, 29, 20)
+    assert page.locator('.unseen[role="status"]').text_content() == said(run, 0, 2, 29, 20)
+    for _ in range(9):
         page.keyboard.press("Shift+ArrowDown")
-        assert readout.inner_text() == said(run, 0, 2, 29, 20)
-        assert page.locator('.unseen[role="status"]').text_content() == said(run, 0, 2, 29, 20)
-        for _ in range(9):
-            page.keyboard.press("Shift+ArrowDown")
-        assert readout.inner_text() == said(run, 0, 2, 29, 63)  # the last row, which is ignored
-        assert "ignored" in readout.inner_text()
-        view.get_by_label("Epoch", exact=True).focus()
-        page.keyboard.press("Home")
-        assert readout.inner_text() == said(run, 0, 0, 29, 63)
-        numbers = made(run.inside)["pictures"][0]["numbers"]
-        cells = re.split(r"\s+", view.locator("tbody tr").first.inner_text())
-        assert cells == ["pixel", "accuracy", numbers[0][0]["text"], numbers[-1][0]["text"]]
-        watched.keep("masks")
-        view.get_by_label("Picture", exact=True).select_option(index=2)
-        page.wait_for_function("document.querySelectorAll('[data-view=masks] .masks-panels figure[hidden]').length === 2")
-        assert "Not measured: this picture has no mask" in view.inner_text()
-        assert (watched.errors, len(watched.requests)) == ([], 1)
+    assert readout.inner_text() == said(run, 0, 2, 29, 63)  # the last row, which is ignored
+    assert "ignored" in readout.inner_text()
+    view.get_by_label("Epoch", exact=True).focus()
+    page.keyboard.press("Home")
+    assert readout.inner_text() == said(run, 0, 0, 29, 63)
+    numbers = made(run.inside)["pictures"][0]["numbers"]
+    cells = re.split(r"\s+", view.locator("tbody tr").first.inner_text())
+    assert cells == ["pixel", "accuracy", numbers[0][0]["text"], numbers[-1][0]["text"]]
+    watched.keep("masks")
+    view.get_by_label("Picture", exact=True).select_option(index=2)
+    view.locator(".masks-panels figure[hidden]").nth(1).wait_for(state="attached")
+    assert view.locator(".masks-panels figure[hidden]").count() == 2
+    assert "Not measured: this picture has no mask" in view.inner_text()
+    assert (watched.errors, len(watched.requests)) == ([], 1)
 
 
 SHADES = "c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, found = {}; for (let i = 0; i < d.length; i += 4) { const k = [d[i], d[i + 1], d[i + 2]].join(); found[k] = (found[k] ?? 0) + 1; } return found; }"
 
 
-@pytest.mark.browser
 @needs_chromium
-def test_panels_show_the_classes_alone_and_over_the_image(run: Run) -> None:
-    with chromium() as browser:
-        watched = Watched(browser)
-        page = watched.open(run.report_file, "masks")
-        view = page.locator('[data-view="masks"] .moving')
-        truth, errors = (view.locator("canvas").nth(k) for k in (1, 3))
-        page.wait_for_timeout(100)
-        colours = [",".join(map(str, colour)) for colour in mask_format().colours.tolist()]
-        whole = truth.evaluate(SHADES)
-        assert whole[colours[0]] > sum(whole.get(colour, 0) for colour in colours[1:]) > 0
-        assert whole["160,160,160"] > 0  # stripes of ignored pixels
-        wrong = errors.evaluate(SHADES)
-        assert wrong[",".join(map(str, RIGHT))] > wrong[",".join(map(str, WRONG))] > 0
-        legend = view.get_by_role("group", name="Show one class alone").get_by_role("button")
-        legend.nth(0).focus()
-        page.keyboard.press("Enter")
-        assert legend.nth(0).get_attribute("aria-pressed") == "true"
-        page.wait_for_timeout(100)
-        alone = truth.evaluate(SHADES)
-        assert alone[colours[0]] == whole[colours[0]]
-        assert not any(alone.get(colour) for colour in colours[1:])
-        page.keyboard.press("Enter")
-        assert legend.nth(0).get_attribute("aria-pressed") == "false"
-        view.get_by_label("Opacity over the image").focus()
-        page.keyboard.press("Home")
-        page.wait_for_timeout(100)
-        assert errors.evaluate(SHADES).get(",".join(map(str, RIGHT)), 0) < wrong[",".join(map(str, RIGHT))] / 20  # the image alone
-        assert [error for error in watched.errors if "getImageData" not in error] == []  # the test itself reads pixels back
+def test_panels_show_the_classes_alone_and_over_the_image(run: Run, browser: Any) -> None:
+    watched = Watched(browser)
+    page = watched.open(run.report_file, "masks")
+    view = page.locator('[data-view="masks"] .moving')
+    truth, errors = (view.locator("canvas").nth(k) for k in (1, 3))
+    page.evaluate(FRAMES)
+    colours = [",".join(map(str, colour)) for colour in mask_format().colours.tolist()]
+    whole = truth.evaluate(SHADES)
+    assert whole[colours[0]] > sum(whole.get(colour, 0) for colour in colours[1:]) > 0
+    assert whole["160,160,160"] > 0  # stripes of ignored pixels
+    wrong = errors.evaluate(SHADES)
+    assert wrong[",".join(map(str, RIGHT))] > wrong[",".join(map(str, WRONG))] > 0
+    legend = view.get_by_role("group", name="Show one class alone").get_by_role("button")
+    legend.nth(0).focus()
+    page.keyboard.press("Enter")
+    assert legend.nth(0).get_attribute("aria-pressed") == "true"
+    page.evaluate(FRAMES)
+    alone = truth.evaluate(SHADES)
+    assert alone[colours[0]] == whole[colours[0]]
+    assert not any(alone.get(colour) for colour in colours[1:])
+    page.keyboard.press("Enter")
+    assert legend.nth(0).get_attribute("aria-pressed") == "false"
+    view.get_by_label("Opacity over the image").focus()
+    page.keyboard.press("Home")
+    page.evaluate(FRAMES)
+    assert errors.evaluate(SHADES).get(",".join(map(str, RIGHT)), 0) < wrong[",".join(map(str, RIGHT))] / 20  # the image alone
+    assert [error for error in watched.errors if "getImageData" not in error] == []  # the test itself reads pixels back
 
 
-@pytest.mark.browser
 @needs_chromium
-def test_saved_state_brings_back_what_was_seen_and_paper_has_the_still_pictures(run: Run, tmp_path: Path) -> None:
+def test_saved_state_brings_back_what_was_seen_and_paper_has_the_still_pictures(run: Run, browser: Any, tmp_path: Path) -> None:
     text = run.report_file.read_text(encoding="utf-8")
     before = '<script type="application/json" id="data-masks">{"view":'
     assert before in text
     saved = tmp_path / "saved.html"
     saved.write_text(
-        text.replace(before, before.replace('{"view"', '{"state":{"picture":1,"epoch":1,"opacity":5,"alone":0,"at":[7,8]},"view"')), encoding="utf-8"
+        text.replace(before, before.replace('{"view"', '{"state":{"picture":1,"epoch":1,"opacity":5,"alone":0,"at":[8,7]},"view"')), encoding="utf-8"
     )
-    with chromium() as browser:
-        watched = Watched(browser, viewport={"width": 360, "height": 740}, color_scheme="dark", reduced_motion="reduce")
-        page = watched.open(saved, "masks")
-        view = page.locator('[data-view="masks"] .moving')
-        assert view.locator(".readout").inner_text() == said(run, 1, 1, 7, 8)
-        assert view.locator("output").all_inner_texts() == ["epoch 3", "50 %"]
-        assert view.get_by_role("button", name=CLASSES[0]).get_attribute("aria-pressed") == "true"
-        assert view.evaluate("e => e.scrollWidth <= e.clientWidth")
-        assert [c.get_attribute("role") for c in view.locator("canvas").all()] == ["application"] * 5
-        assert all("scenes-val-000001.png" in str(c.get_attribute("aria-label")) for c in view.locator("canvas").all())
-        watched.keep("masks-360-dark")
-        page.emulate_media(media="print")
-        assert not view.is_visible()
-        assert page.locator('[data-view="masks"] .still').is_visible()
-        assert watched.errors == []
+    watched = Watched(browser, viewport={"width": 360, "height": 740}, color_scheme="dark", reduced_motion="reduce")
+    page = watched.open(saved, "masks")
+    view = page.locator('[data-view="masks"] .moving')
+    assert view.locator(".readout").inner_text() == said(run, 1, 1, 7, 8)
+    assert view.locator("output").all_inner_texts() == ["epoch 3", "50 %"]
+    assert view.get_by_role("button", name=CLASSES[0]).get_attribute("aria-pressed") == "true"
+    assert view.evaluate("e => e.scrollWidth <= e.clientWidth")
+    assert [c.get_attribute("role") for c in view.locator("canvas").all()] == ["application"] * 5
+    assert all("scenes-val-000001.png" in str(c.get_attribute("aria-label")) for c in view.locator("canvas").all())
+    watched.keep("masks-360-dark")
+    page.emulate_media(media="print")
+    assert not view.is_visible()
+    assert page.locator('[data-view="masks"] .still').is_visible()
+    assert watched.errors == []

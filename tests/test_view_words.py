@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,12 @@ def test_no_word_and_no_picture_are_views_too(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = make_run(tmp_path_factory.mktemp("words") / "run", words=False)
     make_words(
@@ -166,78 +173,72 @@ def said(run: Run, i: int, of: int, word: int, x: int, y: int) -> str:
     return f"Row {y + 1} of 4, column {x + 1} of 4: {rounded(float(weight))} of the attention of “{picture['words'][word]['text']}”"
 
 
-@pytest.mark.browser
 @needs_chromium
-def test_words_and_patches_answer_to_mouse_and_keyboard(run: Run) -> None:
-    with chromium() as browser:
-        watched = Watched(browser)
-        page = watched.open(run.report_file, "words")
-        view = page.locator('[data-view="words"] .moving')
-        canvas, readout = view.locator("canvas"), view.locator(".readout")
-        row = view.get_by_role("group", name="Word whose map is shown").get_by_role("button")
-        finding = caption_finding(0, (60, 80))
-        assert row.all_inner_texts() == ["photo", *(word.text for word in finding.words)]
-        row.nth(3).click()
-        assert row.nth(3).get_attribute("aria-pressed") == "true"
-        assert "ring after “red”" in view.inner_text()
-        assert view.locator("table").first.locator("tbody tr").all_inner_texts() == ["mass\t0.4300\t0.0200", "pointing\t0.0000\t0.0200"]
-        box = canvas.bounding_box()  # of 80 x 60 the model saw the middle square, x from 10 to 70
-        canvas.hover(position={"x": 45 / 80 * box["width"], "y": 20 / 60 * box["height"]})
-        assert readout.inner_text() == said(run, 0, 0, 2, 2, 1)
-        canvas.focus()
-        page.keyboard.press("ArrowRight")
-        page.keyboard.press("ArrowRight")
-        page.keyboard.press("ArrowDown")
-        assert readout.inner_text() == said(run, 0, 0, 2, 3, 2)
-        assert page.locator('.unseen[role="status"]').text_content() == said(run, 0, 0, 2, 3, 2)
-        row.nth(3).focus()
-        page.keyboard.press("ArrowLeft")
-        assert readout.inner_text() == said(run, 0, 0, 1, 3, 2)
-        assert page.evaluate("document.activeElement.textContent") == "red"
-        assert [b.get_attribute("tabindex") for b in row.all()].count("0") == 1
-        view.get_by_label("Maps", exact=True).select_option(index=2)
-        assert readout.inner_text() == said(run, 0, 2, 1, 3, 2)
-        watched.keep("words")
-        page.keyboard.press("Tab")
-        assert "How far the maps can be believed" in view.inner_text()
-        assert (watched.errors, len(watched.requests)) == ([], 1)
+def test_words_and_patches_answer_to_mouse_and_keyboard(run: Run, browser: Any) -> None:
+    watched = Watched(browser)
+    page = watched.open(run.report_file, "words")
+    view = page.locator('[data-view="words"] .moving')
+    canvas, readout = view.locator("canvas"), view.locator(".readout")
+    row = view.get_by_role("group", name="Word whose map is shown").get_by_role("button")
+    finding = caption_finding(0, (60, 80))
+    assert row.all_inner_texts() == ["photo", *(word.text for word in finding.words)]
+    row.nth(3).click()
+    assert row.nth(3).get_attribute("aria-pressed") == "true"
+    assert "ring after “red”" in view.inner_text()
+    assert view.locator("table").first.locator("tbody tr").all_inner_texts() == ["mass\t0.4300\t0.0200", "pointing\t0.0000\t0.0200"]
+    box = canvas.bounding_box()  # of 80 x 60 the model saw the middle square, x from 10 to 70
+    canvas.hover(position={"x": 45 / 80 * box["width"], "y": 20 / 60 * box["height"]})
+    assert readout.inner_text() == said(run, 0, 0, 2, 2, 1)
+    canvas.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    assert readout.inner_text() == said(run, 0, 0, 2, 3, 2)
+    assert page.locator('.unseen[role="status"]').text_content() == said(run, 0, 0, 2, 3, 2)
+    row.nth(3).focus()
+    page.keyboard.press("ArrowLeft")
+    assert readout.inner_text() == said(run, 0, 0, 1, 3, 2)
+    assert page.evaluate("document.activeElement.textContent") == "red"
+    assert [b.get_attribute("tabindex") for b in row.all()].count("0") == 1
+    view.get_by_label("Maps", exact=True).select_option(index=2)
+    assert readout.inner_text() == said(run, 0, 2, 1, 3, 2)
+    watched.keep("words")
+    page.keyboard.press("Tab")
+    assert "How far the maps can be believed" in view.inner_text()
+    assert (watched.errors, len(watched.requests)) == ([], 1)
 
 
-@pytest.mark.browser
 @needs_chromium
-def test_hostile_words_are_text_and_a_picture_without_words_is_its_photograph(run: Run) -> None:
-    with chromium() as browser:
-        watched = Watched(browser, viewport={"width": 360, "height": 740}, color_scheme="dark", reduced_motion="reduce")
-        page = watched.open(run.report_file, "words")
-        view = page.locator('[data-view="words"] .moving')
-        scripts = page.locator("script").count()
-        view.get_by_label("Picture", exact=True).select_option(index=1)
-        hostile = HOSTILE.replace(" ", "")
-        view.get_by_role("button", name=hostile).click()
-        assert page.locator("script").count() == scripts
-        assert hostile in str(view.locator("canvas").get_attribute("aria-label"))
-        assert view.evaluate("e => e.scrollWidth <= e.clientWidth")
-        watched.keep("words-360-dark")
-        view.get_by_label("Picture", exact=True).select_option(index=2)
-        view.get_by_role("heading", name="no word").wait_for()
-        assert str(view.locator("canvas").get_attribute("aria-label")).endswith("00002.png, the photograph")
-        page.emulate_media(media="print")
-        assert not view.is_visible()
-        assert page.locator('[data-view="words"] .still').is_visible()
-        assert watched.errors == []
+def test_hostile_words_are_text_and_a_picture_without_words_is_its_photograph(run: Run, browser: Any) -> None:
+    watched = Watched(browser, viewport={"width": 360, "height": 740}, color_scheme="dark", reduced_motion="reduce")
+    page = watched.open(run.report_file, "words")
+    view = page.locator('[data-view="words"] .moving')
+    scripts = page.locator("script").count()
+    view.get_by_label("Picture", exact=True).select_option(index=1)
+    hostile = HOSTILE.replace(" ", "")
+    view.get_by_role("button", name=hostile).click()
+    assert page.locator("script").count() == scripts
+    assert hostile in str(view.locator("canvas").get_attribute("aria-label"))
+    assert view.evaluate("e => e.scrollWidth <= e.clientWidth")
+    watched.keep("words-360-dark")
+    view.get_by_label("Picture", exact=True).select_option(index=2)
+    view.get_by_role("heading", name="no word").wait_for()
+    assert str(view.locator("canvas").get_attribute("aria-label")).endswith("00002.png, the photograph")
+    page.emulate_media(media="print")
+    assert not view.is_visible()
+    assert page.locator('[data-view="words"] .still').is_visible()
+    assert watched.errors == []
 
 
-@pytest.mark.browser
 @needs_chromium
-def test_saved_state_brings_back_the_word(run: Run, tmp_path: Path) -> None:
+def test_saved_state_brings_back_the_word(run: Run, browser: Any, tmp_path: Path) -> None:
     before = '<script type="application/json" id="data-words">{"view":'
     text = run.report_file.read_text(encoding="utf-8")
     assert before in text
     saved = tmp_path / "saved.html"
-    saved.write_text(text.replace(before, before.replace('{"view"', '{"state":{"picture":0,"set":1,"word":4,"at":[1,3]},"view"')), encoding="utf-8")
-    with chromium() as browser:
-        watched = Watched(browser)
-        page = watched.open(saved, "words")
-        assert page.locator('[data-view="words"] .readout').inner_text() == said(run, 0, 1, 4, 1, 3)
-        assert page.locator('[data-view="words"] [aria-pressed="true"]').inner_text() == caption_finding(0, (60, 80)).words[4].text
-        assert (watched.errors, NOUN in run.inside.joinpath("words.json").read_text()) == ([], True)
+    saved.write_text(text.replace(before, before.replace('{"view"', '{"state":{"picture":0,"set":1,"word":4,"at":[3,1]},"view"')), encoding="utf-8")
+    watched = Watched(browser)
+    page = watched.open(saved, "words")
+    assert page.locator('[data-view="words"] .readout').inner_text() == said(run, 0, 1, 4, 1, 3)
+    assert page.locator('[data-view="words"] [aria-pressed="true"]').inner_text() == caption_finding(0, (60, 80)).words[4].text
+    assert (watched.errors, NOUN in run.inside.joinpath("words.json").read_text()) == ([], True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pellucid.errors import RunError
 from pellucid.files import replacing
+from pellucid.records import read_picture
 
 COLUMNS = 64  # tiles in a row
 LONGEST = 16_383  # pixels of a side of a WEBP file
@@ -57,11 +58,10 @@ def read_tiles(path: Path, side: int, indices: Sequence[int]) -> list[PIL.Image.
     RunError where the file is missing, is no picture, or has no such tile.
     """
     try:
-        with PIL.Image.open(path, formats=("WEBP",)) as opened:
-            whole = opened.convert("RGB")
+        whole = read_picture(path, side * COLUMNS * LONGEST).convert("RGB")
     except FileNotFoundError:
         raise RunError(f"{path}: expected an atlas of pictures, there is no such file; the run kept none or was changed") from None
-    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{path}: expected an atlas of pictures, cannot be read: {error}. The file was changed.") from None
     across, down = whole.width // side, whole.height // side
     if (whole.width, whole.height) != (across * side, down * side) or not 0 < across <= COLUMNS or (down > 1 and across < COLUMNS):

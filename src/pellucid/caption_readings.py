@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import RunError
+from pellucid.findings import ImageFinding, fitted_view
 from pellucid.readings import Chart, Curve, curve
 from pellucid.records import read_arrays
 from pellucid.run import Measurement, Run, rounded
@@ -37,6 +38,7 @@ NAMES = {  # of the measurements of a split: as readers know them
 KIND_NAMES = {NOUN: "nouns", COLOR: "colour words"}
 CHOSEN = "chosen"  # the key of the scores of the maps that are drawn
 CENTRE_NOTE = "Below a word in brackets: the centre prior, which looks at the middle of every picture, measured by the same thing."
+SHOWN_SCORES = ("mass", "pointing")  # below a word; all measures stand in the figure of scores
 WHOLE = 0.999  # from this share on a map holds all of its word's attention
 
 
@@ -157,3 +159,13 @@ def layer_name(findings: WordsFindings, layer: str) -> str:
 
 def _keys(findings: WordsFindings) -> list[str]:
     return [f"maps/{i}" for i in range(len(findings.images))]
+
+
+def picture_view(finding: CaptionFinding, photo: NDArray[np.uint8]) -> tuple[float, float, float, float]:
+    """The view of a finding in pixels of `photo`, which is the picture that was captioned or a smaller copy of it."""
+    return fitted_view(ImageFinding(finding.file, finding.size, finding.view), photo)
+
+
+def own_scores(word: FoundWord) -> list[tuple[str, float, float]]:
+    """(measure, value, that of the centre prior by the same thing) of what stands below a word: its mass and pointing."""
+    return [(name, word.scores[name], word.centre[name]) for name in SHOWN_SCORES if name in word.scores and name in word.centre]

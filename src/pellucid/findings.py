@@ -21,9 +21,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter
 
-from pellucid.errors import RunError
+from pellucid.errors import RunError, UsageError
 from pellucid.records import read_record, write_json
 from pellucid.run import Measurement
 
@@ -187,6 +189,15 @@ def verdict(score: Score) -> tuple[str, str]:
     if len(said) > 1:
         said[-1] += ", the hardest baseline"
     return "; ".join(said), kinds[hardest]
+
+
+def fitted_view(finding: ImageFinding, photo: NDArray[np.uint8]) -> tuple[float, float, float, float]:
+    """The view of a finding in pixels of `photo`, which is the image that was looked at or a smaller copy of it."""
+    (height, width), (top, left, view_height, view_width) = finding.size, finding.view
+    down, across = photo.shape[0] / height, photo.shape[1] / width
+    if abs(photo.shape[0] - height * across) > 1 and abs(photo.shape[1] - width * down) > 1:  # a copy is rounded to whole pixels
+        raise UsageError(f"{finding.file}: expected a picture of {height} x {width} pixels or a smaller copy, got {photo.shape[0]} x {photo.shape[1]}")
+    return top * down, left * across, view_height * down, view_width * across
 
 
 def hardest_baseline(score: Score) -> str:

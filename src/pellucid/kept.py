@@ -62,6 +62,16 @@ def mistakes(run: Run) -> bool:
     return predictions(run) and any((run.thumbnails / split).is_dir() for split in run.prediction_splits)
 
 
+def neighbours(run: Run) -> bool:
+    """Whether it kept a bank of training features, and predictions to look up in it."""
+    return predictions(run) and any(len(run.feature_predictions(split).bank) > 0 for split in run.prediction_splits)
+
+
+def views(run: Run) -> bool:
+    """Whether it kept views of training images."""
+    return run.has_data and any((run.thumbnails / "train").glob("*-view-1.webp"))
+
+
 def ious(run: Run) -> bool:
     """Whether it states the IoU of classes."""
     return predictions(run) and any(m.name.startswith("iou[") for m in run.record.measurements)

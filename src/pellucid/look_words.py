@@ -139,17 +139,19 @@ def is_spoken(target: str | Path) -> bool:
 
 
 def look_into_words(
-    target: str | Path,
+    target: str | Path | Speaker,
     images: Sequence[str | Path],
     out: str | Path,
     *,
     overrides: Sequence[str] = (),
     device: str = "auto",
     progress: Told | None = None,
+    figures: bool = True,
 ) -> WordsFindings:
-    """Caption photographs with a captioner, a run or a model by name, and write where it looked for each word into the folder `out`.
+    """Caption photographs with a captioner, a run, a model by name or one that is loaded, and write where it looked for each word into the folder `out`.
 
-    overrides: `key=value` of CaptionerSection. images: files and folders. Nothing is written before everything was read. A photograph whose maps are not those
+    overrides: `key=value` of CaptionerSection; they and device say nothing of a loaded one. figures: strips and overlays too.
+    images: files and folders. Nothing is written before everything was read. A photograph whose maps are not those
     of their steps is left out, and the notes name it. Raises UsageError (no captioner, a setting that it cannot take, no photograph left), RecipeError
     (overrides), MissingError, WeightsError, DataError and RunError.
     """
@@ -157,7 +159,7 @@ def look_into_words(
     if not files:
         raise UsageError("expected at least one photograph")
     told: Told = progress or (lambda what, done, of: None)
-    speaker = speaker_of(target, overrides, device=device)
+    speaker = target if isinstance(target, Speaker) else speaker_of(target, overrides, device=device)
     known = _known(speaker.subject.run)
     photos = []
     for file in files:
@@ -173,7 +175,8 @@ def look_into_words(
     findings.notes.append("nobody says where the things of these photographs are: no map is measured")
     shown = [photo.pixels for photo in drawn.of(photos)]
     _write(Path(out), findings, drawn.arrays, shown)
-    _draw(Path(out), findings, drawn.arrays, shown, told)
+    if figures:
+        _draw(Path(out), findings, drawn.arrays, shown, told)
     return findings
 
 

@@ -30,7 +30,7 @@ from pellucid.files import replacing
 from pellucid.palettes import IGNORED, MaskFormat
 from pellucid.predictions import CONFIDENCE_BINS, MaskPredictions
 from pellucid.readings import Calibration
-from pellucid.records import read_record, write_json
+from pellucid.records import read_arrays, read_record, write_json
 from pellucid.run import Measurement
 
 CLOSED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -171,13 +171,9 @@ def _fault(findings: MaskFindings) -> str:
 
 def _read(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Those of the keys that the file has."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {key: np.asarray(arrays[key]) for key in keys if key in arrays}
-    except FileNotFoundError:
-        raise RunError(f"{path}: the file is missing; training writes it beside {FINDINGS}") from None
-    except Exception as error:  # a damaged zip raises half a dozen types
-        raise RunError(f"{path}: cannot be read as arrays: {error}; the file was changed") from None
+    if not path.exists():
+        raise RunError(f"{path}: the file is missing; training writes it beside {FINDINGS}")
+    return read_arrays(path, "arrays", *keys, optional=True)
 
 
 # ── what saved mask predictions say ──────────────────────────────────────────────────────────────────────────────

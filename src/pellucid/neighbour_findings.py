@@ -90,6 +90,11 @@ def nearest_kept(features: NDArray[Any], bank: NDArray[Any], most: int = NEAREST
     return [[Neighbour(int(i), float(c)) for i, c in zip(*row, strict=True)] for row in zip(places, cosines, strict=True)]
 
 
+def how_compared(selected: str, n: int, of: int) -> str:
+    """How n of `of` training images are compared, in words; selected: whose weights, as the run says it."""
+    return f"cosine of penultimate features by the final weights, {selected}, in float64; {n:,} of {of:,} training images, evenly over the classes"
+
+
 _NEIGHBOURS = TypeAdapter(NeighbourFindings)
 
 

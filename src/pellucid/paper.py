@@ -48,11 +48,14 @@ class Printed:
     pages: int
 
 
-def find_browser(asked: Path | None = None) -> Path:
-    """The browser that prints: the one asked for, or the first of NAMES and PLACES. MissingError says how to get one, and how to print by hand."""
+def find_browser(asked: str | Path | None = None) -> Path:
+    """The browser that prints: the one asked for, by its name on PATH or its path, or the first of NAMES and PLACES.
+
+    MissingError says how to get one, and how to print by hand.
+    """
     if asked is not None:
-        if found := shutil.which(asked):
-            return Path(found)
+        if found := shutil.which(asked) or shutil.which(Path(asked).absolute()):
+            return Path(found).absolute()  # `x` of `./x` alone would be looked for on PATH
         raise MissingError(f"{asked}: expected a browser that can be started (--browser or PELLUCID_BROWSER), there is none. {BY_HAND}")
     for name in NAMES:
         if found := shutil.which(name):
@@ -103,18 +106,20 @@ def _options(profile: Path) -> list[str]:
 
 def _run(command: list[str], seconds: float) -> str:
     """What a command wrote. After `seconds` it and the processes that it started are ended, which is a PellucidError."""
-    try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-    except OSError as error:
-        raise MissingError(f"{command[0]}: cannot be started: {error.strerror}. {BY_HAND}") from None
-    try:
-        said, _ = process.communicate(timeout=seconds)
-    except BaseException as stop:
-        _end(process)
-        if isinstance(stop, subprocess.TimeoutExpired):
-            raise PellucidError(f"{command[0]} did not finish printing within {seconds:g} seconds and was ended. {BY_HAND}") from None
-        raise
-    return said.decode("utf-8", "replace")
+    with tempfile.TemporaryFile() as said:  # no pipe, which a process that outlives the browser would keep open
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        except OSError as error:
+            raise MissingError(f"{command[0]}: cannot be started: {error.strerror}. {BY_HAND}") from None
+        try:
+            process.wait(timeout=seconds)
+        except BaseException as stop:
+            _end(process)
+            if isinstance(stop, subprocess.TimeoutExpired):
+                raise PellucidError(f"{command[0]} did not finish printing within {seconds:g} seconds and was ended. {BY_HAND}") from None
+            raise
+        said.seek(0)
+        return said.read().decode("utf-8", "replace")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -124,7 +129,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.kill()
         else:
             os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
 
 
 def _places() -> Iterator[Path]:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
-from pellucid import findings, kept, mask_findings, word_findings
+from pellucid import attention_findings, findings, kept, mask_findings, word_findings
 from pellucid.caption_readings import CHOSEN, caption_charts, word_maps
 from pellucid.errors import RunError, UsageError, did_you_mean
-from pellucid.readings import Chart, by_epoch, calibrate, confusion_counts, curve, learning_rate, pretraining_charts
-from pellucid.records import read_arrays
+from pellucid.paper_asked import INCH, PAGE, Asked, split_of
+from pellucid.paper_galleries import captions_figure, hardest_figure, near_figure, views_figure
+from pellucid.paper_runs import runs_curves, runs_in, study_classes_figure, study_curves_figure, study_has
+from pellucid.readings import Chart, by_epoch, calibrate, common_limits, confusion_counts, curve, learning_rate, pretraining_charts
+from pellucid.records import read_arrays, read_picture
 from pellucid.report.content import read_predictions
 from pellucid.run import Run, rounded
 from pellucid.study_record import StudyFolder
@@ -28,32 +30,15 @@ from pellucid.study_record import StudyFolder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Widths of one and of two columns in Nature's guide to figures; those of IEEE (88.9 and 182 mm) and Elsevier (90 and 190 mm) differ by a few millimetres.
-COLUMN, PAGE = 89.0, 183.0
-NARROWEST, WIDEST = 60.0, 420.0  # millimetres; below, text of 6 points no longer fits beside its panels
 FORMATS = ("png", "svg", "pdf")
 PANELS = 3  # epochs beside each other: an early, a middle and the last
 MOST_MISTAKES = 16
-_INCH = 25.4
-
-
-@dataclass(frozen=True)
-class Asked:
-    """width: millimetres. picture: of those that were looked at, from 0. epoch: that alone. split: of predictions; None: what is usual for the figure."""
-
-    width: float = COLUMN
-    picture: int | None = None
-    epoch: int | None = None
-    split: str | None = None
-
-    @property
-    def inches(self) -> float:
-        return self.width / _INCH
+OPTIONS = ("picture", "epoch", "split", "layer")
 
 
 @dataclass(frozen=True)
 class Plate:
-    """One figure. keeps: what keeps that which it is drawn from. by: the options that it follows, of picture, epoch and split."""
+    """One figure. keeps: what keeps that which it is drawn from. by: the options that it follows, of OPTIONS."""
 
     shows: str
     there: Callable[[Run], bool]
@@ -79,16 +64,6 @@ class Drawn:
     notes: list[str]
 
 
-def millimetres(width: str) -> float:
-    """The width that `column`, `page` or `<N>mm` names. UsageError for anything else."""
-    if width in ("column", "page"):
-        return COLUMN if width == "column" else PAGE
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?mm", width.strip())
-    if found is None or not NARROWEST <= float(found[1]) <= WIDEST:
-        raise UsageError(f"--width: expected column ({COLUMN:g} mm), page ({PAGE:g} mm) or {NARROWEST:g}mm to {WIDEST:g}mm, got {width!r}")
-    return float(found[1])
-
-
 def figures_of(folder: Path) -> list[Listed]:
     """What the folder of a run, of a study or of runs over seeds can give now."""
     return [Listed(name, plate.shows) for name, plate in _plates(folder).items() if plate.there(_opened(folder))]
@@ -105,7 +80,7 @@ def draw_figure(folder: Path, name: str, asked: Asked, *, formats: Sequence[str]
         raise UsageError(f"{folder}: no figure is called {name!r}.{did_you_mean(name, plates)} It has: {', '.join(one.name for one in figures_of(folder))}.")
     wanted, path = _target(folder, name, formats, out)
     plate, run = plates[name], _opened(folder)
-    for option in ("picture", "epoch", "split"):
+    for option in OPTIONS:
         if getattr(asked, option) is not None and option not in plate.by:
             follow = ", ".join(other for other, one in plates.items() if option in one.by)
             raise UsageError(f"--{option}: the figure {name} has no {option} to choose; these have: {follow or 'none of this run'}.")
@@ -115,9 +90,19 @@ def draw_figure(folder: Path, name: str, asked: Asked, *, formats: Sequence[str]
 
     figure = plate.draw(run, asked)
     files = save(figure, path, wanted, dpi=dpi)
-    over = ", ".join(f"{_INCH * inches:.1f} mm over the {edge} edge" for edge, inches in over_the_edge(figure).items())
-    notes = [f"{name} reaches {over} at a width of {asked.width:g} mm; a larger --width has room for it"] if over else []
+    over = ", ".join(f"{INCH * inches:.1f} mm over the {edge} edge" for edge, inches in over_the_edge(figure).items())
+    notes = [f"{name} reaches {over} at a width of {asked.width:g} mm; {_wider(plate, run, asked)}"] if over else []
     return Drawn(files, asked.width, notes)
+
+
+def _wider(plate: Plate, run: Any, asked: Asked) -> str:
+    """The first width at which a figure is not over its edge, in steps of a centimetre up to a page."""
+    from pellucid.figures.style import over_the_edge
+
+    for width in np.arange(10 * (asked.width // 10) + 10, PAGE + 10, 10).tolist():
+        if not over_the_edge(plate.draw(run, replace(asked, width=width))):
+            return f"--width {width:g}mm has room for it"
+    return "its names are too long for a page"
 
 
 # ── numbers ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -171,7 +156,7 @@ def _confusion(run: Run, asked: Asked) -> Figure:
     from pellucid.figures import confusion_matrix
     from pellucid.figures.masks import pixel_confusion_matrix
 
-    split, classes = _split(run, asked), run.data.classes
+    split, classes = split_of(run, asked), run.data.classes
     if run.recipe.task == "segmentation":
         return pixel_confusion_matrix(run.mask_predictions(split).confusion.sum(axis=0)[:-1], classes, width=asked.inches)
     predictions = run.predictions(split)
@@ -181,7 +166,7 @@ def _confusion(run: Run, asked: Asked) -> Figure:
 def _reliability(run: Run, asked: Asked) -> Figure:
     from pellucid.figures import reliability_diagram
 
-    split = _split(run, asked)
+    split = split_of(run, asked)
     if run.recipe.task == "segmentation":
         diagram = reliability_diagram(mask_findings.pixel_calibration(run.mask_predictions(split), split=split, seed=run.recipe.seed), width=asked.inches)
         diagram.axes[1].set_ylabel("pixels")
@@ -195,7 +180,7 @@ def _reliability(run: Run, asked: Asked) -> Figure:
 def _ious(run: Run, asked: Asked) -> Figure:
     from pellucid.figures import iou_bars
 
-    split, classes = _split(run, asked), run.data.classes
+    split, classes = split_of(run, asked), run.data.classes
     stated = {m.name: m for m in run.record.measurements if m.split == split}
     of = [stated.get(f"iou[{name}]") for name in classes]
     mean = stated["miou"].value if "miou" in stated else None
@@ -206,7 +191,7 @@ def _ious(run: Run, asked: Asked) -> Figure:
 def _overview(run: Run, asked: Asked) -> Figure:
     from pellucid.figures import Shown, overview
 
-    split, lines, classes = _split(run, asked), run.metrics(), run.data.classes
+    split, lines, classes = split_of(run, asked), run.metrics(), run.data.classes
     predictions = run.predictions(split)
     predicted = predictions.probabilities().argmax(axis=1)
     seen = findings.load_findings(run.inside).images if kept.pictures(run) else []
@@ -221,7 +206,7 @@ def _overview(run: Run, asked: Asked) -> Figure:
 def _mistakes(run: Run, asked: Asked) -> Figure:
     from pellucid.figures import Shown, mistakes_gallery
 
-    split = _split(run, asked)
+    split = split_of(run, asked)
     reading = read_predictions(run.predictions(split), run.data.classes, split=split, seed=run.recipe.seed, num_mistakes=MOST_MISTAKES)
     there = [(one, run.thumbnails / split / f"{one.index:06d}.webp") for one in reading.mistakes]
     shown = [Shown(_picture(path), one.label, one.prediction, one.confidence.value) for one, path in there if path.is_file()]
@@ -259,26 +244,48 @@ def _at_epoch(finding: findings.ImageFinding, i: int, arrays: Mapping[str, NDArr
 
 def _heads(run: Run, asked: Asked) -> Figure:
     from pellucid.figures import heads_sheet
-    from pellucid.figures.inside import fitted_view
 
     found, arrays = _inside(run)
     i = _which(asked, len(found.images))
+    if asked.layer is not None:
+        return _heads_of_layer(run, found.images[i], i, asked)
     key = next(key for key in arrays if key.startswith("heads/"))
     photo = _photo(run, i)
     measured = _mass(arrays, i, arrays[key][i])
-    return heads_sheet(photo, arrays[key][i], [key.removeprefix("heads/")], view=fitted_view(found.images[i], photo), measured=measured, width=asked.inches)
+    return heads_sheet(
+        photo, arrays[key][i], [key.removeprefix("heads/")], view=findings.fitted_view(found.images[i], photo), measured=measured, width=asked.inches
+    )
+
+
+def _heads_of_layer(run: Run, finding: findings.ImageFinding, i: int, asked: Asked) -> Figure:
+    """Each head of one of the layers whose attention was kept: that of the class token, or the mean over the patches where there is none."""
+    from pellucid.figures import heads_sheet
+
+    if not attention_findings.has_attention(run.inside):
+        raise RunError(f"--layer: {run.path} kept the heads of one layer alone; `inside: {{attention: true}}` of the recipe keeps all layers of some pictures")
+    attention = attention_findings.load_attention(run.inside)
+    layers, at = attention.findings.layers, (asked.layer or 1) - 1
+    if at >= len(layers):
+        raise UsageError(f"--layer: the run kept {len(layers):,} layers, counted from 1; got {asked.layer:,}")
+    if i not in attention.findings.pictures:
+        raise UsageError(f"--picture: the layers were kept of {', '.join(map(str, attention.findings.pictures))}, got {i}")
+    rows, layer = attention.arrays.get(f"class/{i}/{at}"), layers[at]
+    values = attention.weights(i, at).mean(axis=1) if rows is None else rows.astype(np.float64)
+    maps, photo = values.reshape(-1, *layer.grid), _photo(run, i)
+    name = f"layer {at + 1} of {len(layers)}, {layer.module}, {'mean over the patches' if rows is None else 'class token'}"
+    _, arrays = _inside(run)
+    return heads_sheet(photo, maps, [name], view=findings.fitted_view(finding, photo), measured=_mass(arrays, i, maps), width=asked.inches)
 
 
 def _epochs(run: Run, asked: Asked) -> Figure:
     from pellucid.figures import epochs_strip
-    from pellucid.figures.inside import fitted_view
 
     found, arrays = _inside(run)
     i, method = _which(asked, len(found.images)), found.maps[0].method
     epochs = [epoch for epoch in found.epochs if f"maps/{method}/{epoch}" in arrays]
     over, photo, finding = np.stack([arrays[f"maps/{method}/{epoch}"][i] for epoch in epochs]), _photo(run, i), found.images[i]
     title, measured = f"{finding.file}: {method}", _mass(arrays, i, over)
-    return epochs_strip(photo, over, epochs, view=fitted_view(finding, photo), title=title, measured=measured, width=asked.inches)
+    return epochs_strip(photo, over, epochs, view=findings.fitted_view(finding, photo), title=title, measured=measured, width=asked.inches)
 
 
 def _mass(arrays: Mapping[str, NDArray[Any]], i: int, maps: NDArray[np.float64]) -> list[str]:
@@ -337,8 +344,6 @@ def _projection(name: str) -> tuple[Callable[[Run], bool], Callable[[Run, Asked]
 
 def _limits(points: NDArray[Any]) -> Any:
     """Those of all epochs, so that one of them alone stands where it stands among the others."""
-    from pellucid.figures.projections import common_limits
-
     return common_limits(np.asarray(points, np.float64))
 
 
@@ -380,35 +385,6 @@ def _word_scores(run: Run, asked: Asked) -> Figure:
     return word_scores_figure(word_findings.load_words(run.inside), width=asked.inches)
 
 
-# ── studies and seeds ────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _study_curves(folder: StudyFolder, asked: Asked) -> Figure:
-    from pellucid.figures.study import study_curves
-    from pellucid.study_table import study_table
-
-    table = study_table(folder)
-    return study_curves(table.bands, y_label=f"validation {table.charted}", width=asked.inches)
-
-
-def _study_classes(folder: StudyFolder, asked: Asked) -> Figure:
-    from pellucid.figures.study import class_dots
-    from pellucid.study_table import study_table
-
-    dots = study_table(folder).dots
-    assert dots is not None
-    return class_dots(dots, width=asked.inches)
-
-
-def _study_has(what: str) -> Callable[[Any], bool]:
-    def there(folder: StudyFolder) -> bool:
-        from pellucid.study_table import study_table
-
-        return bool(getattr(study_table(folder), what))
-
-    return there
-
-
 # ── the list ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _EPOCHS = "training writes it after its first epoch"
@@ -420,7 +396,7 @@ _WORDS = "inside.samples or inside.images of the recipe keep the maps of words"
 _RATE = Plate("the learning rate by step", kept.rate, _learning_rate, _EPOCHS)
 _SEEN: dict[str, Plate] = {
     "attention": Plate("a picture with the map of each method, and their scores", kept.maps, _attention, _PICTURES, ("picture", "epoch")),
-    "heads": Plate("the attention of each head of the last layer over a picture", kept.arrays("heads/"), _heads, _PICTURES, ("picture",)),
+    "heads": Plate("the attention of each head of a layer over a picture", kept.arrays("heads/"), _heads, _PICTURES, ("picture", "layer")),
     "epochs": Plate("the first map of a picture over the epochs", kept.epochs, _epochs, f"{_PICTURES} at inside.epochs", ("picture",)),
     "scores": Plate(
         "how far the maps can be believed, beside the baselines", kept.scores, _scores, "masks of the targets (inside.masks of the recipe) allow it"
@@ -457,6 +433,10 @@ FIGURES: dict[str, dict[str, Plate]] = {  # by task
         "collapse": Plate("spread and effective rank of the projections", *_chart("spread", "rank"), _EPOCHS),
         "alignment-uniformity": Plate("alignment and uniformity of the projections", *_chart("alignment", "uniformity"), _EPOCHS),
         "learning-rate": _RATE,
+        "neighbours": Plate(
+            "images beside the training images whose features are most similar", kept.neighbours, near_figure, "training keeps it with a labelled val"
+        ),
+        "views": Plate("training images and their two views", kept.views, views_figure, "training keeps pictures of its first epoch"),
         **_PLANES,
         **_SEEN,
     },
@@ -466,6 +446,7 @@ FIGURES: dict[str, dict[str, Plate]] = {  # by task
         "iou": Plate("IoU of each class with its interval", kept.ious, _ious, _PREDICTED, ("split",)),
         "confusion": Plate("pixels: labels against predictions", kept.predictions, _confusion, _PREDICTED, ("split",)),
         "reliability": Plate("pixels: accuracy against confidence", kept.predictions, _reliability, _PREDICTED, ("split",)),
+        "hardest": Plate("the images with the lowest pixel accuracy, their masks and predictions", kept.mistakes, hardest_figure, _PREDICTED, ("split",)),
         "masks": Plate("a picture, its ground truth, the masks over epochs and the errors", kept.masks, _masks, _MASKS, ("picture", "epoch")),
         "confidence": Plate("how sure the model is of each pixel, and where it errs", kept.masks, _confidence, _MASKS, ("picture", "epoch")),
         **_PLANES,
@@ -479,15 +460,21 @@ FIGURES: dict[str, dict[str, Plate]] = {  # by task
         "cider": Plate("CIDEr-D by epoch", *_chart("cider"), _EPOCHS),
         "exact-match": Plate("captions found word for word, by epoch", *_chart("exact_match"), _EPOCHS),
         "learning-rate": _RATE,
+        "best": Plate("pictures with the best captions", kept.mistakes, captions_figure("best"), _PREDICTED, ("split",)),
+        "worst": Plate("pictures with the worst captions", kept.mistakes, captions_figure("worst"), _PREDICTED, ("split",)),
         "words": Plate("a picture with the map of each word of its caption", kept.words, _words, _WORDS, ("picture",)),
         "word-scores": Plate(
             "how far the maps of words can be believed, beside the baselines", kept.word_scores, _word_scores, "data that says where things are allows it"
         ),
     },
 }
+OF_RUNS: dict[str, Any] = {  # of a folder in which runs lie
+    "curves": Plate("validation by epoch, a colour for each recipe, a line for each of its seeds", *runs_curves("val"), _EPOCHS),  # type: ignore[arg-type]
+    "loss": Plate("the loss of training by epoch, in the same way", *runs_curves("train"), _EPOCHS),  # type: ignore[arg-type]
+}
 OF_STUDIES: dict[str, Any] = {
-    "curves": Plate("validation by epoch: mean and range over the seeds of each setting", _study_has("bands"), _study_curves, "finished runs have it"),  # type: ignore[arg-type]
-    "classes": Plate("a number of single classes in every setting", _study_has("dots"), _study_classes, "a measure that has one for each class has it"),  # type: ignore[arg-type]
+    "curves": Plate("validation by epoch: mean and range over the seeds of each setting", study_has("bands"), study_curves_figure, "finished runs have it"),  # type: ignore[arg-type]
+    "classes": Plate("a number of single classes in every setting", study_has("dots"), study_classes_figure, "a measure that has one for each class has it"),  # type: ignore[arg-type]
 }
 
 
@@ -495,11 +482,15 @@ OF_STUDIES: dict[str, Any] = {
 
 
 def _opened(folder: Path) -> Any:
-    return StudyFolder(folder) if (folder / "study.json").is_file() else Run(folder)
+    """A study, the runs that lie in a folder (its seeds, where it has seeds.json), or a run."""
+    if (folder / "study.json").is_file():
+        return StudyFolder(folder)
+    return runs_in(folder) or Run(folder)
 
 
 def _plates(folder: Path) -> Mapping[str, Plate]:
-    return OF_STUDIES if (folder / "study.json").is_file() else FIGURES[Run(folder).recipe.task]
+    opened = _opened(folder)
+    return FIGURES[opened.recipe.task] if isinstance(opened, Run) else OF_STUDIES if isinstance(opened, StudyFolder) else OF_RUNS
 
 
 def _target(folder: Path, name: str, formats: Sequence[str] | None, out: Path | None) -> tuple[list[str], Path]:
@@ -515,14 +506,6 @@ def _target(folder: Path, name: str, formats: Sequence[str] | None, out: Path | 
     if formats and list(formats) != [ending]:
         raise UsageError(f"--out {out} is a {ending} file, and --format asks for {', '.join(formats)}; a folder takes several formats")
     return [ending], out.with_suffix("")
-
-
-def _split(run: Run, asked: Asked) -> str:
-    """The split that is asked for, or the first with predictions. UsageError names those that there are."""
-    splits = run.prediction_splits
-    if asked.split is not None and asked.split not in splits:
-        raise UsageError(f"--split: the run has predictions of {', '.join(splits)}, got {asked.split!r}.{did_you_mean(asked.split, splits)}")
-    return asked.split or splits[0]
 
 
 def _which(asked: Asked, count: int) -> int:
@@ -554,7 +537,6 @@ def _photo(run: Run, i: int) -> NDArray[np.uint8]:
 def _picture(path: Path) -> NDArray[np.uint8]:
     """(H, W, 3) uint8; RunError where the file is gone or damaged."""
     try:
-        with PIL.Image.open(path) as opened:
-            return np.asarray(opened.convert("RGB"))
+        return np.asarray(read_picture(path).convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
         raise RunError(f"{path}: cannot be read as a picture: {error}; the folder was changed") from None

@@ -22,11 +22,14 @@ from pellucid.cached import KeptSize, check_cached
 from pellucid.data.dataset import Dataset
 from pellucid.data.sources import load_dataset
 from pellucid.inside.features import penultimate
+from pellucid.inside.whole_attention import planned
 from pellucid.mask_findings import kept_size
 from pellucid.memory import fitting_micro_batch, forward_cost, step_memory, training_inputs
 from pellucid.models import Built, set_trainable, train_mode
+from pellucid.neighbour_findings import NEIGHBOUR_SIDE
 from pellucid.optim import learning_rate, warmup_steps
 from pellucid.recipe import Recipe
+from pellucid.run import PROBE_SIDE, THUMBNAILS
 from pellucid.runtime import Runtime, free_memory, out_of_memory, start
 from pellucid.schema import MapMethod
 from pellucid.snapshots import looked_at, probe_of
@@ -36,6 +39,7 @@ from pellucid.tasks.captioning import mirror_notes, with_tokenizer
 TIMED_IMAGES = 4
 TIMED_SECONDS = 0.5
 MASK_BYTES = 2  # of a pixel at an epoch: its class and its confidence
+PIXEL_BYTES = 0.2  # of a tile of an atlas, about: 0.14 of drawn scenes, more of photographs
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ class SnapshotPlan:
     """What a run with `inside` keeps: features of `images` images of a split, `features` numbers each, at each of the epochs, in half precision.
 
     maps_bytes is the most that maps of `pictures` pictures take: every method that is asked for, in float32 on the finest grid of the model. Of a
-    segmentation there are no features and the predicted masks of the pictures, masks_bytes before they are packed.
+    segmentation there are no features and the predicted masks of the pictures, masks_bytes before they are packed. attention_bytes: of all patches, before they
+    are packed. neighbours: training images to compare with; neighbours_bytes: their features and those of mistakes. tiles_bytes: about what atlases take.
     """
 
     epochs: tuple[int, ...]
@@ -100,6 +105,10 @@ class SnapshotPlan:
     features_bytes: int
     maps_bytes: int
     masks_bytes: int = 0
+    attention_bytes: int = 0
+    neighbours: int = 0
+    neighbours_bytes: int = 0
+    tiles_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -180,7 +189,16 @@ def _snapshots(recipe: Recipe, dataset: Dataset, built: Built) -> SnapshotPlan |
             width = (penultimate(meta, view, built.classifier) if built.classifier else meta(view)).shape[1]  # without a classifier the output are the features
         methods, masks = len(inside.methods or get_args(MapMethod)), 0
     maps = len(epochs) * len(looked) * methods * max(grids, default=1) * 4
-    return SnapshotPlan(epochs, inside.split, images, width, len(looked), len(epochs) * images * width * 2, maps, masks)
+    image = torch.zeros((1, 3, *recipe.data.size))
+    attention, _ = planned(built.module, image, len(looked)) if inside.attention and len(looked) else (None, [])
+    bank = min(inside.neighbours, len(dataset.splits["train"]))
+    mistakes = [min(len(split), THUMBNAILS["classification"]) for name, split in dataset.splits.items() if name != "train" and recipe.task == "classification"]
+    compared = (bank + sum(mistakes)) * width * 2 if bank else 0
+    tiles = int((images * PROBE_SIDE**2 + bank * NEIGHBOUR_SIDE**2) * PIXEL_BYTES)
+    return SnapshotPlan(
+        epochs, inside.split, images, width, len(looked), len(epochs) * images * width * 2, maps, masks, attention.size if attention is not None else 0, bank,
+        compared, tiles,
+    )  # fmt: skip
 
 
 @contextmanager

@@ -129,6 +129,15 @@ def _snapshots_line(s: Any) -> str:
     return f"{len(s.epochs)} (after epoch {', '.join(shown)}): {kept}"
 
 
+def _views_line(s: Any) -> str:
+    from pellucid.tables import size
+
+    attention = f"attention of all patches {size(s.attention_bytes)} before it is packed"
+    compared = f"features of {s.neighbours:,} training images and of mistakes {size(s.neighbours_bytes)}"
+    tiles = f"small pictures about {size(s.tiles_bytes)}"
+    return "; ".join(([attention] if s.attention_bytes else []) + ([compared] if s.neighbours else []) + ([tiles] if s.tiles_bytes else []))
+
+
 def print_plan(p: Any, batch_size: int) -> None:
     from pellucid.tables import duration, size, table
 
@@ -143,6 +152,7 @@ def print_plan(p: Any, batch_size: int) -> None:
         ("memory", f"about {size(p.memory_bytes)} at micro-batch {p.micro_batch_size}; {size(p.free_bytes)} free on {p.device}"),
         ("forward pass", f"{p.forward_flops_per_image / 1e9:.2f} GFLOP an image"),
         *([("snapshots", _snapshots_line(p.snapshots))] if p.snapshots else []),
+        *([("views", told)] if p.snapshots and (told := _views_line(p.snapshots)) else []),
         ("time", "not measured" if p.seconds is None else f"about {duration(p.seconds)} ({p.seconds_per_image * 1e3:.1f} ms an image, measured here)"),
     ]  # fmt: skip
     print(table(["what", "figure"], rows))

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from pellucid.errors import UsageError
 from pellucid.representation import COLLAPSED_SPREAD, least_rank, unit_rows
 from pellucid.run import Measurement
 
@@ -221,3 +222,39 @@ def nearest(features: NDArray[Any], bank: NDArray[Any], most: int = NEIGHBOURS) 
         places[block] = np.argsort(-found, axis=1, kind="stable")[:, :k]
         cosines[block] = np.take_along_axis(found, places[block], 1)
     return places, cosines
+
+
+# ── points on a plane ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+NAMED = 20  # classes with a colour and a marker of their own; the others are grey
+Limits = tuple[tuple[float, float], tuple[float, float]]  # (low, high) of x and of y
+
+
+def checked_projection(
+    coordinates: ArrayLike, labels: ArrayLike, classes: Sequence[str], panels: Sequence[object]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Coordinates (E, p, 2) float64 and labels (p,) int64 that fit each other and the panels; UsageError otherwise."""
+    points, of = np.asarray(coordinates, dtype=np.float64), np.asarray(labels)
+    if points.ndim != 3 or points.shape[2] != 2 or len(points) != len(panels) or not points.size:
+        raise UsageError(f"expected coordinates of shape (epochs, points, 2) for {len(panels)} panels, got {points.shape}")
+    if of.shape != points.shape[1:2] or of.dtype.kind not in "iu" or of.min() < 0 or of.max() >= len(classes):
+        raise UsageError(f"expected {points.shape[1]} labels from 0 to {len(classes) - 1}, got {of.dtype} {of.shape}")
+    if not np.isfinite(points).all():
+        raise UsageError("expected finite coordinates, got NaN or infinity")
+    return points, of.astype(np.int64)
+
+
+def common_limits(points: NDArray[np.float64]) -> Limits:
+    """One range of x and of y for all epochs of (E, p, 2), with a margin of 4 % on each side."""
+    low, high = points.min(axis=(0, 1)), points.max(axis=(0, 1))
+    margin = np.maximum(0.04 * (high - low), 1e-6 * np.maximum(np.abs(high), 1.0))
+    (left, below), (right, above) = (low - margin).tolist(), (high + margin).tolist()
+    return (left, right), (below, above)
+
+
+def named_classes(labels: NDArray[np.int64], num_classes: int) -> list[int]:
+    """The classes with a style of their own, in class order: of more than NAMED those with the most points, the first of equals."""
+    counts = np.bincount(labels, minlength=num_classes)
+    most = np.argsort(-counts, kind="stable")[:NAMED]
+    return sorted(int(i) for i in most if counts[i])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -19,16 +20,13 @@ from pellucid.memory import no_room
 from pellucid.models import read_weights, save_weights
 from pellucid.predictions import not_finite
 from pellucid.prepare import Training
+from pellucid.run import FEW_THUMBNAILS, THUMBNAIL_SIDE, THUMBNAILS
 from pellucid.runtime import out_of_memory
 from pellucid.snapshots import end
 from pellucid.tasks.pretraining import Pretraining, left_out
 from pellucid.training_bank import keep_bank
 
 T = TypeVar("T")
-
-THUMBNAILS = {"classification": 96, "segmentation": 32}  # pictures of mistakes that are kept of a split, by task
-FEW_THUMBNAILS = 16  # of the other tasks
-THUMBNAIL_SIDE = 160  # pixels of the long side
 
 
 def predict_split(t: Training, module: nn.Module, split: str, *, keep: bool) -> Any:
@@ -125,6 +123,8 @@ def report_numbers(t: Training) -> None:
             export_backbone(module, t.run.backbone_weights, backbone_facts(t.run, left_out(t.recipe)), backbone=t.built.backbone)
         files.append(t.run.backbone_weights)
     t.record.measurements = []
+    if t.first:
+        shutil.rmtree(t.run.thumbnails, ignore_errors=True)  # of a run that was killed here
     mistakes: dict[str, list[int]] = {}
     for name in [s for s in ("test", "val") if s in t.dataset.splits]:  # the headline is the split that chose nothing
         predictions = predict_split(t, module, name, keep=True)
@@ -151,7 +151,7 @@ def report_numbers(t: Training) -> None:
         from pellucid.look_words import look_into_run as look_into_words
 
         files += look_into_words(t, module, selected)
-    files += end(t)
+    files += [*end(t), *t.run.thumbnail_files]
     files += t.run.hashed_files(list(t.dataset.splits))
     t.record.files = {str(path.relative_to(t.run.path)): file_hash(path) for path in files}
 

@@ -41,14 +41,17 @@ from pellucid.records import read_arrays, read_record, write_arrays, write_json
 from pellucid.run_records import DataProblem, DataRecord, Measurement, RunRecord, SplitRecord, Vocabulary, rounded
 
 __all__ = [
-    "DONE", "FAILED", "INTERRUPTED", "MAX_NUMBER", "PROBE_SIDE", "RUNNING", "DataProblem", "DataRecord", "Measurement", "Probe", "Run", "RunRecord", "Snapshot",
-    "SplitRecord", "Vocabulary", "rounded", "seed_folders",
+    "DONE", "FAILED", "FEW_THUMBNAILS", "INTERRUPTED", "MAX_NUMBER", "PROBE_SIDE", "RUNNING", "THUMBNAILS", "THUMBNAIL_SIDE", "DataProblem", "DataRecord",
+    "Measurement", "Probe", "Run", "RunRecord", "Snapshot", "SplitRecord", "Vocabulary", "rounded", "seed_folders",
 ]  # fmt: skip
 
 MAX_NUMBER = 1e300  # of a loss in metrics.jsonl: a chart of more would leave the range of floats; NaN and infinity are gaps in it
 _MASK_OF_SNAPSHOT = re.compile(r"(predicted|confidence|confusion)/\d+")
 _P = TypeVar("_P")
 PROBE_SIDE = 32  # pixels of a tile of the probe's atlas
+THUMBNAILS = {"classification": 96, "segmentation": 32}  # pictures of mistakes that are kept of a split, by task
+FEW_THUMBNAILS = 16  # of the other tasks
+THUMBNAIL_SIDE = 160  # pixels of the long side
 RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
 
 
@@ -123,6 +126,11 @@ class Run:
     def thumbnails(self) -> Path:
         """Pictures of mistakes for the report: <split>/<row>.webp."""
         return self.path / "thumbnails"
+
+    @property
+    def thumbnail_files(self) -> list[Path]:
+        """Every file there is in `thumbnails`."""
+        return sorted(path for path in self.thumbnails.rglob("*") if path.is_file())
 
     @property
     def checkpoints(self) -> Path:

@@ -23,6 +23,7 @@ from pellucid.neighbour_findings import (
     KeptNeighbours,
     Near,
     NeighbourFindings,
+    how_compared,
     nearest_kept,
 )
 from pellucid.snapshots import evenly, features_of, halved, viewed
@@ -62,10 +63,7 @@ def _keep(t: Training, module: nn.Module, mistakes: Mapping[str, Sequence[int]])
     parts = dict(zip(found, np.split(whole, np.cumsum([len(features) for features in found.values()])[:-1]), strict=True))
     bank = parts.pop(SPLIT)
     near = {split: [Near(int(row), of) for row, of in zip(mistakes[split], nearest_kept(own, bank), strict=True)] for split, own in parts.items()}
-    how = (
-        f"cosine of penultimate features by the final weights, {t.record.selected}, in float64; {len(rows):,} of {len(train):,} training images, "
-        "evenly over the classes"
-    )
+    how = how_compared(t.record.selected, len(rows), len(train))
     findings = NeighbourFindings(pellucid.__version__, SPLIT, len(rows), len(train), how, [train.names[row] for row in rows.tolist()], near)
     write_atlas(t.run.inside / NEIGHBOUR_ATLAS, (viewed(t, SPLIT, row) for row in rows.tolist()), NEIGHBOUR_SIDE)
     KeptNeighbours(findings, bank, rows, train.labels[rows], parts).save(t.run.inside)

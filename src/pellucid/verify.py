@@ -10,7 +10,8 @@
    Of segmentation, `verify_masks` does the third and the fourth, `verify_mask_findings` both for the masks kept over epochs; of pre-training,
    `verify_features` does both; it also compares the backbone file with the model, and the alarms with those that the curves give. Of captioning,
    `verify_captions` does both, and `verify_words` recomputes where the decoder looked for each word.
-5. *Inside.* Of a run whose recipe has `inside`, scores of maps, projections, maps and features, as `verify_inside` says.
+5. *Pictures and curves.* Pictures of mistakes are made anew from the data by `verify_pictures`; the curves of val end at the reported numbers.
+6. *Inside.* Of a run whose recipe has `inside`, scores of maps, projections, maps and features, as `verify_inside` says.
 
 What must be there follows from the recipe, the data and its classes, not from run.json. The class of the promise that held:
 "bit-equal" (all logits the same bits), "same device class" (same versions and kind of device, other bits) or
@@ -46,9 +47,10 @@ from pellucid.tasks import load_model, runtime_of
 from pellucid.tasks.classification import CALIBRATION_BINS
 from pellucid.verify_captions import anew_caption_checks, stored_caption_checks
 from pellucid.verify_features import anew_feature_checks, stored_feature_checks
-from pellucid.verify_inside import anew_checks, open_kept, stored_checks
+from pellucid.verify_inside import anew_checks, open_kept, reported_epoch, stored_checks
 from pellucid.verify_mask_findings import anew_picture_checks, stored_picture_checks
 from pellucid.verify_masks import anew_mask_checks, stored_mask_checks
+from pellucid.verify_pictures import thumbnail_checks
 from pellucid.verify_words import anew_word_checks, open_words, stored_word_checks
 
 TOLERANCE = 0.005
@@ -104,11 +106,13 @@ def verify(run: Run | str, *, tolerance: float = TOLERANCE, progress: Callable[[
     checks += _listing_checks(run, record.measurements)
     if recipe.task == "classification":
         checks += _prediction_checks(run, record.measurements)
+    checks += _curve_checks(run, record.measurements, tolerance)
     kept, lines = open_kept(run)
     words = None
     lines += stored_checks(kept, progress) if kept is not None else []
     dataset, data_checks = _data_checks(run, recipe, progress)
     checks += data_checks
+    lines += thumbnail_checks(run, dataset)
     promise = None
     found: list[float | None] = []
     sound = [split for split in run.prediction_splits if _sound(data_checks, split)]
@@ -276,6 +280,26 @@ def _listing_checks(run: Run, measurements: list[Measurement]) -> list[Check]:
     if not splits:
         checks.append(Check("numbers", True, "the run has neither val nor test images: there is no number to verify"))
     return checks
+
+
+def _curve_checks(run: Run, measurements: list[Measurement], tolerance: float) -> list[Check]:
+    """The curves end at the numbers: the val line of the epoch of the final weights holds what was measured with them. Earlier weights are gone."""
+    told = {m.name: m.value for m in measurements if m.split == "val"}
+    if "val" not in run.data.splits:
+        return []
+    try:
+        epoch = reported_epoch(run)
+        line = next((line for line in reversed(run.metrics()) if line["kind"] == "val" and line["epoch"] == epoch), None)
+    except RunError as error:
+        return [Check("curves", False, f"MISMATCH {error}")]
+    if line is None:
+        return [Check("curves", False, f"MISMATCH metrics.jsonl: no val line of epoch {epoch}, whose weights are the final ones")]
+    shared = [name for name in told if name in line]
+    wrong = [name for name in shared if not isinstance(line[name], (int, float)) or not abs(line[name] - told[name]) <= tolerance]
+    if wrong:
+        shown = "; ".join(f"val {name} is {line[name]} at epoch {epoch}, measured {told[name]:.6g}" for name in wrong)
+        return [Check("curves", False, f"MISMATCH metrics.jsonl: {shown}")]
+    return [Check("curves", True, f"ok metrics.jsonl: val {', '.join(shared)} of epoch {epoch} are those that were measured")] if shared else []
 
 
 def _prediction_checks(run: Run, measurements: list[Measurement]) -> list[Check]:

@@ -33,7 +33,7 @@ def explore(
     if not no_browser and has_display():
         import webbrowser
 
-        webbrowser.open(explorer.address)
+        webbrowser.open(explorer.address_once)  # other users see what a program was started with
     explorer.serve()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated
 import typer
 
 from pellucid.cli.options import AsJson, Out, RunFolder
+from pellucid.errors import UsageError
 from pellucid.printing import print_json, print_note
 
 
@@ -22,7 +24,7 @@ def report(
     ] = None,
     pdf: Annotated[bool, typer.Option("--pdf", help="Also print it: report.pdf beside it, through an installed Chromium, Chrome or Edge.")] = False,
     browser: Annotated[
-        Path | None, typer.Option("--browser", metavar="PATH", envvar="PELLUCID_BROWSER", help="The browser that prints; default: the first that is found.")
+        str | None, typer.Option("--browser", metavar="PATH", envvar="PELLUCID_BROWSER", help="The browser that prints; default: the first that is found.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -31,9 +33,11 @@ def report(
     from pellucid.report import write_report
     from pellucid.run import Run
 
-    printer = find_browser(browser) if pdf else None  # before the work, not after it
-    page = write_report(Run(run), out=out, max_points=max_points)
-    printed = None if printer is None else print_page(page, page.with_suffix(".pdf"), browser=printer)
+    opened = Run(run)
+    page, paper = _page_and_paper(opened.report_file if out is None else out, pdf=pdf)  # before the work, not after it
+    printer = find_browser(browser) if pdf else None
+    page = write_report(opened, out=page, max_points=max_points)
+    printed = None if printer is None else print_page(page, paper, browser=printer)
     lines = left_out(page)
     for line in lines:
         print_note(line)
@@ -57,12 +61,14 @@ def figure(
     dpi: Annotated[int, typer.Option("--dpi", min=50, max=2400, help="Pixels an inch of a PNG, and of the photographs in a PDF or an SVG.")] = 300,
     picture: Annotated[int | None, typer.Option("--picture", metavar="I", min=0, help="Which picture of those that were looked at, from 0.")] = None,
     epoch: Annotated[int | None, typer.Option("--epoch", metavar="E", min=0, help="Only what was kept after this epoch; default: early, middle, last.")] = None,
+    layer: Annotated[int | None, typer.Option("--layer", metavar="N", min=1, help="Whose heads, from 1; default: the last that was recorded.")] = None,
     split: Annotated[str | None, typer.Option("--split", help="Whose predictions; default: the first of val and test.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="PATH", help="The file, or a folder for it; default: the run's figures/paper/.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw one figure of a run at a column's width, for a paper: PNG, SVG, PDF."""
-    from pellucid.paper_figures import Asked, draw_figure, figures_of, millimetres
+    """Draw one figure of a run, a study or a folder of runs at a column's width, for a paper: PNG, SVG, PDF."""
+    from pellucid.paper_asked import Asked, millimetres
+    from pellucid.paper_figures import draw_figure, figures_of
     from pellucid.tables import table
 
     if name is None:
@@ -72,13 +78,36 @@ def figure(
         else:
             print(table(["figure", "what it shows"], [(one.name, one.shows) for one in there]))
         return
-    drawn = draw_figure(run, name, Asked(millimetres(width), picture, epoch, split), formats=formats, dpi=dpi, out=out)
+    _writable(run if out is None else out.parent if out.suffix else out)
+    drawn = draw_figure(run, name, Asked(millimetres(width), picture, epoch, split, layer), formats=formats, dpi=dpi, out=out)
     for line in drawn.notes:
         print_note(line)
     if as_json:
         print_json({"files": [str(file) for file in drawn.files], "width_mm": drawn.width})
     else:
         print("\n".join(str(file) for file in drawn.files))
+
+
+def _page_and_paper(out: Path, *, pdf: bool) -> tuple[Path, Path]:
+    """(the page, its PDF) of a path that names one of them, the other beside it. UsageError where they cannot be written."""
+    named = out.suffix.lower() == ".pdf"
+    if named and not pdf:
+        raise UsageError(f"--out {out}: the report is an HTML page; expected another ending, or --pdf, which prints it into this file")
+    page, paper = (out.with_suffix(".html"), out) if named else (out, out.with_suffix(".pdf"))
+    for path in (page, paper)[: 1 + pdf]:
+        if path.is_dir():
+            raise UsageError(f"--out: expected a file for the report, and {path} is a folder")
+    _writable(page.parent)
+    return page, paper
+
+
+def _writable(folder: Path) -> None:
+    """UsageError where nothing can be written into a folder that is there or is to be made."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{there}: expected a folder that can be written to, {'it cannot be' if there.is_dir() else 'it is a file'}; --out names another place"
+        )
 
 
 def left_out(page: Path) -> list[str]:

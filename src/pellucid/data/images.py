@@ -65,6 +65,7 @@ _BROKEN = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError, struct.error, zlib.error,
 )  # fmt: skip
 Box = tuple[float, float, float, float]  # top, left, height, width
+MOST_RESAMPLED = 1 << 28  # pixels of one picture: 800 MB
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -157,6 +158,9 @@ def resize(image: Image.Image, size: tuple[int, int], fit: str, resize_size: int
     """
     height, width = _resized(image.size, size, fit, resize_size)
     if image.size != (width, height):
+        if height * width > MOST_RESAMPLED:
+            shape = f"{image.width:,} x {image.height:,}"
+            raise DataError(f"a picture of {shape} pixels would be resampled to {width:,} x {height:,}, the limit is {MOST_RESAMPLED:,} pixels; cut it")
         image = image.resize((width, height), _FILTERS[interpolation])
     return _barred(np.asarray(image), size, 0) if fit == "pad" else np.asarray(image)
 

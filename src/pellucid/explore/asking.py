@@ -7,6 +7,7 @@ new picture is shown by the same code as those of a run. Loading a model execute
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 import pellucid
 from pellucid.atlas import read_tiles
 from pellucid.data.images import decode
-from pellucid.errors import UsageError
+from pellucid.errors import RunError, UsageError
 from pellucid.explore.live import safe
 from pellucid.explore.uploads import NAME
 from pellucid.inside.features import penultimate
@@ -26,7 +27,7 @@ from pellucid.inside.looking import Pictures, look
 from pellucid.inside.pixel_scores import PixelScores
 from pellucid.inside.survey import fitting
 from pellucid.look import map_layer, map_methods, without_prediction, write
-from pellucid.look_words import look_into_words
+from pellucid.look_words import Speaker, look_into_words, speaker_of
 from pellucid.mask_findings import EpochNumbers, MaskedPicture, MaskFindings, reduced_mask
 from pellucid.neighbour_findings import NEIGHBOUR_ATLAS, NEIGHBOUR_SIDE, has_neighbours, load_neighbours, nearest_kept
 from pellucid.run import Run, rounded
@@ -48,24 +49,32 @@ class Loaded:
     classifier: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Spoken:
+    """A captioner of a run, with what its weights file was when it was loaded."""
+
+    key: tuple[Any, ...]
+    speaker: Speaker
+
+
 class Asker:
     """Looks at one picture after another; the model of the run that was asked last stays loaded."""
 
     def __init__(self) -> None:
-        self._loaded: Loaded | None = None
+        self._loaded: Loaded | Spoken | None = None
 
     def look(self, run: Run, picture: bytes, ending: str) -> dict[str, Any]:
         """{"lines": sentences, "views": {name: View}, "near": the training pictures most like it, or null} of the bytes of a picture.
 
         Raises MissingError (a run without final weights), WeightsError, RunError, DataError.
         """
-        safe(run)
+        _built_of_itself(safe(run))
         with tempfile.TemporaryDirectory(prefix="pellucid-picture-") as folder:
             file = Path(folder) / f"picture{ending}"
             file.write_bytes(picture)
             near = None
             if run.recipe.captioned:
-                lines, found = _worded(run, file, Path(folder) / "found")
+                lines, found = _worded(self._speaker(run), file, Path(folder) / "found")
             else:
                 loaded = self._model(run)
                 photo = decode(picture, NAME + ending)
@@ -81,15 +90,45 @@ class Asker:
         return {"lines": lines, "views": {name: view for name, view in found.items() if view}, "near": near}
 
     def _model(self, run: Run) -> Loaded:
-        file = run.final_weights
-        stat = file.stat() if file.is_file() else None
-        key = (run.path, None if stat is None else (stat.st_mtime_ns, stat.st_size, stat.st_ino))
-        if self._loaded is None or self._loaded.key != key:
+        key = _key(run)
+        if not isinstance(self._loaded, Loaded) or self._loaded.key != key:
             self._loaded = None  # before the next one takes its memory
             chosen = subject(run.path)
             classifier = MODELS[run.recipe.task](run.recipe, run.data.outputs, start_weights=False)[0].classifier if chosen.num_classes else ()
             self._loaded = Loaded(key, chosen, tuple(classifier))
         return self._loaded
+
+    def _speaker(self, run: Run) -> Speaker:
+        key = _key(run)
+        if not isinstance(self._loaded, Spoken) or self._loaded.key != key:
+            self._loaded = None
+            self._loaded = Spoken(key, speaker_of(run.path))
+        return self._loaded.speaker
+
+
+def _key(run: Run) -> tuple[Any, ...]:
+    """What changes when the final weights of a run do."""
+    file = run.final_weights
+    stat = file.stat() if file.is_file() else None
+    return run.path, None if stat is None else (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+def _built_of_itself(run: Run) -> None:
+    """RunError where the recipe names a folder outside the run, from which its model would be built: who made the run may have named any."""
+    for name in _texts(run.recipe.model.model_dump(mode="json")):
+        folder = Path(name.removeprefix("transformers/")).expanduser()
+        if folder.is_dir() and not folder.resolve().is_relative_to(run.path.resolve()):
+            raise RunError(
+                f"{run.path}: its model is built from the folder {name}; the explorer reads nothing outside a run. `pellucid inside RUN PICTURE` does."
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Each text in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        yield from _texts(item)
 
 
 # ── by task ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -141,9 +180,9 @@ def _masked(run: Run, loaded: Loaded, photo: PIL.Image.Image, file: Path, folder
     return lines, found | {"attention": attention.of_folder(folder, EXPLORER)}
 
 
-def _worded(run: Run, file: Path, folder: Path) -> Looked:
+def _worded(speaker: Speaker, file: Path, folder: Path) -> Looked:
     """What a captioner says of a photograph, and where it looked for each word."""
-    findings = look_into_words(run.path, [file], folder)
+    findings = look_into_words(speaker, [file], folder, figures=False)
     findings.images = [replace(image, file=NAME) for image in findings.images]
     findings.notes = [note.replace(str(file), NAME) for note in findings.notes]
     findings.save(folder)

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import secrets
 import socket
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_UPLOAD = 20_000_000  # bytes
 METHODS = ("GET", "HEAD", "POST")
+_HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::(?P<port>[0-9]{1,5}))?", re.ASCII | re.IGNORECASE)
 NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"  # the policy of what is no page
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -52,19 +53,33 @@ class Guard:
         self.app, self.host, self.port = app, host, port
         self.token = secrets.token_urlsafe(24) if token is None else token
         self.cookie = f"pellucid_{port}"  # two explorers of one browser keep theirs apart
+        self._once = ""  # another token, which opens the page one time
 
     @property
     def address(self) -> str:
         """The first address, with the token in it. A server on every address of the machine is reached at its name."""
+        return self._address(self.token)
+
+    def address_once(self) -> str:
+        """An address that opens the page the next time that it is asked for, and never again; a browser has the cookie from then on."""
+        self._once = secrets.token_urlsafe(24)
+        return self._address(self._once)
+
+    def _address(self, token: str) -> str:
         host = socket.gethostname() if is_everywhere(self.host) else self.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/?token={self.token}"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/?token={token}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         headers = Headers(scope=scope)
-        entering = scope["path"] == "/" and self._is_token(parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0])
+        said = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0] if scope["path"] == "/" else ""
+        once = self._once != "" and _same(said, self._once)
+        entering = once or _same(said, self.token)
         refused = self._refused(scope["method"], headers, entering=entering)
+        if once and refused is None:
+            self._once = ""
+        unread = refused is not None or (scope["method"] != "POST" and (headers.get("content-length", "0") != "0" or "transfer-encoding" in headers))
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -72,6 +87,8 @@ class Guard:
                 for name, value in HEADERS.items():
                     own[name] = value
                 own.setdefault("Content-Security-Policy", NOTHING)
+                if unread:  # a body that nobody asked for: the connection ends instead of taking it in
+                    own["Connection"] = "close"
                 if entering and refused is None:
                     own.append("Set-Cookie", f"{self.cookie}={self.token}; Path=/; HttpOnly; SameSite=Strict")
             await send(message)
@@ -88,7 +105,7 @@ class Guard:
             return _no(421, f"This is a Pellucid explorer at {self.host}, port {self.port}; it answers to no other name. Use the address that it printed.")
         if method not in METHODS:
             return _no(405, f"expected one of {', '.join(METHODS)}, got {method[:20]}", {"Allow": ", ".join(METHODS)})
-        if not entering and not any(self._is_token(value) for value in self._cookies(headers)):
+        if not entering and not any(_same(value, self.token) for value in self._cookies(headers)):
             return _no(403, "This explorer opens with the whole address that `pellucid explore` printed last, token included. Open that address.")
         if method == "POST" and (headers.getlist("origin") != [f"http://{host[0]}"] or headers.get("sec-fetch-site", "same-origin") != "same-origin"):
             return _no(403, "Only the explorer's own page may send a picture; this request came from elsewhere (its Origin says so, or is missing).")
@@ -99,27 +116,24 @@ class Guard:
 
     def is_own(self, host: str) -> bool:
         """Whether a Host header names this server. Bound to every address of the machine, any number of an address is taken, as no stranger's name is one."""
-        name, colon, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
-        if not colon:
-            name, port = host, "80"
-        name = name.strip("[]").lower()
-        if port != str(self.port):
+        found = _HOST.fullmatch(host)
+        if found is None or int(found["port"] or 80) != self.port:
+            return False
+        name = (found["six"] or found["name"]).lower()
+        if (found["six"] is not None) != (":" in name):  # brackets are for addresses of version 6
             return False
         if is_everywhere(self.host):
             return _is_number(name) or name in (socket.gethostname().lower(), "localhost")
         return name == self.host.lower() or (is_loopback(self.host) and name in ("127.0.0.1", "localhost"))
 
     def _cookies(self, headers: Headers) -> list[str]:
-        found = []
-        for header in headers.getlist("cookie"):
-            try:
-                found += [morsel.value for name, morsel in SimpleCookie(header).items() if name == self.cookie]
-            except CookieError:
-                continue
-        return found
+        """The values of this explorer's cookie; those of other servers at this host may be written in any way."""
+        pairs = [pair.strip().partition("=") for header in headers.getlist("cookie") for pair in header.split(";")]
+        return [value for name, _, value in pairs if name == self.cookie]
 
-    def _is_token(self, text: str) -> bool:
-        return hmac.compare_digest(text.encode("utf-8", "surrogateescape"), self.token.encode())
+
+def _same(text: str, token: str) -> bool:
+    return hmac.compare_digest(text.encode("utf-8", "surrogateescape"), token.encode())
 
 
 def too_large() -> str:

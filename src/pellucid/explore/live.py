@@ -11,19 +11,26 @@ import os
 import stat
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pellucid.errors import MissingError, PellucidError, RunError
-from pellucid.findings import load_findings
+from pellucid.findings import ARRAYS, FINDINGS, load_findings
+from pellucid.records import unpacked_bytes
 from pellucid.run import Run, seed_folders
 from pellucid.study_record import StudyFolder
 from pellucid.views import EXPLORER, FULLER, encoding, to_json, views
+from pellucid.views.positions import has_positions
 
 MOST_KEPT = 96_000_000  # bytes of views that are held, the least recently asked for given up first
-MOST_RECORD = 20_000_000  # bytes of run.json
+MOST_ANSWER = EXPLORER.bytes + 8_000_000  # bytes of one view, or of a comparison
+# Bytes of one file of a run that is read, by the ending of its name; files of other kinds (weights, figures) are not read for what is shown.
+MOST_BYTES = {".json": 32_000_000, ".yaml": 2_000_000, ".jsonl": 64_000_000, ".csv": 100_000_000, ".webp": 64_000_000, ".png": 64_000_000}
+MOST_BYTES |= {".jpg": 64_000_000, ".npz": 1 << 30}
+MOST_ARRAYS = 1 << 28  # bytes of the arrays of one .npz file, unpacked
+MOST_PREDICTED = 1 << 30  # of those of a file of predictions/
 MOST_COMPARED = 200  # runs of one comparison
 LIVE = ("overview", "curves")  # views of what every epoch adds; the overview has the curves in it
 # What a view is made of: it is offered where that is there, until its builder says that there is nothing to show.
@@ -38,6 +45,7 @@ SOURCES = {
 }
 FOUND = ("features", "attention", "positions")  # views of findings.json, which says which of them there are
 GROWING = ("run.json", "metrics.jsonl")  # what every epoch changes
+LISTED = ("run.json", "resolved.yaml")  # what the list is made of
 
 HERE_TOO = "the rest is in the run folder."  # what a note says here in place of FULLER
 
@@ -53,7 +61,9 @@ class Shelf:
         self.runs: list[Run] = []
         self._empty: set[tuple[int, str, str]] = set()  # (run, view, version) of views that have nothing to show
         self._findings: dict[Path, tuple[str, Collection[str]]] = {}  # of a run: the version that was read, and which views its findings hold
+        self._read: dict[Path, tuple[str, dict[str, Any]]] = {}  # of a run: the version that was read, and what the list says of it
         self._made = _Made()
+        self._lock = threading.Lock()  # of the list, which several may ask for at once
         for path in self.paths:
             if not self._add(path):
                 raise RunError(f"{path}: none of its runs was begun. `pellucid train` begins them.")
@@ -82,8 +92,9 @@ class Shelf:
     # ── the list ──
     def listed(self) -> list[dict[str, Any]]:
         """What the head of the page shows of each run; of a run that cannot be read `error` says why."""
-        self.refresh()
-        entries = [self._entry(number, run) for number, run in enumerate(self.runs)]
+        with self._lock:
+            self.refresh()
+            entries = [self._entry(number, run) for number, run in enumerate(self.runs)]
         repeated = {name for name, n in Counter(run.name for run in self.runs).items() if n > 1}
         for entry, run in zip(entries, self.runs, strict=True):
             if run.name in repeated:  # the seeds of two settings
@@ -91,21 +102,27 @@ class Shelf:
         return entries
 
     def _entry(self, number: int, run: Run) -> dict[str, Any]:
-        entry: dict[str, Any] = {"id": number, "name": run.name, "task": "", "status": "unreadable", "headline": None, "epoch": 0, "epochs": 0, "views": []}
+        at = version(run)
+        if self._read.get(run.path, ("",))[0] != at:  # a failure costs no more than what can be read
+            self._read[run.path] = at, self._summary(run)
+        entry = {"id": number, "name": run.name, **self._read[run.path][1]}
+        if "error" in entry:
+            return entry | {"error": _said(run, entry["error"]), "views": [], "version": "", "kept": ""}
+        return entry | {"views": [name for name in SOURCES if self._offered(number, name, run)], "version": at, "kept": version(run, kept=True)}
+
+    def _summary(self, run: Run) -> dict[str, Any]:
+        """What the list says of a run as it is now; `error` where it cannot be read."""
+        entry: dict[str, Any] = {"task": "", "status": "unreadable", "headline": None, "epoch": 0, "epochs": 0}
         try:
-            _small(run)
+            for name in LISTED:
+                plain(run.path / name, run.path)
             record = run.record
-            kept, every = version(run, kept=True), version(run)
-            entry |= {
-                "task": record.task, "status": record.status, "headline": encoding.number(next(iter(record.measurements), None)), "epoch": record.epoch,
-                "epochs": run.recipe.epochs, "kept": kept, "version": every,
-                "views": [name for name in SOURCES if self._offered(number, name, run)],
-            }  # fmt: skip
+            headline = encoding.number(next(iter(record.measurements), None))
+            return entry | {"task": record.task, "status": record.status, "headline": headline, "epoch": record.epoch, "epochs": run.recipe.epochs}
         except PellucidError as error:
-            entry |= {"error": _said(run, error), "version": "", "kept": ""}
+            return entry | {"error": str(error)}
         except OSError as error:
-            entry |= {"error": f"{run.path}: {error.strerror}", "version": "", "kept": ""}
-        return entry
+            return entry | {"error": f"{run.path}: {error.strerror}"}
 
     def _offered(self, number: int, name: str, run: Run) -> bool:
         """Whether there may be something to show in a view: its file is there, and neither findings nor builder say that it is nothing."""
@@ -119,8 +136,10 @@ class Shelf:
         known = self._findings.get(run.path)
         if known is None or known[0] != at:
             try:
+                for name in (FINDINGS, ARRAYS):
+                    plain(run.inside / name, run.path)
                 found = load_findings(run.inside)
-                has = {"features": found.projections, "attention": found.images, "positions": found.positions}
+                has = {"features": found.projections, "attention": found.images, "positions": has_positions(run.inside, found)}
                 known = at, [name for name in FOUND if has[name]]
             except PellucidError:
                 known = at, FOUND
@@ -135,31 +154,26 @@ class Shelf:
         if name not in builders:
             raise MissingError(f"There is no view {name[:40]!r}; expected one of {', '.join(builders)}.")
         at = version(run, kept=name not in LIVE)
-        key = (number, name, at)
-        with self._made.of(key) as slot:
-            if slot.body is None:
-                safe(run)
-                made = builders[name](run, EXPLORER)
-                made = made and made | {"notes": [note.replace(FULLER, HERE_TOO) for note in made["notes"]]}
-                if made is None:
-                    self._empty.add((int(number), name, at))
-                slot.body = as_bytes({"view": made, "version": at})
-            return slot.body
+
+        def make() -> bytes:
+            made = builders[name](run, EXPLORER)
+            made = made and made | {"notes": [note.replace(FULLER, HERE_TOO) for note in made["notes"]]}
+            if made is None:
+                self._empty.add((int(number), name, at))
+            return _within(as_bytes({"view": made, "version": at}), f"{run.path}: {name}")
+
+        return self._made.answer((str(int(number)), name, at), [run], make)
 
     def comparison(self, numbers: str) -> bytes:
         """The JSON of the view that lays runs side by side, `numbers` as "0,2"; all of them where it is empty."""
         from pellucid.views.compare import of_runs
 
-        chosen = [self.of(number) for number in numbers.split(",")] if numbers else list(self.runs)
+        chosen = list(dict.fromkeys(self.of(number) for number in numbers.split(","))) if numbers else list(self.runs)
         if len(chosen) > MOST_COMPARED:
             raise MissingError(f"At most {MOST_COMPARED} runs are laid side by side, these are {len(chosen)}.")
-        key = ("", numbers, " ".join(version(run) for run in chosen))
-        with self._made.of(key) as slot:
-            if slot.body is None:
-                for run in chosen:
-                    safe(run)
-                slot.body = as_bytes({"view": of_runs(chosen, EXPLORER), "version": key[2]})
-            return slot.body
+        at = " ".join(version(run) for run in chosen)
+        make = lambda: _within(as_bytes({"view": of_runs(chosen, EXPLORER), "version": at}), f"{len(chosen)} runs side by side")  # noqa: E731
+        return self._made.answer(("", ",".join(str(run.path) for run in chosen), at), chosen, make)
 
 
 def as_bytes(found: dict[str, Any]) -> bytes:
@@ -169,6 +183,8 @@ def as_bytes(found: dict[str, Any]) -> bytes:
 
 def _runs_of(path: Path) -> Iterator[Run]:
     """The runs of a run folder, a folder of seeds or a study."""
+    for name in ("seeds.json", "study.json"):
+        plain(path / name, path)
     if (path / "seeds.json").is_file():
         folders = [path / name for name in seed_folders(path)]
         yield from (Run(folder) for folder in folders if (folder / "run.json").is_file() and _stays(folder, path))
@@ -180,13 +196,30 @@ def _runs_of(path: Path) -> Iterator[Run]:
         yield Run(path)
 
 
+def _within(body: bytes, what: str) -> bytes:
+    """An answer that is no larger than MOST_ANSWER; RunError for others."""
+    if len(body) > MOST_ANSWER:
+        raise RunError(f"{what}: takes {len(body):,} bytes, at most {MOST_ANSWER:,} are shown. The files hold more than a run leaves, or the runs are many.")
+    return body
+
+
 def _stays(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
+    """Whether a path, links followed, lies in a folder. RunError for a link that leads round in circles."""
+    return Path(_followed(path)).is_relative_to(_followed(folder))
+
+
+def _followed(path: Path) -> str:
+    try:
+        return os.path.realpath(path, strict=True)
+    except FileNotFoundError:
+        return os.path.realpath(path)
+    except OSError as error:
+        raise RunError(f"{path}: a link that leads nowhere: {error.strerror}. Remove it.") from None
 
 
 def safe(run: Run) -> Run:
-    """The run, none of whose files leads out of its folder or is anything but a file. RunError names the first that does; of a folder that is gone too."""
-    root = run.path.resolve()
+    """The run, none of whose files leads out of its folder, is anything but a file, or is too large. RunError names the first; of a folder that is gone too."""
+    root = Path(_followed(run.path))
     waiting = [root]
     while waiting:
         try:
@@ -195,50 +228,62 @@ def safe(run: Run) -> Run:
             raise RunError(f"{run.path}: the run folder cannot be read: {error.strerror}. Was it moved or deleted?") from None
         for entry in entries:
             path = Path(entry.path)
-            if entry.is_symlink():
-                if not _stays(path, root):
-                    raise RunError(f"{path}: a link that leads out of the run folder; the explorer reads nothing outside. Put the file itself there.")
-                continue
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(path)
-            elif not entry.is_file(follow_symlinks=False):
-                raise RunError(f"{path}: expected a file; the explorer reads nothing else in a run folder. Remove it.")
+            else:
+                plain(path, root, entry)
     return run
 
 
-def _small(run: Run) -> None:
-    """RunError where what the list is made of leads out of the run folder or is too large to be what it should be."""
-    for path in (run.path / "run.json", run.path / "resolved.yaml"):
-        if not _stays(path, run.path):
-            raise RunError(f"{path}: a link that leads out of the run folder; the explorer reads nothing outside. Put the file itself there.")
-        if path.is_file() and path.stat().st_size > MOST_RECORD:
-            raise RunError(f"{path}: has {path.stat().st_size:,} bytes, expected at most {MOST_RECORD:,}; the file was changed")
+def plain(path: Path, root: Path, at: os.DirEntry[str] | None = None) -> None:
+    """RunError unless a path is an ordinary file inside `root`, or a link to one, of at most the size of its kind. A folder, or nothing, is fine too."""
+    try:
+        if path.is_symlink():
+            if not _stays(path, root):
+                raise RunError(f"{path}: a link that leads out of the run folder; the explorer reads nothing outside. Put the file itself there.")
+            found = path.stat()
+        else:
+            found = path.lstat() if at is None else at.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(found.st_mode):
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise RunError(f"{path}: expected a file; the explorer reads nothing else in a run folder. Remove it.")
+    most = MOST_BYTES.get(path.suffix)
+    if most is not None and found.st_size > most:
+        raise RunError(f"{path}: has {found.st_size:,} bytes, expected at most {most:,}; the file was changed")
+    if path.suffix == ".npz":
+        size, most = unpacked_bytes(path), MOST_PREDICTED if path.parent.name == "predictions" else MOST_ARRAYS
+        if size > most:
+            raise RunError(f"{path}: holds arrays of {size:,} bytes, expected at most {most:,}; the file was changed")
 
 
 def version(run: Run, *, kept: bool = False) -> str:
     """A text that changes when the run does. kept: of what is kept of a run (snapshots, findings, predictions) alone, not of what every epoch adds."""
     found = []
     places = [run.snapshots, run.inside, run.path / "predictions", run.thumbnails]
-    names = [run.verify_file, *places, *(file for place in places[:3] for file in _files(place)), *([] if kept else [run.path / name for name in GROWING])]
+    fixed = [run.path / "resolved.yaml", run.path / "data.json", *_files(run.path / "samples")]
+    growing = [] if kept else [run.path / name for name in GROWING]
+    names = [run.verify_file, *fixed, *places, *(file for place in places[:3] for file in _files(place)), *growing]
     for path in names:
         try:
             at = path.lstat()
         except OSError:
             continue
-        found.append(f"{path.name} {at.st_mtime_ns if stat.S_ISREG(at.st_mode) else 0} {at.st_size if stat.S_ISREG(at.st_mode) else 0}")
+        found.append(path.name if stat.S_ISDIR(at.st_mode) else f"{path.name} {at.st_mode} {at.st_mtime_ns} {at.st_size}")
     return hashlib.blake2b("\n".join(found).encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:
     try:
-        return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False) and not entry.name.startswith("."))
+        return sorted(Path(entry.path) for entry in os.scandir(folder) if not entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."))
     except OSError:
         return []
 
 
-def _said(run: Run, error: PellucidError) -> str:
-    gone = not run.path.is_dir()
-    return f"{run.path}: the run folder is gone; it was moved or deleted." if gone else str(error)
+def _said(run: Run, error: str) -> str:
+    return error if run.path.is_dir() else f"{run.path}: the run folder is gone; it was moved or deleted."
 
 
 # ── what was made ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -250,6 +295,7 @@ class _Slot:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     body: bytes | None = None
+    failed: str = ""  # why it could not be made
 
     def __enter__(self) -> _Slot:
         self.lock.acquire()
@@ -266,7 +312,22 @@ class _Made:
         self._slots: OrderedDict[tuple[str, str, str], _Slot] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, key: tuple[str, str, str]) -> _Slot:
+    def answer(self, key: tuple[str, str, str], runs: Sequence[Run], make: Callable[[], bytes]) -> bytes:
+        """The answer of a key, of these runs, which are safe while it is made; RunError again, without making it, where it could not be."""
+        with self._of(key) as slot:
+            if slot.body is None:
+                for run in runs:
+                    safe(run)
+                if slot.failed:
+                    raise RunError(slot.failed)
+                try:
+                    slot.body = make()
+                except RunError as error:
+                    slot.failed = str(error)
+                    raise
+            return slot.body
+
+    def _of(self, key: tuple[str, str, str]) -> _Slot:
         """The slot of a key; older answers of the same run and view, and then those least recently asked for, are given up."""
         with self._lock:
             for other in [other for other in self._slots if other[:2] == key[:2] and other != key]:

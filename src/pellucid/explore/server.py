@@ -14,8 +14,6 @@ import asyncio
 import contextlib
 import functools
 import socket
-import sys
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -31,10 +29,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 import pellucid
-from pellucid.errors import MissingError, PellucidError, UsageError
+from pellucid.errors import UsageError
 from pellucid.explore import uploads
+from pellucid.explore.apart import Apart, LookError, in_words
 from pellucid.explore.guard import Guard, TooLargeError, too_large
-from pellucid.explore.live import Shelf, as_bytes
+from pellucid.explore.live import Shelf, as_bytes, safe
 from pellucid.views import bundle
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class Desk:
 
     def __init__(self, shelf: Shelf) -> None:
         self.shelf = shelf
-        self._asker: Any = None  # explore.asking.Asker, when a person asked for a new picture
+        self._apart = Apart()
         self._reading, self._looking = 0, False
 
     def application(self) -> Starlette:
@@ -67,7 +66,9 @@ class Desk:
             Route("/api/compare", _told(self.compare)),
             Route("/api/offline", _told(self.offline)),
         ]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _unknown})
+        found = Starlette(routes=routes, exception_handlers={HTTPException: _unknown})
+        found.router.redirect_slashes = False  # it would write what the Host header says into an address
+        return found
 
     async def page(self, request: Request) -> Response:
         script = bundle.script("explore")
@@ -108,11 +109,11 @@ class Desk:
             self._looking = False
 
     def _asked(self, run: Any, picture: bytes, ending: str) -> bytes:
-        if self._asker is None:
-            from pellucid.explore.asking import Asker  # needs torch, which takes seconds
+        return self._apart.look(safe(run), picture, ending)
 
-            self._asker = Asker()
-        return as_bytes(self._asker.look(run, picture, ending))
+    def end(self) -> None:
+        """End what was started for the answers."""
+        self._apart.end()
 
 
 async def _body(request: Request) -> bytes:
@@ -136,13 +137,13 @@ def _told(answer: Answer) -> Answer:
             return _json({"error": f"The picture did not arrive within {UPLOAD_SECONDS:.0f} seconds."}, 408, {"Connection": "close"})
         except BusyError:
             return _json({"error": "Another picture is being looked at: busy. Send this one again in a moment."}, 409)
-        except PellucidError as error:
-            return _json({"error": str(error)}, 404 if isinstance(error, MissingError) else 422)
-        except OSError as error:
-            return _json({"error": f"{error.filename or 'a file'}: {error.strerror or error}"}, 422)
-        except Exception as error:
-            traceback.print_exc(file=sys.stderr)
-            return _json({"error": f"Pellucid failed here: {type(error).__name__}: {str(error)[:300]}. The terminal shows where. Please report it."}, 500)
+        except LookError as error:
+            return _json({"error": str(error)}, error.status)
+        except (KeyboardInterrupt, SystemExit, asyncio.CancelledError):
+            raise
+        except BaseException as error:  # a panic of a library in Rust is no Exception
+            words, status = in_words(error)
+            return _json({"error": words}, status)
 
     return answering
 
@@ -195,24 +196,35 @@ class Explorer:
         """port: 0 for a free one. UsageError where host and port cannot be had; RunError where a path is no run."""
         self.shelf = Shelf(paths)
         self.socket = _bound(host, port)
-        self.guard = Guard(Desk(self.shelf).application(), host=host, port=self.socket.getsockname()[1])
+        self._desk = Desk(self.shelf)
+        self.guard = Guard(self._desk.application(), host=host, port=self.socket.getsockname()[1])
         self._server: uvicorn.Server | None = None
 
     @property
     def address(self) -> str:
         return self.guard.address
 
+    @property
+    def address_once(self) -> str:
+        """The address for a browser that this machine's list of processes shows it to: it opens the page once."""
+        return self.guard.address_once()
+
     def serve(self) -> None:
         """Answer until `end` is called, or Ctrl-C, which raises KeyboardInterrupt."""
         import uvicorn
 
+        from pellucid.explore.connections import IDLE_SECONDS, Patient
+
         config = uvicorn.Config(
-            self.guard, log_config=None, access_log=False, log_level="error", lifespan="off", ws="none", http="h11", server_header=False, proxy_headers=False,
-            limit_concurrency=256, timeout_keep_alive=15, timeout_graceful_shutdown=2,
+            self.guard, log_config=None, access_log=False, log_level="error", lifespan="off", ws="none", http=Patient, server_header=False, proxy_headers=False,
+            timeout_keep_alive=IDLE_SECONDS, timeout_graceful_shutdown=2,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
-        with contextlib.closing(self.socket):
-            self._server.run(sockets=[self.socket])
+        try:
+            with contextlib.closing(self.socket):
+                self._server.run(sockets=[self.socket])
+        finally:
+            self._desk.end()
 
     def end(self) -> None:
         """Let `serve` return soon; from another thread."""

@@ -14,6 +14,7 @@ from pellucid.errors import DataError
 
 FORMATS = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif"}
 MOST_PIXELS = 50_000_000
+MOST_TIMES = 20  # as long as it is wide: a model sees the short side at its own size, and the long one grows with it
 NAME = "your picture"
 _ANY_FAULT = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
 
@@ -35,6 +36,9 @@ def checked(data: bytes) -> tuple[bytes, str]:
             raise DataError(f"This is no picture that can be read. Known are {', '.join(name for name in FORMATS if name != 'MPO')}.") from None
         if image.width * image.height > MOST_PIXELS:
             raise DataError(_too_many(f"{image.width:,} x {image.height:,}"))
+        if max(image.size) > MOST_TIMES * min(image.size):
+            shape = f"{image.width:,} x {image.height:,}"
+            raise DataError(f"The picture has {shape} pixels; a long side of at most {MOST_TIMES} times the short one is taken. Cut it and send it again.")
         try:
             if image.format in ("GIF", "PNG", "WEBP", "TIFF") and getattr(image, "n_frames", 1) > 1:
                 image.seek(0)

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from pellucid.errors import UsageError
 from pellucid.figures.overlays import SIMILARITY_COLOURS, View, grid_of_grids, overlay, reduced
 from pellucid.figures.style import BOLD_LETTERS, COLOURS, LETTERS, NOTES, STYLE, fitted, in_line, plain_text
-from pellucid.findings import ImageFinding, Score, hardest_baseline
+from pellucid.findings import ImageFinding, Score, fitted_view, hardest_baseline
 from pellucid.run import rounded
 
 SHEET_SIDE, TILE_SIDE = 480, 160  # pixels of a photo's long side in a sheet, and in a table of layers and heads
@@ -215,15 +215,6 @@ def scores_figure(scores: Sequence[Score], *, width: float | None = None) -> Fig
         across = 6 if width is None else max(1, int(width / 1.4))
         figure.legend(list(marks.values()), list(marks), loc="outside lower center", ncols=min(len(marks), across), fontsize=8)
     return fitted(figure, width)
-
-
-def fitted_view(finding: ImageFinding, photo: NDArray[np.uint8]) -> View:
-    """The view of a finding in pixels of `photo`, which is the image that was looked at or a smaller copy of it."""
-    (height, width), (top, left, view_height, view_width) = finding.size, finding.view
-    down, across = photo.shape[0] / height, photo.shape[1] / width
-    if abs(photo.shape[0] - height * across) > 1 and abs(photo.shape[1] - width * down) > 1:  # a copy is rounded to whole pixels
-        raise UsageError(f"{finding.file}: expected a picture of {height} x {width} pixels or a smaller copy, got {photo.shape[0]} x {photo.shape[1]}")
-    return top * down, left * across, view_height * down, view_width * across
 
 
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────────────────────

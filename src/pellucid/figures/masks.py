@@ -15,7 +15,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -31,6 +30,7 @@ from pellucid.figures.style import BOLD_LETTERS, COLOURS, DASHES, STYLE, fitted,
 from pellucid.mask_findings import FINDINGS, PICTURES, EpochNumbers, MaskFindings, kept_size, load_kept_masks, load_mask_findings, pixel_calibration
 from pellucid.palettes import IGNORED
 from pellucid.readings import Curve, by_epoch, curve
+from pellucid.records import read_picture
 from pellucid.run import Run, rounded
 
 RIGHT, WRONG, LIGHT = (178, 190, 200), (200, 70, 0), (247, 247, 247)  # of an error map: muted, strong, and light where nothing is said
@@ -243,8 +243,7 @@ def mask_row(folder: Path, findings: MaskFindings, index: int, shown: Sequence[i
     picture, kept = findings.pictures[index], load_kept_masks(folder, findings, index)
     path = folder / PICTURES / f"{index}.webp"
     try:
-        with PIL.Image.open(path) as opened:
-            photo = np.asarray(opened.convert("RGB"))
+        photo = np.asarray(read_picture(path).convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
         raise RunError(f"{path}: cannot be read as a picture: {error}; the folder was changed") from None
     if photo.shape[:2] != kept_size(picture.size):

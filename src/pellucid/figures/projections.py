@@ -12,17 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from pellucid.errors import UsageError
 from pellucid.figures.style import COLOURS, LETTERS, NOTES, STYLE, fitted, in_line, plain_text
 from pellucid.findings import Panel
+from pellucid.readings import NAMED, Limits, checked_projection, common_limits, named_classes
 from pellucid.run import rounded
 
-NAMED = 20  # classes with a colour and a marker of their own; the others are grey
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # eight beside seven colours: a pair comes back after 56 classes
 OTHERS = "other classes"
 _TURNS = 4
 _VECTOR_POINTS = 3000  # of a panel; beyond it the points of an SVG or a PDF are a picture
-Limits = tuple[tuple[float, float], tuple[float, float]]
 
 
 def projection_figure(
@@ -65,35 +63,6 @@ def projection_figure(
         figure.legend(*cells.flat[0].get_legend_handles_labels(), **place, fontsize=7, title="class", markerscale=1.6)
         figure.supxlabel(plain_text(how), x=0.01, ha="left", fontsize=8 if width is None else NOTES)
     return fitted(figure, width)
-
-
-def checked_projection(
-    coordinates: ArrayLike, labels: ArrayLike, classes: Sequence[str], panels: Sequence[Panel]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Coordinates (E, p, 2) float64 and labels (p,) int64 that fit each other and the panels; UsageError otherwise."""
-    points, of = np.asarray(coordinates, dtype=np.float64), np.asarray(labels)
-    if points.ndim != 3 or points.shape[2] != 2 or len(points) != len(panels) or not points.size:
-        raise UsageError(f"expected coordinates of shape (epochs, points, 2) for {len(panels)} panels, got {points.shape}")
-    if of.shape != points.shape[1:2] or of.dtype.kind not in "iu" or of.min() < 0 or of.max() >= len(classes):
-        raise UsageError(f"expected {points.shape[1]} labels from 0 to {len(classes) - 1}, got {of.dtype} {of.shape}")
-    if not np.isfinite(points).all():
-        raise UsageError("expected finite coordinates, got NaN or infinity")
-    return points, of.astype(np.int64)
-
-
-def common_limits(points: NDArray[np.float64]) -> Limits:
-    """One range of x and of y for all epochs of (E, p, 2), with a margin of 4 % on each side."""
-    low, high = points.min(axis=(0, 1)), points.max(axis=(0, 1))
-    margin = np.maximum(0.04 * (high - low), 1e-6 * np.maximum(np.abs(high), 1.0))
-    (left, below), (right, above) = (low - margin).tolist(), (high + margin).tolist()
-    return (left, right), (below, above)
-
-
-def named_classes(labels: NDArray[np.int64], num_classes: int) -> list[int]:
-    """The classes with a style of their own, in class order: of more than NAMED those with the most points, the first of equals."""
-    counts = np.bincount(labels, minlength=num_classes)
-    most = np.argsort(-counts, kind="stable")[:NAMED]
-    return sorted(int(i) for i in most if counts[i])
 
 
 def _points(axes: Axes, plane: NDArray[np.float64], labels: NDArray[np.int64], classes: Sequence[str]) -> None:

@@ -30,30 +30,33 @@ from pellucid.caption_readings import (
     CENTRE_NOTE,
     CHOSEN,
     KIND_NAMES,
+    SHOWN_SCORES,
     after,
     caption_charts,
     layer_name,
     on_patches,
+    own_scores,
     patches_note,
+    picture_view,
     query_note,
     word_maps,
     words_before,
 )
 from pellucid.errors import RunError, UsageError
-from pellucid.figures.inside import SHEET_SIDE, fitted_view, scores_figure
+from pellucid.figures.inside import SHEET_SIDE, scores_figure
 from pellucid.figures.overlays import DIMMED, MAP_COLOURS, STRONG, View, coloured, reduced, stretched
 from pellucid.figures.pretraining import chart_figure
 from pellucid.figures.runs import learning_rate_curve
 from pellucid.figures.style import BOLD_LETTERS, LETTERS, NOTES, STYLE, fitted, in_line, plain_text, save
-from pellucid.findings import IMAGES, ImageFinding, Score
+from pellucid.findings import IMAGES, Score
 from pellucid.readings import learning_rate
+from pellucid.records import read_picture
 from pellucid.run import Run, rounded
 from pellucid.word_findings import WORDS, CaptionFinding, FoundWord, WordsFindings, load_words
 
 DRAWN = 3  # pictures of a run that get a strip in its figures; the report shows more, and the arrays hold all
 FAINT = 0.1  # weight of the colour over the photo where the map is 0
 COLUMNS = 6  # panels beside each other
-SHOWN_SCORES = ("mass", "pointing")  # below a word; all measures stand in the figure of scores
 DRAWN_SCORES = ("mass", "pointing", "rank")
 IS_NOT = "It is neither why the model chose the word nor where the thing is"
 _LONGEST_WORD, _LONGEST_CAPTION = 18, 300  # letters of a title
@@ -203,16 +206,6 @@ def write_word_strips(folder: Path, findings: WordsFindings, out: Path, *, most:
     return files
 
 
-def picture_view(finding: CaptionFinding, photo: NDArray[np.uint8]) -> View:
-    """The view of a finding in pixels of `photo`, which is the picture that was captioned or a smaller copy of it."""
-    return fitted_view(ImageFinding(finding.file, finding.size, finding.view), photo)
-
-
-def own_scores(word: FoundWord) -> list[tuple[str, float, float]]:
-    """(measure, value, that of the centre prior by the same thing) of what stands below a word: its mass and pointing."""
-    return [(name, word.scores[name], word.centre[name]) for name in SHOWN_SCORES if name in word.scores and name in word.centre]
-
-
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -252,8 +245,7 @@ def _inside(size: Sequence[int], view: View) -> NDArray[np.bool_]:
 
 def _kept(path: Path) -> NDArray[np.uint8]:
     try:
-        with PIL.Image.open(path) as opened:
-            return np.asarray(opened.convert("RGB"))
+        return np.asarray(read_picture(path).convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
         raise RunError(f"{path}: the picture of the words cannot be read: {error}; the folder was changed") from None
 

@@ -8,7 +8,7 @@ grid than its queries, or outside an image, has no such picture and is left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -51,13 +51,25 @@ class _Seen:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What is kept: of which layers, heads averaged or not, of how many pictures; notes say what is left out."""
 
     layers: list[_Seen]
     averaged: bool
     pictures: int
     notes: list[str]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all arrays before they are packed."""
+        return self.pictures * sum(layer.size(averaged=self.averaged) for layer in self.layers)
+
+    @property
+    def findings(self) -> AttentionFindings:
+        """The record that stands beside the arrays."""
+        kept = [KeptLayer(layer.module, 1 if self.averaged else layer.heads, self.averaged, layer.grid) for layer in self.layers]
+        classed = any(layer.class_token for layer in self.layers)
+        return AttentionFindings(pellucid.__version__, HOW, kept, list(range(self.pictures)), classed, self.notes)
 
 
 def whole_attention(
@@ -69,26 +81,35 @@ def whole_attention(
     """
     told = progress or (lambda what, done, of: None)
     device = device_of(model)
+    plan, why = planned(model, inputs[:1], len(inputs), most_bytes=most_bytes)
+    if plan is None:
+        return None, why
     with examining(model) as plain, torch.no_grad():
-        try:
-            layers, notes = _layers(plain, inputs[:1].to(device))
-        except UsageError as error:
-            return None, [f"no attention of patches is kept: {error}"] if attention_modules(plain) else []
-        plan = _fitting(layers, min(len(inputs), ATTENTION_PICTURES), most_bytes) if layers else None
-        if plan is None:
-            why = "; ".join(notes) or f"one picture of its last layer alone takes more than {most_bytes / 1e6:.0f} MB"
-            return None, [f"no attention of patches is kept: {why}"]
         arrays: dict[str, np.ndarray] = {}
         for i in range(plan.pictures):
             told("attention of patches", i, plan.pictures)
             arrays |= _of_picture(plain, inputs[i : i + 1].to(device), i, plan)
         told("attention of patches", plan.pictures, plan.pictures)
-    if plan.pictures < len(inputs):
-        notes.append(f"attention of patches is kept of the first {plan.pictures} of {len(inputs)} pictures")
-    kept = [KeptLayer(layer.module, 1 if plan.averaged else layer.heads, plan.averaged, layer.grid) for layer in plan.layers]
-    classed = any(layer.class_token for layer in plan.layers)
-    findings = AttentionFindings(pellucid.__version__, HOW, kept, list(range(plan.pictures)), classed, [*notes, *plan.notes])
-    return KeptAttention(findings, arrays), []  # type: ignore[arg-type]
+    return KeptAttention(plan.findings, arrays), []  # type: ignore[arg-type]
+
+
+def planned(model: nn.Module, image: Tensor, pictures: int, *, most_bytes: int = ATTENTION_BYTES) -> tuple[Plan | None, list[str]]:
+    """(what is kept of the attention in so many pictures, None where there is none to keep; lines that say why).
+
+    From sizes alone: any image (1, 3, H, W) will do.
+    """
+    with examining(model) as plain, torch.no_grad():
+        try:
+            layers, notes = _layers(plain, image.to(device_of(model)))
+        except UsageError as error:
+            return None, [f"no attention of patches is kept: {error}"] if attention_modules(plain) else []
+    plan = _fitting(layers, min(pictures, ATTENTION_PICTURES), most_bytes) if layers else None
+    if plan is None:
+        why = "; ".join(notes) or f"one picture of its last layer alone takes more than {most_bytes / 1e6:.0f} MB"
+        return None, [f"no attention of patches is kept: {why}"]
+    if plan.pictures < pictures:
+        notes.append(f"attention of patches is kept of the first {plan.pictures} of {pictures} pictures")
+    return replace(plan, notes=[*notes, *plan.notes]), []
 
 
 def _layers(plain: nn.Module, image: Tensor) -> tuple[list[_Seen], list[str]]:
@@ -109,7 +130,7 @@ def _layers(plain: nn.Module, image: Tensor) -> tuple[list[_Seen], list[str]]:
 # ── what fits ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _fitting(layers: Sequence[_Seen], pictures: int, most_bytes: int) -> _Plan | None:
+def _fitting(layers: Sequence[_Seen], pictures: int, most_bytes: int) -> Plan | None:
     """The largest part of the attention that fits: every head of 4 pictures or more, means over heads, coarser grids, the last third, the last layer."""
     least = min(LEAST_PICTURES, pictures)
     grids = sorted({layer.patches for layer in layers}, reverse=True)
@@ -120,7 +141,7 @@ def _fitting(layers: Sequence[_Seen], pictures: int, most_bytes: int) -> _Plan |
     for own, averaged, fewest in tries:
         fit = min(pictures, most_bytes // sum(layer.size(averaged=averaged) for layer in own))
         if fit >= fewest:
-            return _Plan(own, averaged, fit, _left_out(layers, own, averaged, most_bytes))
+            return Plan(own, averaged, fit, _left_out(layers, own, averaged, most_bytes))
     return None
 
 
@@ -140,7 +161,7 @@ def _left_out(layers: Sequence[_Seen], own: Sequence[_Seen], averaged: bool, mos
 # ── one picture ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _of_picture(plain: nn.Module, image: Tensor, i: int, plan: _Plan) -> dict[str, np.ndarray]:
+def _of_picture(plain: nn.Module, image: Tensor, i: int, plan: Plan) -> dict[str, np.ndarray]:
     """The arrays of picture i. Layers of one grid are recorded together."""
     arrays: dict[str, np.ndarray] = {}
     for grid in dict.fromkeys(layer.grid for layer in plan.layers):

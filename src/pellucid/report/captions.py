@@ -23,6 +23,7 @@ from pellucid.caption_readings import (
     found_captions,
     layer_name,
     on_patches,
+    own_scores,
     patches_note,
     word_maps,
     words_before,
@@ -293,7 +294,7 @@ def read_words(run: Run, *, room: int) -> WordReading | None:
 
 def _strip(path: Path, finding: CaptionFinding, maps: NDArray[np.float64]) -> WordStrip:
     from pellucid.figures.overlays import reduced
-    from pellucid.figures.words import own_scores, word_overlays
+    from pellucid.figures.words import word_overlays
 
     photo, missing = kept_photo(path, finding)
     if photo is None:

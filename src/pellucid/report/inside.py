@@ -11,7 +11,6 @@ import base64
 import functools
 import io
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,13 @@ from pellucid.findings import (
     Panel,
     ProjectionFinding,
     Score,
+    fitted_view,
     hardest_baseline,
     load_findings,
     verdict,
 )
+from pellucid.readings import checked_projection, common_limits, named_classes
+from pellucid.records import array_names, read_arrays, read_picture
 from pellucid.report import planes
 from pellucid.run import DONE, Measurement, Run, rounded
 
@@ -209,13 +211,11 @@ def _look(
     scores: dict[tuple[str, str], Score],
     epochs: dict[int, tuple[NDArray[np.float64], list[OwnScore]]],
 ) -> Looked:
-    from pellucid.figures.inside import fitted_view
     from pellucid.figures.overlays import overlay, reduced
 
     sure = None if finding.confidence is None else Measurement("confidence", finding.confidence, "fraction", "image", 1, 0, "probability of the prediction")
     try:
-        with PIL.Image.open(path) as opened:
-            photo = np.asarray(opened.convert("RGB"))
+        photo = np.asarray(read_picture(path).convert("RGB"))
     except FileNotFoundError:
         return Looked(finding, sure, None, "no picture was kept", [], [])
     except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged files; the page says so in its place
@@ -253,8 +253,6 @@ def read_planes(folder: Path, findings: Findings) -> list[Plane]:
 
 
 def _planes(findings: Findings, arrays: Arrays) -> list[Plane]:
-    from pellucid.figures.projections import checked_projection
-
     found = []
     for projection in findings.projections:
         key = f"projection/{projection.name}"
@@ -267,8 +265,6 @@ def _planes(findings: Findings, arrays: Arrays) -> list[Plane]:
 
 
 def _projections(findings: Findings, arrays: Arrays) -> list[Projection]:
-    from pellucid.figures.projections import common_limits, named_classes
-
     found = []
     for plane in _planes(findings, arrays):
         projection, points, labels = plane.finding, plane.points, plane.labels
@@ -333,22 +329,19 @@ class Arrays:
     @functools.cached_property
     def keys(self) -> list[str]:
         """All keys, in the order of the file."""
-        return self._read(lambda arrays: list(arrays))
+        self._there()
+        return array_names(self.path, "arrays")
 
     def __getitem__(self, key: str) -> NDArray[Any]:
-        found = self._read(lambda arrays: np.asarray(arrays[key]) if key in arrays else None)
-        if found is None:
+        self._there()
+        found = read_arrays(self.path, "arrays", key, optional=True)
+        if not found:
             raise RunError(f"{self.path}: {key} is missing; the file was changed")
-        return found
+        return found[key]
 
-    def _read(self, take: Callable[[Any], Any]) -> Any:
-        try:
-            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return take(arrays)
-        except FileNotFoundError:
-            raise RunError(f"{self.path}: the file is missing; `pellucid inside` writes it beside {FINDINGS}") from None
-        except Exception as error:  # a damaged zip raises half a dozen types
-            raise RunError(f"{self.path}: cannot be read as arrays: {error}; the file was changed") from None
+    def _there(self) -> None:
+        if not self.path.exists():
+            raise RunError(f"{self.path}: the file is missing; `pellucid inside` writes it beside {FINDINGS}")
 
     def names(self, prefix: str) -> list[str]:
         """The keys that begin with `prefix`, in the order of the file."""

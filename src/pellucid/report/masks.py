@@ -35,6 +35,7 @@ from pellucid.overlap import Convention, boundary_scores, convention, overlaps
 from pellucid.palettes import IGNORED
 from pellucid.predictions import MaskPredictions
 from pellucid.readings import Calibration, Counts, class_scores
+from pellucid.records import read_picture
 from pellucid.report import charts, pictures
 from pellucid.report.content import Pair, confused_pairs
 from pellucid.run import DataRecord, Measurement, Run, rounded
@@ -250,10 +251,9 @@ def _hardest(run: Run, predictions: MaskPredictions, rule: Convention, *, split:
 def _mask_thumbnail(path: Path) -> str | None:
     """A PNG data URI of a mask's picture, its colours as they are; None when the file is gone or no readable picture."""
     try:
-        with PIL.Image.open(path) as opened:
-            opened.load()
-            size = kept_size((opened.height, opened.width), pictures.SIDE)
-            return pictures.data_uri(opened.resize(size[::-1], PIL.Image.Resampling.NEAREST), "PNG", optimize=True)
+        mask = read_picture(path)
+        size = kept_size((mask.height, mask.width), pictures.SIDE)
+        return pictures.data_uri(mask.resize(size[::-1], PIL.Image.Resampling.NEAREST), "PNG", optimize=True)
     except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged files; the page says so in its place
         return None
 

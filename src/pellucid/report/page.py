@@ -84,7 +84,11 @@ def fitting(run: Run, max_points: int | None) -> str:
         if size <= MOST_BYTES or (max_points is not None and share < 1.0):
             break
     if size > MOST_BYTES:
-        smaller = "" if max_points is None else f" --max-points {max(100, max_points // 2)} asks for fewer points, without it as many are taken as fit."
+        if max_points is None:
+            explore = shlex.join(["pellucid", "explore", str(run.path)])
+            smaller = f" What cannot be left out, such as the names of classes, is too long; `{explore}` has no bound."
+        else:
+            smaller = f" --max-points {max(100, max_points // 2)} asks for fewer points, without it as many are taken as fit."
         raise UsageError(f"{run.path}: the report would have {size / 1e6:.1f} MB, and a report has at most {MOST_BYTES / 1e6:.0f} MB.{smaller}")
     return page
 

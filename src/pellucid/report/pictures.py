@@ -10,6 +10,8 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from pellucid.records import read_picture
+
 SIDE = 192  # pixels of a thumbnail's long side; sixteen of them stay far below the report's 5 MB
 MATRIX_SIDE = 400  # classes beyond it share a pixel
 _INK = (0, 114, 178)  # Okabe-Ito blue
@@ -18,8 +20,7 @@ _INK = (0, 114, 178)  # Okabe-Ito blue
 def thumbnail(path: Path) -> str | None:
     """A WebP data URI of at most SIDE pixels, or None when the file is not a readable picture."""
     try:
-        with PIL.Image.open(path) as opened:
-            image = opened.convert("RGB")
+        image = read_picture(path).convert("RGB")
     except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged files; the page says so in its place
         return None
     image.thumbnail((SIDE, SIDE))

@@ -16,7 +16,7 @@ import numpy as np
 
 from pellucid.errors import RunError
 from pellucid.predictions import FeaturePredictions
-from pellucid.readings import BASELINES, NEIGHBOURS, Chart, nearest, neighboured_rows, pretraining_charts
+from pellucid.readings import BASELINES, NEIGHBOURS, nearest, neighboured_rows
 from pellucid.recipe import Method, Recipe
 from pellucid.report import pictures
 from pellucid.run import DONE, DataRecord, Measurement, Run, RunRecord, rounded
@@ -111,7 +111,6 @@ class Pretrained:
     """Everything that the page of a pre-training shows beside what all runs have. terms: (term, text); recipe_lines: YAML that starts from the backbone."""
 
     worths: list[Worth]
-    charts: list[Chart]
     neighboured: Neighboured | None
     viewed: list[Viewed]
     terms: list[tuple[str, str]]
@@ -140,7 +139,6 @@ def read_pretraining(run: Run, record: RunRecord, recipe: Recipe, data: DataReco
     backbone, recipe_lines = _backbone(run, record, recipe)
     return Pretrained(
         worths,
-        pretraining_charts(lines, measured, method=recipe.method.name, num_classes=num_classes),
         _neighboured(run, data, shown, recipe.seed) if data is not None and shown is not None else None,
         _viewed(run, data) if data is not None else [],
         _terms(run, recipe, data, lines),

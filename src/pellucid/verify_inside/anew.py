@@ -276,7 +276,7 @@ def _probe(kept: Kept, dataset: Dataset) -> list[Line]:
     return [line("inside probe", faults, f"{len(rows)} images of {probe.split} and their labels")]
 
 
-def _reported_epoch(run: Run) -> int:
+def reported_epoch(run: Run) -> int:
     """The epoch of the final weights."""
     best = re.match(r"epoch (\d+), the best", run.record.selected)
     return int(best[1]) if best else run.record.epoch
@@ -285,7 +285,7 @@ def _reported_epoch(run: Run) -> int:
 def epoch_of_final_weights(run: Run, recipe: Recipe) -> int | None:
     """The epoch of the snapshot that the reported weights made; None where there is none."""
     epochs = [epoch for epoch in expected_epochs(run, recipe) if epoch in run.snapshot_epochs]
-    return epochs[-1] if epochs and epochs[-1] == _reported_epoch(run) else None
+    return epochs[-1] if epochs and epochs[-1] == reported_epoch(run) else None
 
 
 def _features(kept: Kept, dataset: Dataset, module: nn.Module, runtime: Runtime, near: float) -> list[Line]:

@@ -6,54 +6,53 @@ plain copy of `maps`, features by `maps.features`, pictures decoded anew. Where 
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 from numpy.typing import NDArray
-from scipy.special import softmax
 from torch import Tensor, nn
 
-from pellucid.atlas import COLUMNS, GREY, QUALITY, read_tiles
-from pellucid.attention_findings import ATTENTION_PICTURES, STEPS, AttentionFindings, KeptAttention, KeptLayer, has_attention, load_attention
+from pellucid.atlas import most_tiles
+from pellucid.attention_findings import ATTENTION, ATTENTION_ARRAYS, STEPS, KeptAttention, KeptLayer, has_attention, load_attention
 from pellucid.data.dataset import Dataset, Split
 from pellucid.data.images import resize
-from pellucid.inside.whole_attention import whole_attention
-from pellucid.neighbour_findings import NEAREST, NEIGHBOUR_ATLAS, NEIGHBOUR_SIDE, KeptNeighbours, Near, has_neighbours, load_neighbours
-from pellucid.run import PROBE_SIDE
+from pellucid.inside.whole_attention import planned, whole_attention
+from pellucid.neighbour_findings import (
+    NEAREST,
+    NEIGHBOUR_ARRAYS,
+    NEIGHBOUR_ATLAS,
+    NEIGHBOUR_SIDE,
+    NEIGHBOURS,
+    KeptNeighbours,
+    Near,
+    has_neighbours,
+    how_compared,
+    load_neighbours,
+)
+from pellucid.run import PROBE_SIDE, THUMBNAILS
 from pellucid.runtime import Runtime
 from pellucid.verify_inside import maps
 from pellucid.verify_inside.kept import Kept, Line, guarded, line
 from pellucid.verify_inside.scores import wide
+from pellucid.verify_pictures import atlas_faults, keeps_views, mistake_faults
 
-MOST_MISTAKES = 96  # of a split, whose neighbours are kept
 EXACT = 1e-9  # of a cosine: sums in another order, and twelve decimals
 HALF = 2.0**-11  # rounding to float16, as a share of a number
 REDUCED = 2e-2  # of the largest feature, where the network ran in bf16 or fp16
 MOST_WORK = 1e12  # parameters x patches of 16 x 16 pixels x images: some 20 seconds on two cores
 FEW = 64  # images of the bank and of the mistakes, where all would take too long
-PICTURED = 8.0  # mean difference of a tile, of 255: other versions decode and pack a little differently
-NO_ATTENTION, NO_BANK = "no attention of patches is kept", "no training images are kept to compare with"  # notes begin so
 
 
 def asked_for(kept: Kept) -> list[Path]:
     """Files that the recipe asks for, where the run is of a version that keeps them. Whether a model has attention only the model says."""
-    run, given = kept.run, kept.inside.model_fields_set
-    if "neighbours" not in given:
-        return []
-    wanted = [run.probe_atlas] if len(run.probe().rows) else []
-    if kept.inside.neighbours and not _said(kept, NO_BANK):
-        wanted += [run.inside / name for name in ("neighbours.json", "neighbours.npz", NEIGHBOUR_ATLAS)]
-    return wanted + ([run.inside / name for name in ("attention.json", "attention.npz")] if has_attention(run.inside) else [])
-
-
-def _said(kept: Kept, beginning: str) -> bool:
-    return any(note.startswith(beginning) for note in [*kept.run.record.notes, *kept.findings.notes])
+    run = kept.run
+    wanted = [run.probe_atlas] if 0 < len(run.probe().rows) <= most_tiles(PROBE_SIDE) else []
+    wanted += [run.inside / name for name in (NEIGHBOURS, NEIGHBOUR_ARRAYS, NEIGHBOUR_ATLAS)] if kept.inside.neighbours else []
+    wanted += [run.inside / name for name in (ATTENTION, ATTENTION_ARRAYS)] if has_attention(run.inside) else []
+    return wanted if keeps_views(run) else []
 
 
 # ── from the files ────────────────────────────────────────────────────────────────────────────────────────────
@@ -63,10 +62,16 @@ def stored_view_checks(kept: Kept) -> list[Line]:
     """The lines that need neither model nor data."""
     hashed = kept.run.record.files
     names = [str(path.relative_to(kept.run.path)) for path in asked_for(kept)]
-    lines = [(f"file {name}", False, f"MISMATCH run.json: it holds no hash of {name}") for name in names if name not in hashed]
+    lines = [(f"file {name}", False, f"MISMATCH run.json: it holds no hash of {name}{_reason(kept)}") for name in names if name not in hashed]
     if has_neighbours(kept.run.inside):
         lines += _stored_neighbours(kept, load_neighbours(kept.run.inside))
     return lines
+
+
+def _reason(kept: Kept) -> str:
+    """What the run itself says of what it could not keep."""
+    said = [note for note in kept.run.record.notes if note.startswith("no training images are kept")]
+    return f" ({said[0]})" if said else ""
 
 
 def _stored_neighbours(kept: Kept, found: KeptNeighbours) -> list[Line]:
@@ -74,14 +79,19 @@ def _stored_neighbours(kept: Kept, found: KeptNeighbours) -> list[Line]:
     samples = run.samples("train")
     labels = np.array([label for _, label, _ in samples], np.int64)
     rows = maps.chosen_rows(labels, kept.inside.neighbours)
+    how = how_compared(run.record.selected, len(rows), len(samples))
+    texts = [f"{name} {said!r}, expected {true!r}" for name, said, true in
+             (("pellucid", f.pellucid, kept.findings.pellucid), ("how", f.how, how)) if said != true]  # fmt: skip
     faults = [f"split {f.split}, {f.n} of {f.of} images; the run has {len(samples)} of train"] if (f.split, f.of) != ("train", len(samples)) else []
     faults += ["its rows are not those that the recipe asks for"] if found.rows.tolist() != rows else []
     if not faults:
         faults += [] if np.array_equal(found.labels, labels[rows]) else ["its labels are not those of samples/train.csv"]
         faults += [] if f.files == [samples[row][0] for row in rows] else ["its names are not those of samples/train.csv"]
-    lines = [line("inside neighbours", faults, f"{f.n:,} of {f.of:,} training images, evenly over the classes, with their labels")]
+    lines = [line("inside neighbours", [*faults, *texts], f"{f.n:,} of {f.of:,} training images, evenly over the classes, with their labels")]
     for split, own in f.mistakes.items():
-        wrong = _not_the_worst(kept, split, [near.row for near in own]) + _not_nearest(own, found.mistakes[split], found.features)
+        rows = [near.row for near in own]
+        wrong = mistake_faults(run.predictions(split), rows, THUMBNAILS["classification"]) if kept.recipe.task == "classification" else ["there are none here"]
+        wrong += _not_nearest(own, found.mistakes[split], found.features)
         fine = f"{len(own)} mistakes and the cosines of their {NEAREST} nearest recomputed from the kept features"
         lines.append(line(f"inside neighbours of {split}", wrong, fine))
     missing = [split for split in _mistaken(kept) if split not in f.mistakes]
@@ -90,29 +100,10 @@ def _stored_neighbours(kept: Kept, found: KeptNeighbours) -> list[Line]:
 
 def _mistaken(kept: Kept) -> list[str]:
     """Splits with mistakes, of a classification."""
-    if kept.recipe.task != "classification" or _said(kept, "no picture of a mistake"):
+    if kept.recipe.task != "classification":
         return []
     found = {split: kept.run.predictions(split) for split in kept.run.prediction_splits}
     return [split for split, p in found.items() if (p.logits.argmax(axis=1) != p.labels).any()]
-
-
-def _not_the_worst(kept: Kept, split: str, rows: list[int]) -> list[str]:
-    """What is wrong with rows that should be the most confident mistakes of a split, the most confident first."""
-    if kept.recipe.task != "classification":
-        return [f"{kept.recipe.task} has no mistakes"]
-    p = kept.run.predictions(split)
-    confidence = softmax(wide(p.logits), axis=1).max(axis=1)
-    mistaken = {row for row in range(len(p.labels)) if p.logits[row].argmax() != p.labels[row]}
-    if len(set(rows)) < len(rows) or not set(rows) <= mistaken:
-        return [f"row {next(row for row in rows if row not in mistaken or rows.count(row) > 1)} is no mistake or stands there twice"]
-    told = confidence[rows]
-    faults = ["they are not in the order of their confidence"] if (told[:-1] < told[1:] - EXACT).any() else []
-    if _said(kept, "no picture of a mistake"):
-        return faults
-    if len(rows) != min(MOST_MISTAKES, len(mistaken)):
-        return [*faults, f"{len(rows)} of {len(mistaken)} mistakes, expected {min(MOST_MISTAKES, len(mistaken))}"]
-    others = [confidence[row] for row in mistaken - set(rows)]
-    return [*faults, "a more confident mistake is missing"] if others and max(others) > told.min() + EXACT else faults
 
 
 def _not_nearest(own: list[Near], features: NDArray[np.floating], bank: NDArray[np.floating]) -> list[str]:
@@ -150,7 +141,9 @@ def anew_view_checks(kept: Kept, dataset: Dataset, module: nn.Module, runtime: R
     whole = sum(p.numel() for p in module.parameters()) * height * width / 256 * count <= MOST_WORK
     chosen = list(range(len(found.rows))) if whole else maps.chosen_rows(np.zeros(len(found.rows), np.int64), FEW)
     rows, atlas = found.rows[chosen].tolist(), kept.run.inside / NEIGHBOUR_ATLAS
-    lines += guarded("inside pictures of neighbours", lambda: [_atlas(kept, "neighbours", atlas, NEIGHBOUR_SIDE, dataset.splits["train"], rows, chosen)])
+    lines += guarded(
+        "inside pictures of neighbours", lambda: [_atlas(kept, "neighbours", atlas, NEIGHBOUR_SIDE, len(found.rows), dataset.splits["train"], rows, chosen)]
+    )
     asked = [("train", rows, found.features[chosen])]
     for split, own in found.mistakes.items():
         some = len(own) if whole else min(len(own), FEW)
@@ -163,7 +156,8 @@ def _probe_pictures(kept: Kept, dataset: Dataset) -> list[Line]:
     if not kept.run.probe_atlas.is_file():  # its absence is told with the hashes
         return []
     probe = kept.run.probe()
-    return [_atlas(kept, "probe", kept.run.probe_atlas, PROBE_SIDE, dataset.splits[probe.split], probe.rows.tolist(), range(len(probe.rows)))]
+    n, split = len(probe.rows), dataset.splits[probe.split]
+    return [_atlas(kept, "probe", kept.run.probe_atlas, PROBE_SIDE, n, split, probe.rows.tolist(), range(n))]
 
 
 def _features(
@@ -181,31 +175,12 @@ def _features(
     return line(what, faults, f"{len(rows):,} x {found.shape[1]} recomputed: largest difference {away.max() / max(largest, 1e-300):.1g} of the largest{part}")
 
 
-def _atlas(kept: Kept, name: str, path: Path, side: int, split: Split, rows: Sequence[int], places: Sequence[int]) -> Line:
+def _atlas(kept: Kept, name: str, path: Path, side: int, tiles: int, split: Split, rows: Sequence[int], places: Sequence[int]) -> Line:
     """Pictures of rows decoded anew, packed as tiles and compared with those that were kept."""
-    d, anew = kept.recipe.data, []
-    for row in rows:
-        view = maps.cropped(resize(split.open(row), d.size, d.fit, d.resize_size, d.interpolation), d.size)
-        anew.append(PIL.ImageOps.pad(PIL.Image.fromarray(view), (side, side), PIL.Image.Resampling.BICUBIC, color=GREY))
-    stored = read_tiles(path, side, list(places))
-    packed = _packed(anew, side)
-    away = [float(np.abs(wide(np.asarray(a)) - wide(np.asarray(b))).mean()) for a, b in zip(stored, packed, strict=True)]
-    faults = [f"{split.names[row]}: its picture differs by {value:.0f} of 255 in the mean" for row, value in zip(rows, away, strict=True) if value > PICTURED]
-    return line(f"inside pictures of {name}", faults, f"{len(rows):,} pictures of {split.name} decoded anew: largest mean difference {max(away):.1f} of 255")
-
-
-def _packed(tiles: list[PIL.Image.Image], side: int) -> list[PIL.Image.Image]:
-    """Tiles after they were packed as a run packs them."""
-    across = min(COLUMNS, len(tiles))
-    whole = PIL.Image.new("RGB", (side * across, side * math.ceil(len(tiles) / across)), GREY)
-    boxes = [(i % across * side, i // across * side) for i in range(len(tiles))]
-    for tile, box in zip(tiles, boxes, strict=True):
-        whole.paste(tile, box)
-    buffer = io.BytesIO()
-    whole.save(buffer, "WEBP", quality=QUALITY, method=4)
-    with PIL.Image.open(buffer) as opened:
-        read = opened.convert("RGB")
-    return [read.crop((left, top, left + side, top + side)) for left, top in boxes]
+    d = kept.recipe.data
+    anew = [maps.cropped(resize(split.open(row), d.size, d.fit, d.resize_size, d.interpolation), d.size) for row in rows]
+    faults, away = atlas_faults(path, side, tiles, places, anew, [split.names[row] for row in rows])
+    return line(f"inside pictures of {name}", faults, f"{len(rows):,} pictures of {split.name} decoded anew: largest mean difference {away:.1f} of 255")
 
 
 @dataclass(frozen=True)
@@ -220,28 +195,27 @@ class _Wanted:
 def anew_attention_checks(kept: Kept, module: nn.Module, inputs: Tensor, near: float) -> list[Line]:
     """The line about the attention of all patches. inputs: (n, 3, H, W) of the pictures, on the device; near: tolerance as a share of a row's largest."""
     what = "inside attention of patches"
-    if "attention" not in kept.inside.model_fields_set:  # of a version that kept none
+    there = has_attention(kept.run.inside)
+    if not there and not keeps_views(kept.run):
         return []
-    if not has_attention(kept.run.inside):
-        expected = kept.inside.attention and len(inputs) and not _said(kept, NO_ATTENTION)
-        faults = ["the model has attention, and none was kept"] if expected and whole_attention(module, inputs[:1])[0] is not None else []
+    plan, why = planned(module, inputs[:1], len(inputs)) if kept.inside.attention and len(inputs) else (None, [])
+    faults = [f"the findings do not say that {reason}" for reason in why if reason not in kept.findings.notes]
+    if not there or plan is None:
+        faults += ["the model has attention, and none was kept"] if plan is not None else ["none was to be kept"] if there else []
         return [line(what, faults, "none was kept, and none was to be")]
     found = load_attention(kept.run.inside, kept.n)
-    f = found.findings
-    faults = [] if kept.inside.attention else ["it was not asked for"]
-    if f.pictures != list(range(len(f.pictures))) or (len(f.pictures) < min(kept.n, ATTENTION_PICTURES) and not any("pictures" in note for note in f.notes)):
-        faults.append(f"pictures {f.pictures} of {kept.n}")
+    f, wanted_record = found.findings, replace(plan.findings, pellucid=kept.findings.pellucid)
+    if f != wanted_record:
+        odd = [field.name for field in fields(f) if getattr(f, field.name) != getattr(wanted_record, field.name)]
+        return [line(what, [f"{name}: {getattr(f, name)}, expected {getattr(wanted_record, name)}" for name in odd], "")]
     plain = maps.attentions(module, inputs[: len(f.pictures)])
     if all(_is_plain(ran, layer) for ran in plain for layer in f.layers):
         path, step = "written out without fused kernels", 0.5 / STEPS
         wanted = {(i, j): _plainly(dict(ran)[layer.module], layer, classed=f.class_token) for i, ran in enumerate(plain) for j, layer in enumerate(f.layers)}
-        ran = [module for module, _ in plain[0]]
-        faults += [f"layers {', '.join(layer.module for layer in f.layers)}; the model has {', '.join(ran)}"] if _in_another_order(f, ran) else []
     else:
         path, step = "by the recorder itself, as it has no plain form here", 1.0 / STEPS
-        again, why = whole_attention(module, inputs)
-        if again is None or (again.findings.layers, again.findings.pictures) != (f.layers, f.pictures):
-            return [line(what, [f"other layers or pictures than recomputed{': ' if why else ''}{'; '.join(why)}"], "")]
+        again, _ = whole_attention(module, inputs)
+        assert again is not None, "there is a plan of it"
         wanted = {(i, j): _as_kept(again, i, j) for i in f.pictures for j in range(len(f.layers))}
     worst = 0.0
     for (i, j), right in wanted.items():
@@ -262,13 +236,7 @@ def _plainly(weights: NDArray[np.float64], layer: KeptLayer, *, classed: bool) -
     """Of the probabilities (h, N, N) of a layer, whose patches come last."""
     before = weights.shape[1] - layer.patches
     own = weights.mean(axis=0, keepdims=True) if layer.averaged else weights
-    return _Wanted(own[:, before:, before:], own[:, before:, :before].sum(axis=2), own[:, 0, before:] if classed else None)
-
-
-def _in_another_order(f: AttentionFindings, ran: list[str]) -> bool:
-    """Whether the layers are not the last ones of those that ran, or not all of them where no note says so."""
-    own = [layer.module for layer in f.layers]
-    return own != ran[-len(own) :] or (len(own) < len(ran) and not any("kept" in note and "layer" in note for note in f.notes))
+    return _Wanted(own[:, before:, before:], own[:, before:, :before].sum(axis=2), own[:, 0, before:] if classed and before else None)
 
 
 def _as_kept(found: KeptAttention, i: int, j: int) -> _Wanted:

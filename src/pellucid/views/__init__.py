@@ -1,6 +1,7 @@
 """What a page shows of a run, as data: each view is a function of a run that gives JSON, drawn by the module of the same name in web/.
 
-Report and explorer share the views, their data and their scripts. Reading only: NumPy and Pillow, no torch, no network.
+Report and explorer share the views, their data and their scripts. Reading only: NumPy, SciPy and Pillow, no torch, no network; `compare` alone lays maps over
+pictures itself, for which it loads matplotlib where there are some.
 
 A view is a dict of JSON: `title`, one line that says what is seen; `notes`, sentences for readers on what is left out, and on what a run does not
 keep and which line of the recipe keeps it; and what the view's own module documents. A number is `encoding.number(Measurement)`, an array
@@ -48,6 +49,11 @@ def views() -> dict[str, Builder]:
     }
 
 
-def to_json(view: View) -> str:
+def size(part: object) -> int:
+    """Bytes that a view, or a part of it, takes in a page: the measure of a Room."""
+    return len(to_json(part).encode("utf-8", "backslashreplace"))
+
+
+def to_json(view: object) -> str:
     """A view as text that may stand inside a script element of a page: no `<` in it, no NaN."""
     return json.dumps(view, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

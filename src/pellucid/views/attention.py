@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 from pellucid.attention_findings import STEPS, KeptAttention, has_attention, load_attention
 from pellucid.errors import RunError
 from pellucid.findings import ARRAYS, FINDINGS, IMAGES, NAMES, Findings, ImageFinding, MapKind, Score, hardest_baseline, load_findings, verdict
+from pellucid.records import read_picture
 from pellucid.run import Measurement, Run, rounded
-from pellucid.views import FULLER, Room, View, to_json
-from pellucid.views.encoding import array, number, picture
+from pellucid.views import FULLER, Room, View, size
+from pellucid.views.encoding import array, name, number, picture
 
 SIDE = 360  # pixels of a photo's long side
 FINAL = "final weights"
@@ -48,7 +49,7 @@ def of_folder(folder: Path, room: Room) -> View | None:
 
     What has no room is left out: pictures first, then heads give way to their mean, then layers, the last of them never before another.
     """
-    from pellucid.report.inside import Arrays  # drawn by matplotlib there, which nobody needs who only asks
+    from pellucid.report.inside import Arrays
 
     if not (folder / FINDINGS).is_file():
         return None
@@ -62,10 +63,10 @@ def of_folder(folder: Path, room: Room) -> View | None:
     # Attention is large and moves: it gets half of what there is, and what the photos leave.
     shown: list[int] = []
     photos: list[dict[str, Any]] = []
-    taken = len(to_json(_view(findings, steps, [], [])))
+    taken = size(_view(findings, steps, [], []))
     for i in order:
         photo = _photo(folder, findings.images[i], i)
-        taken += len(to_json(photo)) + sum(_text(step.maps[i].size) + 12 * (2 + len(step.own)) for method in steps for step in method)
+        taken += size(photo) + sum(_text(step.maps[i].size) + 12 * (2 + len(step.own)) for method in steps for step in method)
         if shown and taken > room.bytes * (0.5 if kept else 1.0) - 1500:
             break
         shown.append(i)
@@ -76,7 +77,7 @@ def of_folder(folder: Path, room: Room) -> View | None:
     if len(shown) < len(findings.images):
         view["notes"].append(f"{len(shown):,} of {len(findings.images):,} pictures are here; the means are over all. {FULLER}")
     if kept is not None:
-        _add_attention(view, kept, shown, room.bytes - len(to_json(view)) - 1000)
+        _add_attention(view, kept, shown, room.bytes - size(view) - 1000)
     return view
 
 
@@ -101,8 +102,7 @@ def _photo(folder: Path, finding: ImageFinding, index: int) -> dict[str, Any]:
     path = folder / IMAGES / f"{index}.webp"
     photo, missing = None, ""
     try:
-        with PIL.Image.open(path) as opened:
-            image = opened.convert("RGB")
+        image = read_picture(path).convert("RGB")
         _check_size(path, finding, image)
         image.thumbnail((SIDE, SIDE))
         photo = picture(image)
@@ -112,9 +112,9 @@ def _photo(folder: Path, finding: ImageFinding, index: int) -> dict[str, Any]:
         missing = "the picture cannot be read"
     (height, width), (top, left, down, across) = finding.size, finding.view
     sure = "" if finding.confidence is None else f" {rounded(finding.confidence)}"
-    known = [finding.label and f"label {finding.label}", finding.prediction and f"prediction {finding.prediction}{sure}", missing]
+    known = [finding.label and f"label {name(finding.label)}", finding.prediction and f"prediction {name(finding.prediction)}{sure}", missing]
     return {
-        "file": finding.file, "title": ", ".join(filter(None, [finding.file, *known])), "photo": photo,
+        "file": name(finding.file), "title": ", ".join(filter(None, [name(finding.file), *known])), "photo": photo,
         "view": [top / height, left / width, down / height, across / width], "flags": finding.flags, "attention": None,
     }  # fmt: skip
 
@@ -239,7 +239,7 @@ def _held(kept: KeptAttention, pictures: list[int], layers: Sequence[int], *, he
         found: list[dict[str, Any]] = []
         for at in layers:
             found.append(_layer(kept, i, at, heads=heads))
-            room -= len(to_json(found[-1])) + 1
+            room -= size(found[-1]) + 1
             if room < 0:
                 return held
         held[i] = found

@@ -34,7 +34,12 @@ def script(entry: str) -> str:
     """The script of a page as it is shipped: every module, then the entry, "report" or "explore"."""
     if entry not in ENTRIES:
         raise UsageError(f"expected one of {', '.join(ENTRIES)}, got {entry!r}")
-    return shorten(str(rjsmin.jsmin(joined((*MODULES, entry)))))
+    return minified((*MODULES, entry))
+
+
+def minified(names: Iterable[str]) -> str:
+    """Modules behind one another as they are shipped."""
+    return shorten(str(rjsmin.jsmin(joined(names))))
 
 
 def joined(names: Iterable[str]) -> str:

@@ -25,20 +25,20 @@ from pellucid import findings, mask_findings, word_findings
 from pellucid.caption_readings import found_captions
 from pellucid.compare import LOWER_IS_BETTER, Comparison, Row, compare
 from pellucid.errors import RunError, UsageError
-from pellucid.findings import hardest_baseline, load_findings
+from pellucid.findings import fitted_view, hardest_baseline, load_findings
 from pellucid.mask_findings import load_kept_masks, load_mask_findings
 from pellucid.palettes import coloured
 from pellucid.readings import curve
-from pellucid.records import read_arrays
+from pellucid.records import read_arrays, read_picture
 from pellucid.report.comparison import short_keys, signed, signed_interval
 from pellucid.report.template import interval
 from pellucid.run import DONE, Measurement, Run, rounded
-from pellucid.views import Room, View, encoding
+from pellucid.views import Room, View, encoding, size
 
 MOST_AXES = 8  # settings beside the number
 MOST_TICKS, APART = 6, 0.07  # of an axis, and how far from each other
 DECADE = 10.0  # largest over smallest from which an axis is logarithmic
-MOST_POINTS = 200  # of a curve
+MOST_POINTS = (200, 100, 50, 20)  # of a curve, the first that has room
 FIRST = 7  # rows whose curves are seen at first: as many as there are colours
 MOST_ROWS, MOST_PICTURES = 12, 24  # whose pictures are laid side by side
 SIDE = 240  # pixels of the long side of these
@@ -69,10 +69,9 @@ def of_runs(runs: Sequence[Run], room: Room, *, baseline: str | None = None, fin
 def of_comparison(found: Comparison, room: Room) -> View:
     """The view of a comparison that was made already."""
     axes, notes = _axes(found)
-    charts = _charts(found.rows)
-    used = len(str(charts)) + len(str(axes))
-    pictures, said = _pictures(found.rows, room.bytes - used)
     rows = [{"cells": _cells(row), "marks": _marks(row)} for row in found.rows]
+    charts = _charts(found.rows, (room.bytes - size([axes, rows])) // 2)
+    pictures, said = _pictures(found.rows, room.bytes - size([axes, rows, charts]))
     drawn = {line["row"] for chart in charts for line in chart["curves"]}
     first = sorted(drawn)[:FIRST]
     if len(drawn) > FIRST:
@@ -191,9 +190,18 @@ def _ticks(places: dict[str, float]) -> list[list[Any]]:
 # ── curves ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _charts(rows: Sequence[Row], room: int) -> list[dict[str, Any]]:
     """A chart for each of CURVES that a row has, a line for each of its seeds."""
     lines = [[(run, run.metrics()) for run in row.runs] for row in rows]
+    for most in MOST_POINTS:
+        found = _drawn_lines(rows, lines, most)
+        if size(found) <= room:
+            break
+    return found
+
+
+def _drawn_lines(rows: Sequence[Row], lines: Sequence[Sequence[tuple[Run, list[dict[str, Any]]]]], most: int) -> list[dict[str, Any]]:
+    """The charts of (run, its metrics) of each row, with about `most` points a curve."""
     found = []
     for kind, value, unit in CURVES:
         curves = []
@@ -202,7 +210,7 @@ def _charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 name = row.name if len(runs) == 1 else f"{row.name}, {run.name}"
                 line = curve(metrics, kind=kind, value=value, against="epoch", name=name, style=i)
                 if line.points:
-                    every = -(-len(line.x) // MOST_POINTS)
+                    every = -(-len(line.x) // most)
                     kept = [k for k in range(len(line.x)) if k % every == 0 or k == len(line.x) - 1]
                     curves.append({"name": name, "style": i, "row": i, "x": [line.x[k] for k in kept], "y": [_short(line.y[k]) for k in kept]})
         title = f"{'Validation' if kind == 'val' else 'Training'} {value.replace('_', ' ').replace('miou', 'mIoU').replace('cider', 'CIDEr-D')}"
@@ -231,7 +239,7 @@ def _pictures(rows: Sequence[Row], room: int) -> tuple[list[dict[str, Any]], lis
     found: list[dict[str, Any]] = []
     for sides in shared[:MOST_PICTURES]:
         drawn = _drawn(sides)
-        room -= len(str(drawn))
+        room -= size(drawn)
         if room < 0 and found:
             break
         found.append(drawn)
@@ -297,13 +305,11 @@ def _looked(run: Run) -> Iterator[Kept]:
 
 def _over(run: Run, path: Path, finding: findings.ImageFinding, method: str, i: int) -> str:
     """A map over its photograph as a data URI."""
-    from pellucid.figures.inside import fitted_view
     from pellucid.figures.overlays import overlay, reduced
 
     key = f"maps/{method}"
     values = read_arrays(run.inside / findings.ARRAYS, "maps", key)[key]
-    with PIL.Image.open(path) as opened:
-        photo = np.asarray(opened.convert("RGB"))
+    photo = np.asarray(read_picture(path).convert("RGB"))
     try:
         small, view = reduced(photo, fitted_view(finding, photo), SIDE)
         return encoding.picture(PIL.Image.fromarray(overlay(small, values[i], view)))
@@ -382,8 +388,7 @@ def _thumbnails(run: Run, split: str) -> Iterator[tuple[str, Path, str]]:
 def _photo(path: Path) -> PIL.Image.Image | None:
     """A photograph of at most SIDE pixels; None where it cannot be read."""
     try:
-        with PIL.Image.open(path) as opened:
-            return _small(opened.convert("RGB"), PIL.Image.Resampling.LANCZOS)
+        return _small(read_picture(path).convert("RGB"), PIL.Image.Resampling.LANCZOS)
     except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged files
         return None
 

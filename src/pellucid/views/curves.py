@@ -13,7 +13,7 @@ from typing import Any
 from pellucid.caption_readings import caption_charts
 from pellucid.readings import Chart, Curve, by_epoch, curve, learning_rate, pretraining_charts
 from pellucid.run import Run
-from pellucid.views import FULLER, Room, View
+from pellucid.views import FULLER, Room, View, size
 
 POINTS = (1000, 500, 200, 100)  # most of a curve, the first that has room
 DIGITS = 10  # of a value: more than are ever shown
@@ -27,15 +27,13 @@ def build(run: Run, room: Room) -> View | None:
 
 def of_charts(charts: Sequence[tuple[Chart, str]], room: Room) -> View:
     """The view of charts, each with the name of its x axis."""
-    from pellucid.views import to_json
-
     for most in POINTS:
         view: View = {
             "title": "What training wrote, epoch by epoch",
             "notes": [f"Of a curve at most {most:,} points are here, evenly spaced; {FULLER}"] if most < POINTS[0] else [],
             "charts": [_chart(chart, x_label, most) for chart, x_label in charts],
         }
-        if len(to_json(view)) <= room.bytes:
+        if size(view) <= room.bytes:
             break
     return view
 

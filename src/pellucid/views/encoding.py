@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from pellucid.run import Measurement, rounded
+from pellucid.views import size
 
+LONGEST, SHORTEST = 200, 16  # letters of a name in a view
 DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32")  # those of JavaScript's typed arrays that are sent
 
 
@@ -32,6 +35,22 @@ def number(measurement: Measurement | None) -> dict[str, Any] | None:
         "how": "; ".join(part for part in (m.how, m.interval_how) if part),
         "value": m.value if np.isfinite(m.value) else None,
     }
+
+
+def name(text: str, most: int = LONGEST) -> str:
+    """A name of a file or a class as a page shows it: of more than `most` letters its beginning and its end."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[: most - half - 1]}…{text[-half:]}"
+
+
+def names(texts: Sequence[str], room: int) -> list[str]:
+    """Names that take at most `room` bytes together where SHORTEST letters of each do: the longer ones get fewer letters."""
+    most = LONGEST
+    while True:
+        found = [name(text, most) for text in texts]
+        if most <= SHORTEST or size(found) <= room:
+            return found
+        most = max(SHORTEST, most * 2 // 3)
 
 
 def array(values: NDArray[Any]) -> dict[str, Any]:

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from pellucid.errors import RunError
 from pellucid.findings import FINDINGS, Panel, ProjectionFinding, load_findings
+from pellucid.readings import common_limits, named_classes
 from pellucid.run import Measurement, Run
-from pellucid.views import FULLER, Room, View, encoding, to_json
+from pellucid.views import FULLER, Room, View, encoding, size
 
 LEVELS = 4_095  # of a plane's longer side: less than a pixel, and 3 at the largest zoom
 SIDES = (32, 24, 16)  # pixels of a point's picture, the first that has room
@@ -83,12 +84,13 @@ def of_arrays(
     def built(rows: NDArray[np.int64], epochs: int, side: int) -> View:
         if tiles is not None and side and (len(rows), side) not in atlases:
             atlases[len(rows), side] = _atlas(tiles(rows.tolist()), side)
-        return _view(planes, labels, classes, rows, epochs, files, atlases.get((len(rows), side)), notes, left_out=tiles is not None and not side)
+        atlas, left_out = atlases.get((len(rows), side)), tiles is not None and not side
+        return _view(planes, labels, classes, rows, epochs, files, atlas, notes, room=room.bytes, left_out=left_out)
 
     most = max(len(points) for _, points in planes)
     for count, epochs, side in _shrinking(min(len(labels), room.points), most, pictures=tiles is not None):
         view = built(spread(len(labels), count), epochs, side)
-        if len(to_json(view)) <= room.bytes:
+        if size(view) <= room.bytes:
             break
     return view
 
@@ -123,9 +125,9 @@ def _view(
     atlas: dict[str, Any] | None,
     notes: Sequence[str],
     *,
+    room: int,
     left_out: bool,
 ) -> View:
-    from pellucid.figures.projections import named_classes
     from pellucid.report.planes import styles
 
     there, own = np.unique(labels[rows], return_inverse=True)
@@ -142,18 +144,16 @@ def _view(
     return {
         "title": "Each point is a picture; pictures that the model finds alike lie close together",
         "projections": [_projection(finding, points, rows, spread(len(points), epochs)) for finding, points in planes],
-        "classes": [classes[i] for i in there],
+        "classes": encoding.names([classes[i] for i in there], room // 4),
         "labels": encoding.array(own.astype(np.uint16)),
         "styles": styles(there, named_classes(labels, len(classes))).tolist(),
-        "files": [files[i] for i in rows] if files else [],
+        "files": [encoding.name(files[i]) for i in rows] if files else [],
         "atlas": atlas,
         "notes": [*notes, *said],
     }
 
 
 def _projection(finding: ProjectionFinding, points: NDArray[np.floating[Any]], rows: NDArray[np.int64], epochs: NDArray[np.int64]) -> dict[str, Any]:
-    from pellucid.figures.projections import common_limits
-
     (left, right), (below, above) = common_limits(points.astype(np.float64))
     scale = LEVELS / max(right - left, above - below)
     levels = np.rint((points[epochs][:, rows] - (left, below)) * scale).astype(np.uint16)  # (E, p, 2)

@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
 from pellucid.errors import RunError
 from pellucid.mask_findings import FINDINGS, PICTURES, EpochNumbers, KeptMasks, MaskFindings, kept_size, load_kept_masks, load_mask_findings, reduced_mask
 from pellucid.palettes import IGNORED
+from pellucid.records import read_picture
 from pellucid.run import Measurement, Run, rounded
-from pellucid.views import FULLER, Room, View, to_json
-from pellucid.views.encoding import array, number, picture
+from pellucid.views import FULLER, Room, View, size
+from pellucid.views.encoding import array, name, names, number, picture
 
 PLANS = ((640, 24), (480, 12), (400, 8), (320, 6), (240, 6), (240, 3))  # (pixels of the long side, most epochs): the first that lets all pictures in
 NAMES = ("pixel accuracy", "mIoU of the picture", "confidence where right", "confidence where wrong")
@@ -41,16 +41,20 @@ def of_folder(folder: Path, room: Room) -> View | None:
     if not (folder / FINDINGS).is_file():
         return None
     findings = load_mask_findings(folder)
-    for side, most in _plans(findings):
-        shown = spread(len(findings.epochs), most)
-        pictures, seen = _fitting(folder, findings, side, shown, room.bytes - 3000)  # the rest of the view
-        if len(pictures) == len(findings.pictures):
-            break
-    colours = findings.mask_format.colours.tolist()
-    return {
+    shorter, colours = names(findings.classes, room.bytes // 4), findings.mask_format.colours.tolist()
+    view: View = {
         "title": "Masks over epochs",
         "how": f"The weights of the run's own numbers: {findings.selected}. {HOW}",
-        "classes": [{"name": name, "colour": _hex(colour)} for name, colour in zip(findings.classes, colours, strict=True)],
+        "classes": [{"name": one, "colour": _hex(colour)} for one, colour in zip(shorter, colours, strict=True)],
+    }
+    left = room.bytes - size(view) - 3000  # notes, epochs, what is seen
+    for side, most in _plans(findings):
+        shown = spread(len(findings.epochs), most)
+        pictures, seen = _fitting(folder, findings, side, shown, left)
+        if len(pictures) == len(findings.pictures):
+            break
+    return {
+        **view,
         "seen": sorted(seen - {IGNORED}),
         "epochs": [epoch_name(findings.epochs[i]) for i in shown],
         "names": list(NAMES),
@@ -83,8 +87,7 @@ def sure(truth: NDArray[np.uint8] | None, predicted: NDArray[np.uint8], confiden
 def photograph(path: Path, size: tuple[int, int], side: int) -> tuple[str | None, str]:
     """(data URI or None, why there is none). RunError for a picture of another size than `size` (h, w), which was exchanged."""
     try:
-        with PIL.Image.open(path) as opened:
-            image = opened.convert("RGB")
+        image = read_picture(path).convert("RGB")
     except FileNotFoundError:
         return None, "no picture was kept"
     except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged files; the page says so in its place
@@ -111,7 +114,7 @@ def _fitting(folder: Path, findings: MaskFindings, side: int, shown: Sequence[in
     for i in range(len(findings.pictures)):
         kept = load_kept_masks(folder, findings, i)
         made = _picture(folder, findings, kept, i, side, shown)
-        room -= len(to_json(made).encode())
+        room -= size(made)
         if room < 0 and found:
             break
         found.append(made)
@@ -123,8 +126,8 @@ def _picture(folder: Path, findings: MaskFindings, kept: KeptMasks, i: int, side
     one = findings.pictures[i]
     photo, missing = photograph(folder / PICTURES / f"{i}.webp", kept_size(one.size), side)
     return {
-        "file": one.file,
-        "classes": ", ".join(findings.classes[index] for index in one.classes),
+        "file": name(one.file),
+        "classes": ", ".join(name(findings.classes[index]) for index in one.classes),
         "size": list(one.size),
         "photo": photo,
         "missing": missing,

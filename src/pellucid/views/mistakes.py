@@ -33,9 +33,10 @@ from pellucid.neighbour_findings import NEIGHBOUR_ARRAYS, NEIGHBOUR_ATLAS, NEIGH
 from pellucid.overlap import convention, overlaps
 from pellucid.predictions import MaskPredictions, Predictions
 from pellucid.readings import most_confused
+from pellucid.records import read_picture
 from pellucid.report import captions, content, pretraining
 from pellucid.run import DataRecord, Run, rounded
-from pellucid.views import FULLER, Room, View, encoding
+from pellucid.views import FULLER, Room, View, encoding, size
 
 Item = dict[str, Any]
 
@@ -43,6 +44,8 @@ MOST_LISTED = 400  # mistakes of a classification, with or without a picture
 MOST_HARDEST = 32  # images of a segmentation
 MOST_FILED, IMAGES_FILED = 400, 6  # confusions of pixels that name images, and images of each
 MOST_CELLS = 10_000  # of a confusion; with more, the rarest are left out
+SAID = 1500  # bytes for title, lead and notes
+TEXTS = 0.6  # of the room of a view in which not all pictures fit
 NUM_TOP = 5  # probabilities of a mistake
 SIZES = ((224, 64), (144, 48))  # pixels of the long side of pictures and of their neighbours: the larger ones where they fit
 _REMEDY = "`inside.neighbours` of a recipe keeps them."
@@ -77,8 +80,7 @@ def _item(file: str, heading: str, lines: Sequence[str], pictures: Sequence[tupl
 def _picture(path: Path, side: int) -> tuple[str | None, str]:
     """(a photograph as a data URI of at most `side` pixels, or None, and why there is none)."""
     try:
-        with PIL.Image.open(path) as opened:
-            image = opened.convert("RGB")
+        image = read_picture(path).convert("RGB")
     except FileNotFoundError:
         return None, "no picture was kept"
     except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged files; the page says so in its place
@@ -87,32 +89,50 @@ def _picture(path: Path, side: int) -> tuple[str | None, str]:
     return encoding.picture(image), ""
 
 
-def _cells(confusion: NDArray[np.int64]) -> tuple[list[int], list[str]]:
-    """([label, prediction, count, ...] of the pairs that occur, the largest MOST_CELLS of them in the order of the matrix, a note where some are left out)."""
+def _cells(confusion: NDArray[np.int64], room: int) -> tuple[list[int], list[str]]:
+    """([label, prediction, count, ...] of the pairs that occur, the largest ones in the order of the matrix, a note where some are left out).
+
+    At most MOST_CELLS, and as many as `room` bytes of text hold.
+    """
     places = np.flatnonzero(confusion)
-    if len(places) > MOST_CELLS:
-        kept = np.sort(places[np.argsort(-confusion.flat[places], kind="stable")[:MOST_CELLS]])
-        note = [f"{MOST_CELLS:,} of {len(places):,} pairs of classes are drawn, those that occur most often."]
-    else:
-        kept, note = places, []
-    triples = np.stack([*np.divmod(kept, len(confusion)), confusion.ravel()[kept]], axis=1)
-    return triples.ravel().tolist(), note
+    order = places[np.argsort(-confusion.flat[places], kind="stable")]
+    most = MOST_CELLS
+    while True:
+        kept = np.sort(order[:most])
+        cells = np.stack([*np.divmod(kept, len(confusion)), confusion.ravel()[kept]], axis=1).ravel().tolist()
+        if most <= 1 or size(cells) <= room:
+            break
+        most = min(most, len(places)) * 2 // 3
+    return cells, [f"{len(kept):,} of {len(places):,} pairs of classes are drawn, those that occur most often."] if len(kept) < len(places) else []
 
 
-def _fitted(items: Sequence[Item], room: int) -> tuple[list[Item], int]:
-    """(the items, those without their pictures that no longer fit into `room` bytes of text, how many these are); the first keeps its own in any case."""
-    found, left_out = [], 0
-    for i, item in enumerate(items):
-        room -= sum(len(uri or "") for _, uri in item["pictures"])
-        fits = room >= 0 or i == 0
+def _fitted(items: Sequence[Item], tiles: Sequence[str], room: int) -> tuple[list[Item], list[str], list[str]]:
+    """(items, tiles, notes on what is left out): what fits into `room` bytes of text, in their order; the first item with its pictures in any case.
+
+    Where not all fits, texts get TEXTS of the room, the tiles at most half of what these leave, and the pictures the rest.
+    """
+    bare = [item | {"pictures": [[name, None] for name, _ in item["pictures"]]} for item in items]
+    all_fit = size([items, tiles]) <= room
+    listed = max(1, _fit([size(item) for item in bare], room if all_fit else int(TEXTS * room)))
+    left = room - size(bare[:listed])
+    used = 1 + max((near[0] for item in items[:listed] for near in item["near"]), default=-1)
+    kept = tiles[: _fit([size(uri) for uri in tiles[:used]], left if all_fit else left // 2)]
+    left -= size(kept)
+    found, left_out = [], used - len(kept)
+    for i, item in enumerate(items[:listed]):
+        near = [[tile if tile < len(kept) else -1, *rest] for tile, *rest in item["near"]]
+        uris = sum(size(uri) for _, uri in item["pictures"] if uri)
+        left -= uris
+        fits = left >= 0 or not uris or i == 0  # a picture that was never kept is not left out
         left_out += not fits
-        without = {"pictures": [[name, None] for name, _ in item["pictures"]], "missing": "left out to keep the page small"}
-        found.append(item if fits else item | without)
-    return found, left_out
+        found.append((item if fits else bare[i] | {"missing": "left out to keep the page small"}) | {"near": near})
+    notes = [f"{left_out:,} pictures have no room here; {FULLER}"] if left_out else []
+    return found, list(kept), notes + ([f"{listed:,} of {len(items):,} have room here; {FULLER}"] if listed < len(items) else [])
 
 
-def _left_out(count: int) -> list[str]:
-    return [f"{count:,} pictures have no room here; {FULLER}"] if count else []
+def _fit(sizes: Sequence[int], room: int) -> int:
+    """How many of the first parts, with a comma behind each, take at most `room` bytes."""
+    return int(np.searchsorted(np.cumsum(np.asarray(sizes, np.int64) + 1), room, side="right"))
 
 
 # ── classification ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -125,10 +145,11 @@ def _of_classes(run: Run, data: DataRecord, split: str, room: int) -> View | Non
     if predictions.logits.shape[1] != len(data.classes):
         got = predictions.logits.shape
         raise RunError(f"{run.predictions_file(split)}: expected logits for the {len(data.classes)} classes of data.json, got {got}; the run was changed")
-    reading = content.read_predictions(predictions, data.classes, split=split, seed=run.recipe.seed, num_mistakes=MOST_LISTED)
-    cells, notes = _cells(reading.confusion)
+    classes = encoding.names(data.classes, room // 4)
+    reading = content.read_predictions(predictions, classes, split=split, seed=run.recipe.seed, num_mistakes=MOST_LISTED)
+    cells, notes = _cells(reading.confusion, room // 4)
     found, searched = _neighbours(run, split, data)
-    items, tiles, more = _mistaken(run, reading, predictions, found, room - 8 * len(cells))
+    items, tiles, more = _mistaken(run, reading, predictions, found, room - size([classes, cells]) - SAID)
     kept = sum(any(uri for _, uri in item["pictures"]) for item in items)
     wrong = f"{reading.num_mistakes:,} of {reading.n:,} samples of {split} were taken for another class (accuracy {reading.accuracy})."
     lead = [wrong if reading.num_mistakes else f"None: all {reading.n:,} samples of {split} were predicted as labelled."]
@@ -138,7 +159,7 @@ def _of_classes(run: Run, data: DataRecord, split: str, room: int) -> View | Non
         notes.append(f"{len(items):,} mistakes are listed, the surest; all are in predictions/{split}.csv.")
     lead += [searched] if searched and found else []
     notes += [*more, *([searched] if searched and not found and items else [])]
-    return _view(f"Confusion and mistakes on {split}", lead, items, notes, classes=data.classes, cells=cells, of="samples", tiles=tiles)
+    return _view(f"Confusion and mistakes on {split}", lead, items, notes, classes=classes, cells=cells, of="samples", tiles=tiles)
 
 
 def _mistaken(run: Run, reading: content.Reading, predictions: Predictions, found: KeptNeighbours | None, room: int) -> tuple[list[Item], list[str], list[str]]:
@@ -148,16 +169,9 @@ def _mistaken(run: Run, reading: content.Reading, predictions: Predictions, foun
     for side, tile_side in SIZES:
         items = [_mistake(run, reading, m, predictions, probabilities[m.index], side) for m in reading.mistakes]
         tiles = _near(run, reading.classes, items, [near.get(m.index, []) for m in reading.mistakes], found, tile_side)
-        of_tiles = sum(len(uri) for uri in tiles)
-        text = sum(len(str(item)) - sum(len(uri or "") for _, uri in item["pictures"]) for item in items)
-        if of_tiles + sum(len(uri or "") for item in items for _, uri in item["pictures"]) + text <= room:
-            return items, tiles, []
-    half = (room - text) // 2
-    most = len(tiles) if of_tiles <= half else max(1, int(len(tiles) * half / of_tiles))
-    for item in items:
-        item["near"] = [[tile if tile < most else -1, *rest] for tile, *rest in item["near"]]
-    items, left_out = _fitted(items, room - text - sum(len(uri) for uri in tiles[:most]))
-    return items, tiles[:most], _left_out(left_out + len(tiles) - most)
+        if size([items, tiles]) <= room:
+            break
+    return _fitted(items, tiles, room)
 
 
 def _mistake(run: Run, reading: content.Reading, mistake: content.Mistake, predictions: Predictions, probabilities: NDArray[np.float64], side: int) -> Item:
@@ -165,7 +179,7 @@ def _mistake(run: Run, reading: content.Reading, mistake: content.Mistake, predi
     top = np.argsort(-probabilities, kind="stable")[:NUM_TOP].tolist()
     label = int(predictions.labels[mistake.index])
     return _item(
-        mistake.file,
+        encoding.name(mistake.file),
         f"{mistake.label} taken for {mistake.prediction}",
         [f"predicted {mistake.prediction} {mistake.confidence}", f"label {mistake.label}"],
         [("picture", uri)],
@@ -197,7 +211,9 @@ def _near(run: Run, classes: Sequence[str], items: Sequence[Item], near: Sequenc
     wanted = list(dict.fromkeys(one.index for of in near for one in of))
     place = {index: i for i, index in enumerate(wanted)}
     for item, of in zip(items, near, strict=True):
-        item["near"] = [[place[one.index], classes[labels[one.index]], f"cosine {rounded(one.cosine)}", found.findings.files[one.index]] for one in of]
+        item["near"] = [
+            [place[one.index], classes[labels[one.index]], f"cosine {rounded(one.cosine)}", encoding.name(found.findings.files[one.index])] for one in of
+        ]
         item["said"] = neighbours_say([int(labels[one.index]) for one in of], item["cell"][0], item["cell"][1], classes) if of else ""
     tiles = atlas.read_tiles(run.inside / NEIGHBOUR_ATLAS, NEIGHBOUR_SIDE, wanted)
     return [encoding.picture(tile.resize((side, side)) if tile.width != side else tile) for tile in tiles]
@@ -229,17 +245,20 @@ def _of_pixels(run: Run, data: DataRecord, split: str, room: int) -> View | None
     assert scoring is not None, "the schema gives every segmentation its scoring"
     rule = convention(scoring, data.classes)
     confusion = predictions.confusion.sum(axis=0)[:-1].astype(np.int64)
-    cells, notes = _cells(confusion)
+    classes = encoding.names(data.classes, room // 4)
+    cells, notes = _cells(confusion, room // 4)
     wrong = hardest_rows(predictions, len(predictions.files), rule.void_classes)
     rows = wrong[:MOST_HARDEST].tolist()
-    filed, more = _filed(predictions, confusion, {row: i for i, row in enumerate(rows)})
-    used = 8 * len(cells) + sum(len(str(of)) for of in filed.values())
-    items, left_out = _fitted([_hard(run, predictions, row, rule, split) for row in rows], room - used)
+    filed, more = _filed(predictions, confusion, room // 4)
+    left = room - size([classes, cells, filed]) - SAID
+    items, _, left_out = _fitted([_hard(run, predictions, row, rule, split) for row in rows], [], left)
+    place = {row: i for i, row in enumerate(rows[: len(items)])}
+    seen = {pair: [[place.get(row, -1), *rest] for row, *rest in of] for pair, of in filed.items()}
     lead = [f"{len(wrong):,} of {len(predictions.files):,} images of {split} have a wrong pixel; {confusion.sum():,} pixels are valid."]
     if len(wrong) > len(rows):
         notes.append(f"Shown are the {len(rows):,} images with the lowest pixel accuracy; numbers are of the image alone.")
-    title, notes = f"Confused pixels and hardest images of {split}", [*notes, *more, *_left_out(left_out)]
-    return _view(title, lead, items, notes, classes=data.classes, cells=cells, of="pixels", filed=filed)
+    title, notes = f"Confused pixels and hardest images of {split}", [*notes, *more, *left_out]
+    return _view(title, lead, items, notes, classes=classes, cells=cells, of="pixels", filed=seen)
 
 
 def _hard(run: Run, predictions: MaskPredictions, row: int, rule: Any, split: str) -> Item:
@@ -251,32 +270,36 @@ def _hard(run: Run, predictions: MaskPredictions, row: int, rule: Any, split: st
     missing = missing or ("" if all(masks) else "picture cannot be read")
     facts = [["pixel accuracy", accuracy], ["mIoU of the image", miou]]
     pictures = [("image", photo), ("mask", masks[0]), ("prediction", masks[1])]
-    return _item(predictions.files[row], predictions.files[row], [f"pixel accuracy {accuracy}", f"mIoU {miou}"], pictures, missing, facts=facts)
+    file = encoding.name(predictions.files[row])
+    return _item(file, file, [f"pixel accuracy {accuracy}", f"mIoU {miou}"], pictures, missing, facts=facts)
 
 
 def _mask(path: Path, side: int) -> str | None:
     """A PNG data URI of a mask's picture, its colours as they are; None when the file is gone or no readable picture."""
     try:
-        with PIL.Image.open(path) as opened:
-            opened.load()
-            size = kept_size((opened.height, opened.width), side)
-            return encoding.picture(opened.resize(size[::-1], PIL.Image.Resampling.NEAREST), "PNG")
+        mask = read_picture(path)
+        height, width = kept_size((mask.height, mask.width), side)
+        return encoding.picture(mask.resize((width, height), PIL.Image.Resampling.NEAREST), "PNG")
     except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged files; the page says so in its place
         return None
 
 
-def _filed(predictions: MaskPredictions, confusion: NDArray[np.int64], items: dict[int, int]) -> tuple[dict[str, list[list[Any]]], list[str]]:
-    """({"label,prediction": [[item or -1, file, text], ...]}, most of its pixels first, a note where confusions are left out). items: {row: item}."""
+def _filed(predictions: MaskPredictions, confusion: NDArray[np.int64], room: int) -> tuple[dict[str, list[list[Any]]], list[str]]:
+    """({"label,prediction": [[row, file, text], ...]}, most of its pixels first, a note where confusions are left out). room: bytes of text."""
     pairs = most_confused(confusion, len(confusion) ** 2)
-    found = {}
+    found: dict[str, list[list[Any]]] = {}
     for label, prediction, count in pairs[:MOST_FILED]:
         own = predictions.confusion[:, label, prediction]
         rows = [int(row) for row in np.argsort(-own, kind="stable")[:IMAGES_FILED] if own[row]]
-        found[f"{label},{prediction}"] = [
-            [items.get(row, -1), predictions.files[row], f"{rounded(int(own[row]), 'count')} pixels, {rounded(own[row] / count)} of this confusion"]
+        of = [
+            [row, encoding.name(predictions.files[row]), f"{rounded(int(own[row]), 'count')} pixels, {rounded(own[row] / count)} of this confusion"]
             for row in rows
         ]
-    note = [f"Images are named for the {MOST_FILED:,} largest of {len(pairs):,} confusions."] if len(pairs) > MOST_FILED else []
+        room -= size({f"{label},{prediction}": of})
+        if room < 0:
+            break
+        found[f"{label},{prediction}"] = of
+    note = [f"Images are named for the {len(found):,} largest of {len(pairs):,} confusions."] if len(pairs) > len(found) else []
     return found, note
 
 
@@ -287,18 +310,18 @@ def _of_captions(run: Run, data: DataRecord, split: str, room: int) -> View | No
     reading = captions.read_captions(run, data, run.recipe, run.record.measurements, split=split)
     if reading is None or not reading.best:
         return None
-    items, left_out = _fitted([_described(one) for one in (*reading.worst, *reading.best)], room)
-    many = len(reading.worst)
+    items, _, left_out = _fitted([_described(one) for one in (*reading.worst, *reading.best)], [], room - SAID)
+    many = min(len(reading.worst), len(items))
     groups = [["Worst", list(range(many))], ["Best", list(range(many, len(items)))]]
     lead = [f"By CIDEr-D of the picture, of {reading.n:,} pictures of {split}; beside each caption that was found stand the picture's own."]
-    return _view(f"Best and worst captions of {split}", lead, items, _left_out(left_out), groups=groups)
+    return _view(f"Best and worst captions of {split}", lead, items, left_out, groups=groups)
 
 
 def _described(one: captions.Described) -> Item:
     own = [["own caption", text] for text in one.references]
     score = f"CIDEr-D of the picture {one.score}"
     facts = [["CIDEr-D of the picture", str(one.score)], *own]
-    return _item(one.file, one.caption or "no word", [one.caption or "no word", score], [("picture", one.uri)], one.missing, facts=facts)
+    return _item(encoding.name(one.file), one.caption or "no word", [one.caption or "no word", score], [("picture", one.uri)], one.missing, facts=facts)
 
 
 def _of_features(run: Run, data: DataRecord, split: str, room: int) -> View | None:
@@ -307,21 +330,17 @@ def _of_features(run: Run, data: DataRecord, split: str, room: int) -> View | No
         return None
     tiles: list[str] = []
     items = [_neighboured(one, tiles) for one in found.images]
-    text, left_out = sum(len(uri) for uri in tiles), 0
-    if text > room // 2:
-        items, tiles = [item | {"near": [[-1, *rest] for _, *rest in item["near"]]} for item in items], []
-        text, left_out = 0, sum(len(item["near"]) for item in items)
-    items, more = _fitted(items, room - text)
-    return _view(f"Nearest training images of {found.split}", [found.how], items, _left_out(left_out + more), tiles=tiles)
+    items, tiles, left_out = _fitted(items, tiles, room - SAID)
+    return _view(f"Nearest training images of {found.split}", [found.how], items, left_out, tiles=tiles)
 
 
 def _neighboured(one: pretraining.WithNeighbours, tiles: list[str]) -> Item:
     """An image with its nearest training images, whose pictures are added to `tiles`."""
     near = []
     for other in one.near:
-        near.append([len(tiles) if other.shown.uri else -1, other.label, f"cosine {other.cosine}", other.file])
+        near.append([len(tiles) if other.shown.uri else -1, encoding.name(other.label), f"cosine {other.cosine}", encoding.name(other.file)])
         tiles += [other.shown.uri] if other.shown.uri else []
-    same = sum(other.same for other in one.near)
-    said = f"{same:,} of the {len(near):,} most similar training images are of its class, {one.label}."
-    lines, picture = [one.label, f"{same:,} of {len(near):,} alike"], ("picture", one.shown.uri)
-    return _item(one.file, one.label, lines, [picture], one.shown.missing, facts=[["class", one.label]], near=near, said=said)
+    same, label = sum(other.same for other in one.near), encoding.name(one.label)
+    said = f"{same:,} of the {len(near):,} most similar training images are of its class, {label}."
+    lines, picture = [label, f"{same:,} of {len(near):,} alike"], ("picture", one.shown.uri)
+    return _item(encoding.name(one.file), label, lines, [picture], one.shown.missing, facts=[["class", label]], near=near, said=said)

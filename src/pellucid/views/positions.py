@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.errors import RunError
-from pellucid.findings import ARRAYS, FINDINGS, load_findings
+from pellucid.findings import ARRAYS, FINDINGS, Findings, load_findings
 from pellucid.run import Run, rounded
-from pellucid.views import FULLER, Room, View, to_json
+from pellucid.views import FULLER, Room, View, size
 from pellucid.views.encoding import array
 
 BIAS = "bias/"
@@ -29,6 +29,13 @@ BIAS = "bias/"
 def build(run: Run, room: Room) -> View | None:
     """What the model of a run knows of positions."""
     return of_folder(run.inside, room)
+
+
+def has_positions(folder: Path, found: Findings) -> bool:
+    """Whether findings of a folder hold something of positions that can be drawn. RunError where the arrays were changed."""
+    from pellucid.report.inside import Arrays
+
+    return found.positions is not None and (found.positions.grid is not None or bool(Arrays(folder / ARRAYS).names(BIAS)))
 
 
 def of_folder(folder: Path, room: Room) -> View | None:
@@ -45,16 +52,16 @@ def of_folder(folder: Path, room: Room) -> View | None:
     if found.grid is None and not tables:
         return None
     view: View = {"title": f"Positions: {found.kind}", "how": found.how, "notes": [], "sheets": []}
-    left = room.bytes - len(to_json(view)) - 500
+    left = room.bytes - size(view) - 500
     if found.grid is not None:
         sheet, note = _similarity(arrays.similarity(found.grid), left)
-        left -= len(to_json(sheet))
+        left -= size(sheet)
         view["sheets"].append(sheet)
         view["notes"] += [note] if note else []
     biases: list[dict[str, Any]] = []
     for key in reversed(tables):
         biases.append(_bias(key.removeprefix(BIAS), _checked(arrays[key], key)))
-        left -= len(to_json(biases[-1])) + 1
+        left -= size(biases[-1]) + 1
         if left < 0 and (view["sheets"] or len(biases) > 1):
             biases.pop()
             view["notes"].append(f"Tables of bias of the last {len(biases)} of {len(tables)} layers; {FULLER}")
@@ -72,7 +79,7 @@ def _similarity(values: NDArray[np.float32], room: int) -> tuple[dict[str, Any],
         chosen = values[np.ix_(rows, columns)].reshape(-1, gh, gw)
         sheet = _sheet("similarity", "cosine similarity of two positions", chosen, columns=len(columns), low=float(values.min()), high=1.0)
         sheet |= {"labels": [f"position row {row + 1}, column {column + 1}" for row, column in sits], "origin": [1, 1], "key": "position", "sits": sits}
-        if len(to_json(sheet)) <= room or len(sits) == 1:
+        if size(sheet) <= room or len(sits) == 1:
             break
     return sheet, "" if step == 1 else f"The maps of {len(sits)} of {gh * gw:,} positions are drawn, evenly spaced; {FULLER}"
 

@@ -16,13 +16,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 # A text, a regular expression, a name or number, blanks, a sign. Templates are taken apart by `tokens`.
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|(?<=[(,=:])/(?:[^/\\\n]|\\.)+/\w*|\.{3}|=>|[\w$]+|\s+|.', re.DOTALL)
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'|(?<=[(,=:])/(?:[^/\\\n]|\\.)+/\w*|\.{3}|=>|[\w$]+|\s+|.', re.DOTALL)
 _TEMPLATE_TEXT = re.compile(r"(?:[^`\\$]|\\.|\$(?!\{))+", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_$][\w$]*")
-_DECLARED = re.compile(r"\b(?:function\*?|const|let|class) ([\w$]+)|\bfunction [\w$]*\(([\w$,]*)\)|\(([\w$,]*)\)=>")
+_DECLARED = re.compile(r"\b(?:function|const|let|class) ([\w$]+)")
+_PARAMETERS = re.compile(r"(?:\bfunction [\w$]*\(([\w$,]*)\)|\(([\w$,]*)\)=>)")
 _KEYWORDS = frozenset(
-    "arguments async await break case catch class const continue default delete do else export extends false finally for function get if import in instanceof"
-    " let new null of return set static super switch this throw true try typeof undefined var void while yield".split()
+    _NAME.findall(
+        "arguments async await break case catch class const continue default delete do else export extends false finally for function get if import in"
+        " instanceof let new null of return set static super switch this throw true try typeof undefined var void while yield"
+    )
 )
 
 
@@ -40,17 +43,24 @@ def tokens(script: str) -> Iterator[Token]:
     at, line, around = 0, 1, [""]
     while at < len(script):
         inside = around[-1]
-        pattern = _TEMPLATE_TEXT if inside == "`" and script[at] != "`" and not script.startswith("${", at) else _TOKEN
-        found = pattern.match(script, at)
-        text = "${" if inside == "`" and script.startswith("${", at) else found[0] if found else script[at]
-        if text in (")", "]", "}") or (text == "`" and inside == "`"):
+        text = _next(script, at, inside)
+        signs = inside != "`" or text in ("`", "${")  # else what a template says
+        if signs and (text in (")", "]", "}") or text == inside == "`"):
             around.pop()
-            yield Token(text, around[-1] if text == "`" else inside, line)
-        else:
-            yield Token(text, inside, line)
-            if pattern is _TOKEN and text in ("(", "[", "{", "`", "${"):
-                around.append("$" if text == "${" else text)
+        yield Token(text, around[-1] if text == "`" else inside, line)
+        if signs and (text in ("(", "[", "{", "${") or (text == "`" and inside != "`")):
+            around.append(text[0])
         at, line = at + len(text), line + text.count("\n")
+
+
+def _next(script: str, at: int, inside: str) -> str:
+    if inside != "`":
+        found = _TOKEN.match(script, at)
+    elif script.startswith(("`", "${"), at):
+        return "`" if script[at] == "`" else "${"
+    else:
+        found = _TEMPLATE_TEXT.match(script, at)
+    return found[0] if found else script[at]
 
 
 def shorten(script: str) -> str:
@@ -68,7 +78,8 @@ def shorten(script: str) -> str:
 def _own_names(script: str, pieces: list[Token]) -> list[str]:
     """The names that may be renamed, the one that saves most first."""
     solid = [piece for piece in pieces if not piece.text.isspace()]
-    declared = {name for found in _DECLARED.findall(script) for names in found for name in names.split(",")}
+    parameters = {name for found in _PARAMETERS.findall(script) for names in found for name in names.split(",")}
+    declared = parameters.union(_DECLARED.findall(script))
     counts: Counter[str] = Counter()
     kept = set(_KEYWORDS)
     for before, piece, after in zip([Token("", "", 0), *solid], solid, [*solid[1:], Token("", "", 0)], strict=False):

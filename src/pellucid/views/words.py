@@ -19,13 +19,26 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from pellucid.caption_readings import CENTRE_NOTE, CHOSEN, KIND_NAMES, after, layer_name, on_patches, patches_note, query_note, word_maps, words_before
+from pellucid.caption_readings import (
+    CENTRE_NOTE,
+    CHOSEN,
+    KIND_NAMES,
+    after,
+    layer_name,
+    on_patches,
+    own_scores,
+    patches_note,
+    picture_view,
+    query_note,
+    word_maps,
+    words_before,
+)
 from pellucid.errors import RunError, UsageError
 from pellucid.findings import BETTER, IMAGES, WORSE, Score, hardest_baseline, verdict
-from pellucid.records import read_arrays
+from pellucid.records import array_names, read_arrays, read_picture
 from pellucid.run import Measurement, Run, rounded
-from pellucid.views import FULLER, Room, View, to_json
-from pellucid.views.encoding import array, number, picture
+from pellucid.views import FULLER, Room, View, size
+from pellucid.views.encoding import array, name, number, picture
 from pellucid.word_findings import WORD_ARRAYS, WORDS, CaptionFinding, FoundWord, WordsFindings, load_words
 
 PLANS = ((640, True), (400, True), (400, False), (280, False))  # (pixels of a photograph's long side, layers): the first that lets all pictures in
@@ -70,7 +83,7 @@ def of_folder(folder: Path, room: Room) -> View | None:
         "sentences": sentences(findings),
         "tables": _tables(findings),
     }
-    left = room.bytes - len(to_json(view).encode()) - 2000  # notes
+    left = room.bytes - size(view) - 2000  # notes
     for side, layered in PLANS:
         layered = layered and layers is not None
         sets = [[drawn, *(layers[i] if layered and layers is not None else ())] for i, drawn in enumerate(maps)]
@@ -86,7 +99,7 @@ def _fitting(folder: Path, findings: WordsFindings, sets: Sequence[Sequence[NDAr
     found: list[View] = []
     for i, (finding, maps) in enumerate(zip(findings.images, sets, strict=True)):
         made = _picture(folder / IMAGES / f"{i}.webp", finding, maps, side)
-        room -= len(to_json(made).encode())
+        room -= size(made)
         if room < 0 and found:
             break
         found.append(made)
@@ -215,7 +228,7 @@ def _picture(path: Path, finding: CaptionFinding, sets: Sequence[NDArray[np.floa
     even = f"of a word's attention on one of {gh} x {gw} patches; even attention is {rounded(1 / (gh * gw))} on each. Colours grow with the square root."
     agreement = f"The drawn maps differ by at most {rounded(finding.agreement, 'rate')} from one pass over the whole caption."
     return {
-        "file": finding.file,
+        "file": name(finding.file),
         "caption": finding.caption,
         "references": finding.references[:MAX_REFERENCES],
         "size": [height, width],
@@ -232,8 +245,6 @@ def _picture(path: Path, finding: CaptionFinding, sets: Sequence[NDArray[np.floa
 
 
 def _word(word: FoundWord, before: str, values: NDArray[np.float64]) -> View:
-    from pellucid.figures.words import own_scores  # matplotlib is loaded for runs whose words were drawn alone
-
     scores = [[measure, rounded(value), rounded(centre)] for measure, value, centre in own_scores(word)]
     return {"text": word.text, "after": after(before), "share": on_patches(word), "place": place(values), "scores": scores}
 
@@ -250,11 +261,8 @@ def place(values: NDArray[np.float64]) -> str:
 
 def kept_photo(path: Path, finding: CaptionFinding) -> tuple[NDArray[np.uint8] | None, str]:
     """((H, W, 3) uint8 or None, why there is none) of a picture beside its words. RunError for another picture than the finding's."""
-    from pellucid.figures.words import picture_view
-
     try:
-        with PIL.Image.open(path) as opened:
-            photo = np.asarray(opened.convert("RGB"))
+        photo = np.asarray(read_picture(path).convert("RGB"))
     except FileNotFoundError:
         return None, "no picture was kept"
     except (OSError, ValueError, SyntaxError):  # what Pillow raises on damaged files; the page says so in its place
@@ -283,9 +291,8 @@ def _layer_maps(folder: Path, findings: WordsFindings) -> list[NDArray[np.float6
     path, keys = folder / WORD_ARRAYS, [f"layers/{i}" for i in range(len(findings.images))]
     if len(findings.layers) < 2:
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        if not keys or not set(keys) <= set(arrays.files):
-            return None
+    if not keys or not set(keys) <= set(array_names(path, "maps of words")):
+        return None
     found = []
     for key, (finding, layers) in zip(keys, zip(findings.images, read_arrays(path, "maps of words", *keys).values(), strict=True), strict=True):
         shape = (len(findings.layers), len(finding.words), *finding.grid)

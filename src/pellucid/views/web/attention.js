@@ -1,19 +1,4 @@
-import {
-  POINTED,
-  announce,
-  cellWords,
-  choice,
-  figure,
-  fill,
-  gallery,
-  h,
-  notes,
-  overlay,
-  picture,
-  pressed,
-  raster,
-  ringed,
-} from "./core.js";
+import { announce, cellWords, choice, figure, fill, gallery, h, notes, overlay, picture, pressed, raster, ringed } from "./core.js";
 import { INFERNO, rounded, shades, shown, slider, steered, surface, table, terms, unpacked, within } from "./core.js";
 
 const ATTENTION_MIDDLE = [0.5, 0.5];
@@ -55,7 +40,9 @@ async function attentionMaps(view, now) {
       mine.some(Boolean) ? terms(facts) : "Not measured: this picture has no mask.",
       h("p.reading", `${method().how} Brightest patch: ${rounded(largest[now.picture])} of the map.`),
     );
-    fill(scores, table(`Means over all pictures, ${name}`, view.heads, rows));
+    const hows = new Map(methods.flatMap((of) => stepOf(of).measures.map(([measure, value]) => [measure, value.how])));
+    const meanings = h("details", h("summary", "What each measure says"), terms([...hows]));
+    fill(scores, table(`Means over all pictures, ${name}`, view.heads, rows), meanings);
     redraw();
   }
   function setMethod(i) {
@@ -108,9 +95,10 @@ function attentionRows(view, now) {
   function reading() {
     const { rows, grid, at, from, head, most, rest } = find(now.layer, now.head);
     const best = rows.indexOf(255, from) - from;
-    const of = `${at ? `Patch in ${cellWords(at)}` : "Class token"}, ${head ? `head ${head}` : "mean of the heads"}`;
-    const on = most ? `most on ${cellWords([Math.floor(best / grid[1]), best % grid[1]])}, ${rounded(most)} of the attention; ` : "";
-    return `${of}: ${on}${rounded(rest)} on ${view.elsewhere}.`;
+    const asks = at ? `Patch in ${cellWords(at)}` : "Class token";
+    const by = head ? `head ${head}` : "mean of the heads";
+    const on = `most on ${cellWords([Math.floor(best / grid[1]), best % grid[1]])}, ${rounded(most)} of the attention; `;
+    return `${asks}, ${by}: ${most ? on : ""}${rounded(rest)} on ${view.elsewhere}.`;
   }
 
   // ── one row over the photograph ──

@@ -164,7 +164,7 @@ export const VIRIDIS = ramp(
 
 // A pixel of a raster; alpha is its highest byte.
 export const pixel = (red, green, blue, alpha = 255) => ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0;
-export const shade = (map, value, alpha) => pixel(...map.subarray(3 * value, 3 * value + 3), alpha);
+const shade = (map, value, alpha) => pixel(...map.subarray(3 * value, 3 * value + 3), alpha);
 export const shades = (map) => Uint32Array.from({ length: 256 }, (_, value) => shade(map, value));
 
 const sheets = {};
@@ -412,13 +412,13 @@ export function toggle(label, on, change) {
 
 // Pictures [{src, alt, lines}] as a gallery; press(i), where given, makes each a button.
 export function gallery(items, press) {
-  const entry = ({ src, alt, lines = [] }, i) => {
+  const entry = ({ src, alt, lines }, i) => {
     const image = src ? h("img", { src, alt, loading: "lazy" }) : h("span.blank", "no picture was kept");
     const inner = [
       image,
       h(
         "span.lines",
-        lines.map((line) => h("span", line)),
+        (lines ?? []).map((line) => h("span", line)),
       ),
     ];
     return h("li", press ? button(inner, () => press(i), { class: "tile" }) : inner);

@@ -119,7 +119,7 @@ export async function mountMistakes(root, view, page, state) {
   }
   function show() {
     const found = listed();
-    under.textContent = `${seen.cell && `${confusion.told(seen.cell)}. `}${found.length} listed.`;
+    under.textContent = [seen.cell && `${confusion.told(seen.cell)}.`, `${found.length} listed.`].filter(Boolean).join(" ");
     under.hidden = groups.length > 0;
     all.hidden = !seen.cell && !seen.only;
     const group = ([name, list]) => [h("h3", name), pictures(list.map((i) => [i, items[i].file, items[i].lines]))];

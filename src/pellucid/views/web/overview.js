@@ -46,7 +46,7 @@ function overviewNumbers({ numbers, decided }) {
   const heads = ["name", "split", { text: "value", num: true }, "interval", "unit", { text: "n", num: true }, "how"];
   const row = (of) => [of.name, of.split, h("strong", of.text), of.interval || "none", of.unit, of.n, of.how];
   return [
-    numbers.length > 0 && table("Every number that this run reports", heads, numbers.map(row)),
+    numbers.length > 0 && h("div.numbers", table("Every number that this run reports", heads, numbers.map(row))),
     decided.length > 0 && [h("h3", "Decided for you"), overviewList(decided, "ul.notes")],
   ];
 }

@@ -1,4 +1,4 @@
-import { arrows, button, choice, fill, h, keyed, notes, overlay, picture, pressed, ringed } from "./core.js";
+import { arrows, button, choice, figure, fill, h, keyed, notes, overlay, picture, pressed, ringed } from "./core.js";
 import { rounded, shown, steered, surface, table, unpack, within } from "./core.js";
 
 // A caption whose words are buttons: the pressed one's map lies over the picture; the weight of the patch under the mark is said.
@@ -106,7 +106,7 @@ export async function mountWords(root, view, page, state) {
     h("div.controls", choice("Picture", pictures, now.picture, load), sets),
     caption,
     words,
-    h("div.sides", h("div", canvas, readout), said),
+    h("div.sides", figure("Where the decoder looked", canvas, readout), said),
     own,
     view.tables.map(({ caption, heads, rows }) =>
       table(

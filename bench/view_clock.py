@@ -178,6 +178,7 @@ def opened(browser: Any, page: Page, *, still: bool = True, picture: Path | None
     tab = browser.new_page(viewport=SIZE, reduced_motion="reduce" if still else "no-preference")
     errors: list[str] = []
     tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     fields = {"drawn": page.drawn, "colours": page.colours, "elements": page.elements, "last": page.last, "slider": page.slider}
     tab.add_init_script(f"globalThis.bench = {json.dumps(fields)};{CLOCK}")
     with tempfile.TemporaryDirectory() as folder:
@@ -185,7 +186,10 @@ def opened(browser: Any, page: Page, *, still: bool = True, picture: Path | None
         file.write_text(page.text, encoding="utf-8")
         try:
             tab.goto(file.as_uri(), wait_until="commit")
-            yield tab
+            try:
+                yield tab
+            except RuntimeError as error:
+                raise RuntimeError(f"{error}; the page said: {'; '.join(errors) or 'nothing'}") from error
             if errors:
                 raise RuntimeError(f"the page said: {'; '.join(errors)}")
             if picture is not None:

@@ -114,10 +114,15 @@ def thumbnail_checks(run: Run, dataset: Dataset | None) -> list[Line]:
         names = [str(path.relative_to(run.path)) for path in files]
         lines += [(f"file {name}", False, f"MISMATCH run.json: it holds no hash of {name}") for name in names if name not in hashed]
     for split in run.data.splits:
-        shown = _Shown(run, split, dataset if dataset is not None and split in dataset.splits else None)
+        shown = _Shown(run, split, dataset if dataset is not None and _same_rows(run, split, dataset) else None)
         lines += _of_split(shown, [path for path in files if path.parent == run.thumbnails / split], whole=whole and split != "train")
     stray = [path for path in files if path.parent not in [run.thumbnails / split for split in run.data.splits]]
     return lines + [("pictures", False, f"MISMATCH {path.relative_to(run.path)}: a picture of no split") for path in stray]
+
+
+def _same_rows(run: Run, split: str, dataset: Dataset) -> bool:
+    """Whether a row of the split is still the same file; where it is not, the check of the data names the files."""
+    return split in dataset.splits and list(dataset.splits[split].names) == [file for file, _, _ in run.samples(split)]
 
 
 def _of_split(shown: _Shown, files: list[Path], *, whole: bool) -> list[Line]:

@@ -168,7 +168,7 @@ def plotly(points: Points, *, thumbnails: bool) -> str:
 
 
 def altair(points: Points, *, thumbnails: bool) -> str:
-    """A chart whose slider is a parameter, Vega in it (`inline=True`), on a canvas, as its SVG is slower. Each point is one row with all its places, so that
+    """A chart whose slider is a parameter, Vega in it (`inline=True`), on a canvas. Each point is one row with all its places, so that
     nothing is said twice; its picture stands in its tooltip or is its mark."""
     import altair as alt
 

@@ -92,10 +92,16 @@ def verdicts(found: dict[Way, Seen]) -> list[tuple[str, bool]]:
     for mode in MODES:
         ours, bare = found[OURS, mode], found[BARE, mode]
         said.append((f"{mode}: {ours.bytes / 1e6:.2f} MB, at most {MOST_BYTES / 1e6:.0f}", ours.bytes <= MOST_BYTES))
-        for what, a, b in (("painted", ours.painted, bare.painted), ("step at 60 Hz", ours.step, bare.step)):
-            times = ratio(a, b)
-            said.append((f"{mode}: {what} {times:.2f} times the bare canvas, at most {MOST_RATIO}", times <= MOST_RATIO))
+        times = ratio(ours.painted, bare.painted)
+        said.append((f"{mode}: painted {_beside(ours.painted, bare.painted)}, at most {MOST_RATIO}", times <= MOST_RATIO))
+        times = ratio(ours.step, bare.step)
+        work = f"frames unlimited {_beside(ours.work, bare.work)}, without a bound"
+        said.append((f"{mode}: step at 60 Hz, two frames, {_beside(ours.step, bare.step)}, at most {MOST_RATIO}; {work}", times <= MOST_RATIO))
     return said
+
+
+def _beside(ours: list[float], bare: list[float]) -> str:
+    return f"{ratio(ours, bare):.2f} times the bare canvas ({median(ours):.0f} against {median(bare):.0f} ms)"
 
 
 def movement(count: int, epochs: int, rounds: int) -> tuple[str, list[tuple[str, bool]]]:

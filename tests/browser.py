@@ -53,11 +53,11 @@ class Watched:
         self.page.on("request", lambda request: self.requests.append(request.url) if not request.url.startswith(("data:", "blob:")) else None)
 
     def open(self, where: Path | str, view: str | None = None) -> Any:
-        """Open a file or an address; with a view, scroll there and wait until it moves. Returns playwright's page."""
+        """Open a file or an address; with a view, scroll there and wait until all of it stands. Returns playwright's page."""
         self.page.goto(where if isinstance(where, str) else where.resolve().as_uri(), timeout=PATIENCE)
         if view is not None:
             self.page.locator(f'[data-view="{view}"]').first.scroll_into_view_if_needed()
-            self.page.locator(f'[data-view="{view}"].alive').first.wait_for(timeout=PATIENCE)
+            self.page.locator(f'[data-view="{view}"].alive:not(.coming)').first.wait_for(timeout=PATIENCE)
             self.page.evaluate(FRAMES)
         return self.page
 

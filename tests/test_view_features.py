@@ -58,7 +58,8 @@ def test_points_are_those_of_the_projection_to_half_a_level_on_both_axes() -> No
     (left, right), (below, above) = common_limits(points.astype(np.float64))
     level = max(right - left, above - below) / features.LEVELS
     for projection in view["projections"]:
-        found = unpacked(projection["low"]).astype(int) + 256 * unpacked(projection["high"]).astype(int)
+        high = unpacked(projection["high"]).astype(int)
+        found = unpacked(projection["low"]).astype(int) + 256 * np.stack([high % 16, high // 16], -1)
         assert np.abs(found * level + (left, below) - points).max() <= 0.5001 * level
         assert projection["span"] == [round((right - left) / level), round((above - below) / level)]
     assert [view["classes"][i] for i in unpacked(view["labels"])] == [CLASSES[i] for i in labels]
@@ -258,6 +259,39 @@ def test_saved_state_brings_back_what_was_seen(browser: Any, tmp_path: Path, opt
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     watched.keep(f"features-{'dark' if 'color_scheme' in options else 'phone'}", full_page=True)
     assert not watched.errors
+
+
+@needs_chromium
+@pytest.mark.parametrize("broken", ["projections", "atlas"])
+def test_a_view_that_fails_gives_its_still_picture_back(browser: Any, tmp_path: Path, broken: str) -> None:
+    view = of() | {"projections": []}
+    if broken == "atlas":  # which is read after the first picture was drawn
+        view = of() | {"atlas": {"src": "data:image/webp;base64,AAAA", "side": 24, "columns": 8}}
+    file = page_of(tmp_path, view)
+    file.write_text(
+        file.read_text("utf-8").replace('<div data-view="features">', '<div data-view="features"><div class="still">on paper</div>'), encoding="utf-8"
+    )
+    watched = Watched(browser)
+    page = watched.open(file)
+    page.locator('[data-view="features"]:not(.coming)').wait_for()
+    page.locator("canvas.plane").wait_for(state="detached")
+    assert page.get_by_text("on paper").is_visible()
+    assert "the view features could not be drawn" in watched.errors[0]
+
+
+@needs_chromium
+def test_without_scripts_and_on_paper_the_still_picture_is_seen(browser: Any, tmp_path: Path) -> None:
+    file = page_of(tmp_path, of())
+    file.write_text(
+        file.read_text("utf-8").replace('<div data-view="features">', '<div data-view="features"><div class="still">on paper</div>'), encoding="utf-8"
+    )
+    assert Watched(browser, java_script_enabled=False).open(file).get_by_text("on paper").is_visible()
+    page = Watched(browser).open(file, "features")
+    still = page.get_by_text("on paper")
+    assert not still.is_visible()
+    page.emulate_media(media="print")
+    assert still.is_visible()
+    assert not page.locator("canvas.plane").is_visible()
 
 
 def test_the_view_is_json() -> None:

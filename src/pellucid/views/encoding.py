@@ -53,14 +53,17 @@ def names(texts: Sequence[str], room: int) -> list[str]:
         most = max(SHORTEST, most * 2 // 3)
 
 
-def array(values: NDArray[Any]) -> dict[str, Any]:
-    """An array of one of DTYPES as base64 of its little-endian bytes in C order, deflated (RFC 1951) where that is shorter by a tenth."""
+def array(values: NDArray[Any], *, at_once: bool = False) -> dict[str, Any]:
+    """An array of one of DTYPES as base64 of its little-endian bytes in C order, deflated (RFC 1951) where that is shorter by a tenth.
+
+    at_once: never deflated, for what the first picture of a page needs, as a browser draws a frame without it while it inflates.
+    """
     if values.dtype.name not in DTYPES:
         raise TypeError(f"expected one of {', '.join(DTYPES)}, got {values.dtype}")
     raw = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     small = packer.compress(raw) + packer.flush()
-    deflated = len(small) < 0.9 * len(raw)
+    deflated = not at_once and len(small) < 0.9 * len(raw)
     found = {"dtype": values.dtype.name, "shape": list(values.shape), "base64": base64.b64encode(small if deflated else raw).decode("ascii")}
     return {**found, "deflate": True} if deflated else found
 

@@ -2,8 +2,9 @@
 
 The view holds
 
-    projections   [{name, title, axes, how, span, low, high, measures, panels}]: low + 256 high (E, p, 2) are the points in levels of one square for
-                  all epochs, y upwards, one level as long in x as in y (apart they deflate to four fifths); span (x, y) levels that are used;
+    projections   [{name, title, axes, how, span, low, high, measures, panels}]: the points in levels of one square for all epochs, y upwards, one level
+                  as long in x as in y; low (E, p, 2) uint8 the lower eight bits, high (E, p) uint8 the upper four of x and, times 16, of y: as short as
+                  16 bits deflated, but read at once; span (x, y) levels that are used;
                   measures [what the numbers of all panels share], panels [{epoch, numbers}], of each measure what is the panel's own, or null
     classes       names of the classes that have a point; labels (p,) uint16 counts through them; styles: of each class as `report.planes` numbers
                   colours and shapes, -1 for those that share the last one
@@ -145,7 +146,7 @@ def _view(
         "title": "Each point is a picture; pictures that the model finds alike lie close together",
         "projections": [_projection(finding, points, rows, spread(len(points), epochs)) for finding, points in planes],
         "classes": encoding.names([classes[i] for i in there], room // 4),
-        "labels": encoding.array(own.astype(np.uint16)),
+        "labels": encoding.array(own.astype(np.uint16), at_once=True),
         "styles": styles(there, named_classes(labels, len(classes))).tolist(),
         "files": [encoding.name(files[i]) for i in rows] if files else [],
         "atlas": atlas,
@@ -157,6 +158,7 @@ def _projection(finding: ProjectionFinding, points: NDArray[np.floating[Any]], r
     (left, right), (below, above) = common_limits(points.astype(np.float64))
     scale = LEVELS / max(right - left, above - below)
     levels = np.rint((points[epochs][:, rows] - (left, below)) * scale).astype(np.uint16)  # (E, p, 2)
+    high = levels >> 8
     measures, panels = _numbers([finding.panels[e] for e in epochs])
     return {
         "name": finding.name,
@@ -164,8 +166,8 @@ def _projection(finding: ProjectionFinding, points: NDArray[np.floating[Any]], r
         "axes": PRINCIPAL if finding.name.startswith("pca") else ("first axis, without a unit", "second axis, without a unit"),
         "how": finding.how,
         "span": [round((right - left) * scale), round((above - below) * scale)],
-        "low": encoding.array((levels & 255).astype(np.uint8)),
-        "high": encoding.array((levels >> 8).astype(np.uint8)),
+        "low": encoding.array((levels & 255).astype(np.uint8), at_once=True),
+        "high": encoding.array((high[..., 0] | high[..., 1] << 4).astype(np.uint8), at_once=True),
         "measures": measures,
         "panels": panels,
     }

@@ -76,10 +76,19 @@ export function table(caption, heads, rows) {
 
 const KINDS = { uint8: Uint8Array, int16: Int16Array, uint16: Uint16Array, int32: Int32Array, uint32: Uint32Array, float32: Float32Array };
 
+// A text in base64 -> its bytes.
+function decoded(base64) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = text.charCodeAt(i); // Uint8Array.from takes many times as long
+  return bytes;
+}
+
 // {dtype, shape, base64, deflate} -> its typed array with a property `shape`.
 export async function unpack(array) {
-  const bytes = Uint8Array.from(atob(array.base64), (c) => c.charCodeAt(0));
-  const stream = array.deflate && new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
+  const bytes = decoded(array.base64);
+  const stream = array.deflate && new Response(bytes).body.pipeThrough(new DecompressionStream("deflate-raw"));
   const data = new KINDS[array.dtype](stream ? await new Response(stream).arrayBuffer() : bytes.buffer);
   data.shape = array.shape;
   return data;
@@ -102,6 +111,9 @@ export async function picture(uri) {
   return image;
 }
 
+// The same as a bitmap, which is decoded once and off the page's own thread, and which the canvas scales without decoding it again.
+export const bitmap = async (uri) => uri && createImageBitmap(new Blob([decoded(uri.split(",")[1])]));
+
 // A tile of an atlas {src, side, columns} as an image of its own; image: the decoded atlas.
 export function tile(image, { side, columns }, i) {
   const canvas = new OffscreenCanvas(side, side);
@@ -114,7 +126,7 @@ export function tile(image, { side, columns }, i) {
 // A number as readers see it, as pellucid.run.rounded writes it.
 export function rounded(value, unit = "fraction") {
   if (value == null || Number.isNaN(value)) return "n/a";
-  if (unit === "count") return Math.round(value).toLocaleString("en-US");
+  if (unit === "count") return String(Math.round(value)).replace(/\B(?=(\d{3})+$)/g, ","); // the first toLocaleString of a page takes 10 ms
   if (unit === "seconds") return value.toFixed(value < 100 ? 1 : 0);
   if (unit !== "rate") return value.toFixed(4);
   const [digits, power] = value.toExponential(2).split("e").map(Number);
@@ -124,6 +136,9 @@ export function rounded(value, unit = "fraction") {
 
 // A whole number from 0 to most.
 export const within = (value, most) => Math.min(Math.max(Math.floor(value), 0), most);
+
+// Resolves when the next frame was drawn.
+export const drawn = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
 
 // ── colours ──
 

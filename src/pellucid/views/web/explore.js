@@ -64,6 +64,7 @@ async function section(root, name, of, view, level) {
   const above = h("div", { class: "above" }, h(level, { tabindex: -1 }, view.title), button("Save this view", () => save(name, of, view, moving, mounted).catch(fail)));
   root.append(h("section", {}, above, moving));
   const mounted = await EXPLORED[name](moving, view, { live: true }, {});
+  mounted.rest?.catch(fail);
   return mounted;
 }
 

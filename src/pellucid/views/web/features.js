@@ -1,5 +1,5 @@
-import { announce, arrows, button, choice, fill, gallery, h, hue, keyed, legendButton, mark, notes, picture, place } from "./core.js";
-import { POINTED, STILL, circle, rounded, slider, surface, table, terms, tile, toggle, unpack, unpacked, within } from "./core.js";
+import { announce, arrows, button, choice, fill, gallery, h, hue, keyed, legendButton, mark, notes, place } from "./core.js";
+import { POINTED, STILL, bitmap, circle, drawn, rounded, slider, surface, table, terms, tile, toggle, unpack, unpacked, within } from "./core.js";
 
 const FEATURES_MOVE = 400; // milliseconds of the way from epoch to epoch
 const FEATURES_STAY = 900; // milliseconds at each epoch while playing
@@ -9,13 +9,13 @@ const FEATURES_LISTED = 96; // pictures of a list, at most
 const FEATURES_KEYS =
   "Arrow keys go from point to point, + and − zoom, 0 shows all, Enter chooses, Escape clears. Dragging chooses a box of pictures. With Shift, arrows and dragging move the plane; Ctrl and the wheel zoom.";
 
-const featuresCount = (i) => `${i.toLocaleString("en-US")} ${i === 1 ? "picture" : "pictures"}`;
+const featuresCount = (i) => `${rounded(i, "count")} ${i === 1 ? "picture" : "pictures"}`;
 
-// A projection with its points, at[2 (epoch n + i)] and the place after it, in levels.
+// A projection with its points, at[2 (epoch n + i)] and the place after it, in levels of 12 bits, of which `high` has the upper four of both.
 async function featuresPlane(projection) {
   const { low, high } = await unpacked({ low: projection.low, high: projection.high });
   const at = new Uint16Array(low.length);
-  for (let i = 0; i < at.length; i++) at[i] = low[i] + 256 * high[i];
+  for (let i = 0; i < at.length; i++) at[i] = low[i] + 256 * ((high[i >> 1] >> (4 * (i & 1))) & 15);
   return { ...projection, at };
 }
 
@@ -23,7 +23,7 @@ async function featuresPlane(projection) {
 
 // What draw(context) draws, as {width, height, all}.
 function featuresPixels(width, height, draw) {
-  const context = new OffscreenCanvas(width, height).getContext("2d");
+  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   draw(context);
   return { width, height, all: new Uint32Array(context.getImageData(0, 0, width, height).data.buffer) };
 }
@@ -77,13 +77,17 @@ function featuresBrush(view, sheet, image, r, side, dense, palette) {
 
 export async function mountFeatures(root, view, page, state) {
   const { classes, files, atlas } = view;
-  const [labels, sheet] = await Promise.all([unpack(view.labels), picture(atlas?.src)]);
-  const planes = await Promise.all(view.projections.map(featuresPlane));
+  let sheet = null;
+  let coming;
+  const pictured = () => (coming ??= bitmap(atlas?.src).then((image) => (sheet = image)));
+  if (state?.pictures || state?.chosen?.length) pictured();
+  const [labels, ...planes] = await Promise.all([unpack(view.labels), ...view.projections.map(featuresPlane)]);
   const n = labels.length;
   const styles = Int16Array.from(labels, (label) => view.styles[label]);
   // Mixed, so that no class lies over all others.
   const order = Uint32Array.from({ length: n }, (_, i) => i).sort((a, b) => ((a * 40503) & 65535) - ((b * 40503) & 65535));
   const seen = { plane: 0, epoch: planes[0].panels.length - 1, pictures: false, zoom: 1, x: null, y: null, lit: [], chosen: [], ...state };
+  await coming; // dots do not wait for their pictures
   const plane = () => planes[seen.plane];
   const last = () => plane().panels.length - 1;
   const said = (i) => [classes[labels[i]], files[i] ?? `picture ${i + 1}`];
@@ -341,8 +345,9 @@ export async function mountFeatures(root, view, page, state) {
     go(seen.epoch, true);
   }
   const way = choice("Dragging", ["chooses", "moves the plane"], 0, () => {});
-  const pictures = toggle("Pictures", seen.pictures, (on) => {
+  const pictures = toggle("Pictures", seen.pictures, async (on) => {
     seen.pictures = on;
+    await pictured();
     redraw();
   });
   function entry(style) {
@@ -363,43 +368,36 @@ export async function mountFeatures(root, view, page, state) {
   move();
   point(-1);
   choose(seen.chosen, false);
-  fill(
-    root,
-    h(
+  const beside = h("div.moving");
+  const controls = [
+    choice(
+      "Plane",
+      planes.map((of) => of.title),
+      seen.plane,
+      project,
+    ),
+    steps,
+    play,
+    atlas && pictures,
+    way,
+  ];
+  fill(root, h("div.controls", controls), h("figure.beside-plane", h("figcaption", h("strong", view.title)), canvas, beside));
+
+  // What would delay the first picture: all that stands beside and under it, and the pictures where points are dots.
+  async function rest() {
+    await drawn();
+    const buttons = h(
       "div.controls",
-      choice(
-        "Plane",
-        planes.map((of) => of.title),
-        seen.plane,
-        project,
-      ),
-      steps,
-      play,
-      sheet && pictures,
-      way,
-    ),
-    h(
-      "figure.beside-plane",
-      h("figcaption", h("strong", view.title)),
-      canvas,
-      h(
-        "div.moving",
-        info,
-        h(
-          "div.controls",
-          button("+", closer, { "aria-label": "Zoom in" }),
-          button("−", farther, { "aria-label": "Zoom out" }),
-          button("Show all", all),
-          button("Choose what is in view", () => choose(inside([0, 0, width, height]))),
-        ),
-        h("div.legend", { role: "group", "aria-label": "Classes; press one to dim the others" }, shown.map(entry)),
-        h("p.reading", FEATURES_KEYS),
-      ),
-    ),
-    numbers,
-    how,
-    list,
-    notes(view.notes),
-  );
-  return { state: () => ({ ...seen }) };
+      button("+", closer, { "aria-label": "Zoom in" }),
+      button("−", farther, { "aria-label": "Zoom out" }),
+      button("Show all", all),
+      button("Choose what is in view", () => choose(inside([0, 0, width, height]))),
+    );
+    const legend = h("div.legend", { role: "group", "aria-label": "Classes; press one to dim the others" }, shown.map(entry));
+    fill(beside, info, buttons, legend, h("p.reading", FEATURES_KEYS));
+    root.append(numbers, how, list, notes(view.notes) || "");
+    await pictured();
+    point(under);
+  }
+  return { state: () => ({ ...seen }), rest: rest() };
 }

@@ -19,6 +19,7 @@ import pytest
 from browser import Watched, chromium, needs_chromium
 from explored import Client, serving
 from fabricate import make_run
+from fabricate_inside import make_findings
 from pellucid.errors import RunError
 from pellucid.explore import server
 from pellucid.explore.live import SOURCES, Shelf
@@ -272,6 +273,26 @@ def opened(browser: Any, client: Client, **options: Any) -> tuple[Watched, Any]:
     return watched, page
 
 
+SOON = "((later) => { window.setTimeout = (call, wait, ...rest) => later(call, Math.min(wait, 50), ...rest); })(window.setTimeout)"
+# Counts what is written into the head of the page from now on.
+WRITTEN = """window.written = 0; new MutationObserver((all) => { window.written += all.length; })
+    .observe(document.getElementById("head"), { subtree: true, childList: true, characterData: true, attributes: true })"""
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with what was found inside."""
+    run = make_run(tmp_path_factory.mktemp("full") / "full", n=60, thumbnails=4)
+    make_findings(run.path / "inside")
+    return run.path
+
+
+def drop(page: Any, where: str = "main") -> None:
+    """Let go of a picture over the page."""
+    script = "() => { const data = new DataTransfer(); data.items.add(new File(['x'], 'x.png', { type: 'image/png' })); return data; }"
+    page.dispatch_event(where, "drop", {"dataTransfer": page.evaluate_handle(script)})
+
+
 @needs_chromium
 @pytest.mark.browser
 def test_views_are_tabs_with_addresses_and_back_works(browser: Any, client: Client) -> None:
@@ -420,3 +441,144 @@ def test_an_explorer_that_was_ended_is_said(browser: Any, two: list[Path]) -> No
     page.get_by_role("link", name="Mistakes").click()
     page.get_by_text("The explorer does not answer. Start `pellucid explore` again").first.wait_for()
     assert page.get_by_role("alert").count() >= 1
+    assert "undefined" not in page.locator("body").inner_text()
+
+
+@needs_chromium
+@pytest.mark.browser
+def test_skipping_to_the_content_keeps_run_and_address(browser: Any, client: Client) -> None:
+    watched = Watched(browser)
+    watched.page.add_init_script(SOON)
+    page = watched.open(client.guard.address)
+    page.get_by_label("Run", exact=True).select_option(index=1)
+    page.get_by_role("heading", name="two", level=1).wait_for()
+    page.locator("main:not([aria-busy]) h2").wait_for()
+    page.locator(".skip").press("Enter")
+    assert page.evaluate("document.activeElement.id") == "content"
+    assert page.url.endswith("#/1/overview")
+    page.evaluate("location.hash = '#elsewhere'")
+    for _ in range(2):  # by the second the first was shown
+        with page.expect_response("**/api/runs"):
+            pass
+    assert page.get_by_role("heading", level=1).inner_text() == "two"
+    assert not watched.errors
+
+
+@needs_chromium
+@pytest.mark.browser
+def test_the_list_of_runs_keeps_the_focus_while_runs_are_chosen_and_change(browser: Any, two: list[Path], tmp_path: Path) -> None:
+    run = make_run(tmp_path / "growing", status="running")
+    with serving(two[0], run.path) as client:
+        watched, page = opened(browser, client)
+        runs = page.get_by_label("Run", exact=True)
+        runs.focus()
+        runs.evaluate("(list) => { window.list = list; }")
+        runs.press("ArrowDown")
+        page.get_by_role("heading", name="growing", level=1).wait_for()
+        page.locator("main:not([aria-busy]) h2").wait_for()
+        record = run.record
+        record.status = "failed"
+        run.write_record(record)
+        page.locator("option", has_text="growing (failed)").wait_for(state="attached", timeout=10_000)
+        assert page.evaluate("document.activeElement === window.list && list.selectedIndex === 1 && list.options.length === 2")
+        runs.press("ArrowUp")
+        page.get_by_role("heading", name="one", level=1).wait_for()
+        assert page.evaluate("document.activeElement === window.list")
+        assert not watched.errors
+
+
+@needs_chromium
+@pytest.mark.browser
+def test_one_run_alone_is_no_choice(browser: Any, full: Path) -> None:
+    with serving(full) as client:
+        _, page = opened(browser, client)
+        assert page.locator("#head select").count() == 1
+        assert not page.locator("#head select").is_visible()
+
+
+@needs_chromium
+@pytest.mark.browser
+def test_a_picture_for_all_runs_is_refused_with_a_word(browser: Any, client: Client) -> None:
+    watched, page = opened(browser, client)
+    page.get_by_role("link", name="Compare").click()
+    page.locator("main:not([aria-busy]) .rows").wait_for()
+    drop(page)
+    page.get_by_text("A picture is shown to one run: choose one in the list, then add the picture.").wait_for()
+    assert not [request for request in watched.requests if request.endswith("/look")]
+    assert not watched.errors
+
+
+@needs_chromium
+@pytest.mark.browser
+def test_a_lost_server_is_said_once_until_it_is_back(browser: Any, client: Client) -> None:
+    watched = Watched(browser)
+    watched.page.add_init_script(SOON)
+    page = watched.open(client.guard.address)
+    page.locator("main:not([aria-busy]) section").wait_for()
+    page.route("**/api/runs", lambda route: route.abort())
+    said = page.locator("#head").get_by_text("The explorer does not answer.")
+    said.wait_for()
+    page.evaluate(WRITTEN)
+    for _ in range(3):
+        with page.expect_event("requestfailed"):
+            pass
+    assert page.evaluate("window.written") == 0
+    page.unroute("**/api/runs")
+    said.wait_for(state="detached")
+
+
+@needs_chromium
+@pytest.mark.browser
+def test_a_fault_of_the_page_is_said_in_plain_words_and_traced_in_the_console(browser: Any, client: Client) -> None:
+    watched, page = opened(browser, client)
+    page.route("**/views/mistakes", lambda route: route.fulfill(json={"view": {"title": "Mistakes"}}))
+    page.get_by_role("link", name="Mistakes").click()
+    page.get_by_text("This page failed here, which is a fault of Pellucid").wait_for()
+    assert len(watched.errors) == 1
+    assert "TypeError" in watched.errors[0]
+
+
+@needs_chromium
+@pytest.mark.browser
+def test_no_view_of_any_run_shows_a_fault(browser: Any, two: list[Path], full: Path) -> None:
+    with serving(*two, full) as client:
+        watched, page = opened(browser, client)
+        shown = [f"#/{run['id']}/{view}" for run in client.json("/api/runs")["runs"] for view in run["views"]] + ["#/compare"]
+        assert {"#/2/features", "#/2/attention", "#/2/positions"} < set(shown)
+        for at in shown:
+            page.evaluate("(at) => { document.querySelector('main').replaceChildren(); location.hash = at; }", at)
+            page.locator("main:not([aria-busy]) h2").first.wait_for()
+            assert page.locator(".fault:visible").count() == 0, at
+        assert not watched.errors
+
+
+@needs_chromium
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("view", "said", "never"),
+    [
+        ("features", ["Plane: ", "Epoch: epoch ", "cat", "owl"], ["Arrow keys", "Clear", "Zoom", "Point at"]),
+        ("attention", ["Method: ", "Means over all pictures"], ["arrow keys"]),
+        ("positions", ["All maps, each at its own place", "cosine"], []),
+        ("mistakes", ["Rows are labels, columns predictions.", "cat\t14\t0\t0"], ["Press", "Close"]),
+    ],
+)
+def test_a_still_picture_says_where_its_controls_stood(browser: Any, full: Path, tmp_path: Path, view: str, said: list[str], never: list[str]) -> None:
+    with serving(full) as client:
+        watched, page = opened(browser, client)
+        page.evaluate("(view) => { document.querySelector('main').replaceChildren(); location.hash = `#/0/${view}`; }", view)
+        page.locator("main:not([aria-busy]) h2").first.wait_for()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Save this view").click()
+        download.value.save_as(tmp_path / "saved.html")
+        page.emulate_media(media="print")
+        assert page.get_by_role("button", name="Save this view").count() == 0
+        assert page.locator("input[type=range]:visible, .controls > button:visible").count() == 0
+        assert not watched.errors
+    saved = Watched(browser, java_script_enabled=False)
+    still = saved.open(tmp_path / "saved.html").locator(".still").first
+    text = still.inner_text()
+    assert [words for words in said if words not in text] == []
+    assert [words for words in never if words in text] == []
+    assert still.locator("button, select, input, canvas").count() == 0
+    saved.keep(f"explore-still-{view}", full_page=True)

@@ -64,7 +64,7 @@ def test_classes_have_the_colours_of_the_masks_and_those_that_occur_are_known(tm
     assert [[int(c["colour"][k : k + 2], 16) for k in (1, 3, 5)] for c in view["classes"]] == mask_format().colours.tolist()
     kept = load_kept_masks(tmp_path, findings, 0)
     assert kept.truth is not None
-    assert view["seen"] == sorted(({*kept.truth.ravel().tolist()} | {*kept.predicted.ravel().tolist()}) - {IGNORED})
+    assert view["occurring"] == sorted(({*kept.truth.ravel().tolist()} | {*kept.predicted.ravel().tolist()}) - {IGNORED})
 
 
 def test_every_epoch_has_its_numbers_and_its_mean_confidence(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def said(run: Run, i: int, e: int, x: int, y: int) -> str:
     predicted, sure = unpacked(picture["predicted"])[e, y, x], unpacked(picture["confidence"])[e, y, x]
     truth = None if picture["truth"] is None else unpacked(picture["truth"])[y, x]
     known = "" if truth is None else "ignored, " if truth == IGNORED else f"{'right' if truth == predicted else 'wrong'}, truth {CLASSES[truth]}, "
-    return f"Row {y}, column {x}: {known}predicted {CLASSES[predicted]}, confidence {sure / 255:.4f}"
+    return f"Row {y + 1}, column {x + 1}: {known}predicted {CLASSES[predicted]}, confidence {sure / 255:.4f}"
 
 
 @needs_chromium
@@ -213,6 +213,7 @@ def test_panels_show_the_classes_alone_and_over_the_image(run: Run, browser: Any
     alone = truth.evaluate(SHADES)
     assert alone[colours[0]] == whole[colours[0]]
     assert not any(alone.get(colour) for colour in colours[1:])
+    assert set(errors.evaluate(SHADES)) == {",".join(map(str, colour)) for colour in (RIGHT, WRONG, (90, 90, 90), (160, 160, 160), (225, 225, 225))}
     page.keyboard.press("Enter")
     assert legend.nth(0).get_attribute("aria-pressed") == "false"
     view.get_by_label("Opacity over the image").focus()

@@ -105,21 +105,25 @@ def test_tokens_together_are_the_script() -> None:
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        ("const width=1;f(width);", "const a=1;f(a);"),
-        ("const width=1;box.width=width;", "const width=1;box.width=width;"),
-        ("const width=1;f({width});", "const width=1;f({width});"),
-        ("const width=1;f({high:width});", "const a=1;f({high:a});"),
-        ("const width=1;f({width:2},width);", "const width=1;f({width:2},width);"),
-        ("const data=1;f(`data-${data} (${data})`);", "const a=1;f(`data-${a} (${a})`);"),
-        ('const data=1;f("data",data);', 'const a=1;f("data",a);'),
-        ("const data=1;f('[data=\"x\"]',data);", "const a=1;f('[data=\"x\"]',a);"),
+        ("const width=1;f(width);", "let a=1;f(a);"),
+        ("const width=1;box.width=width;", "let width=1;box.width=width;"),
+        ("const width=1;f({width});", "let width=1;f({width});"),
+        ("const width=1;f({high:width});", "let a=1;f({high:a});"),
+        ("const width=1;f({width:2},width);", "let width=1;f({width:2},width);"),
+        ("const data=1;f(`data-${data} (${data})`);", "let a=1;f(`data-${a} (${a})`);"),
+        ('const data=1;f("data",data);', 'let a=1;f("data",a);'),
+        ("const data=1;f('[data=\"x\"]',data);", "let a=1;f('[data=\"x\"]',a);"),
         ("function read(event){document(event);}", "function b(a){document(a)}"),
-        ("const a=1;const width=a;", "const a=1;const b=a;"),
-        ("const items=[1,[2,],];", "const a=[1,[2]];"),
-        ("const items=[,];const text=/;}[,)]/;", "const a=[,];const b=/;}[,)]/;"),
+        ("const a=1;const width=a;", "let a=1,b=a;"),
+        ("const items=[1,[2,],];", "let a=[1,[2]];"),
+        ("const items=[,];const text=/;}[,)]/;", "let a=[,],b=/;}[,)]/;"),
+        ("const a=1;const[b,c]=f(a);g();const d=2;", "let a=1,[b,c]=f(a);g();let d=2;"),
+        ("const f=()=>{const x=1;const y=x;return y}\nconst g=`${f(1)};const x=`;", "let f=()=>{let x=1,y=x;return y},g=`${f(1)};const x=`;"),
+        ("const a=1\nf();const b=2;", "let a=1\nf();let b=2;"),
+        ("for(const x of y){const z=x;h(z)}let q=1;", "for(let x of y){let z=x;h(z)}let q=1;"),
     ],
 )
-def test_only_what_is_nowhere_a_property_gets_a_short_name(script: str, expected: str) -> None:
+def test_names_of_the_page_get_short_and_declarations_are_joined(script: str, expected: str) -> None:
     assert shorten(script) == expected
 
 

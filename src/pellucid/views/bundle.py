@@ -23,7 +23,7 @@ from pellucid.errors import UsageError
 from pellucid.views.shorten import shorten
 
 MOST_BYTES = 60_000
-MODULES = ("core", "plot", "curves", "overview", "features", "attention", "positions", "masks", "words", "mistakes", "compare")
+MODULES = ("core", "plot", "curves", "overview", "features", "attention", "positions", "masks", "words", "mistakes", "compare", "mounts")
 ENTRIES = ("report", "explore")  # what a page begins with; it has one of them
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./([a-z]+)\.js";\n', re.MULTILINE)  # one line, or a name a line
 _EXPORT = re.compile(r"^export (?=(?:async )?function|const|class|let)", re.MULTILINE)

@@ -1,7 +1,7 @@
 """Masks that a run kept at chosen epochs: a picture, its ground truth, what was predicted, where that errs and how sure it was, pixel by pixel.
 
     how        what is drawn, in words; last: the last kept epoch; side: pixels of the long side, or less where a picture is smaller
-    classes    [{name, colour}] of all classes; seen: indices of those that occur; epochs: texts; names: of the numbers
+    classes    [{name, colour}] of all classes; occurring: indices of those that occur; epochs: texts; names: of the numbers
     pictures   [{file, classes, size (height, width) of its own, photo, missing, truth (h, w), predicted (E, h, w), confidence (E, h, w), numbers}]
 
 truth and predicted hold uint8 indices, 255 ignored, confidence uint8 with 255 = 1; truth is null for a photograph without a mask, photo for the reason that
@@ -55,7 +55,7 @@ def of_folder(folder: Path, room: Room) -> View | None:
             break
     return {
         **view,
-        "seen": sorted(seen - {IGNORED}),
+        "occurring": sorted(seen - {IGNORED}),
         "epochs": [epoch_name(findings.epochs[i]) for i in shown],
         "names": list(NAMES),
         "pictures": pictures,

@@ -1,4 +1,4 @@
-"""A script with the same meaning in fewer bytes: its own names short, and no separator that nothing needs.
+"""A script with the same meaning in fewer bytes: its own names short, declarations joined, no separator that nothing needs.
 
 For the hand-written modules of web/ behind one another, whose names are private to the page. A name is renamed everywhere or nowhere, so that no scope has
 to be known: a script's own name, declared in it, that is nowhere also a property, a key or a word of a pattern such as `{ canvas, redraw }`. Names of the
@@ -72,7 +72,31 @@ def shorten(script: str) -> str:
         last, closing = texts[i - 1], texts[i]
         if (last == ";" and closing == "}") or (last == "," and closing in (")", "]", "}") and texts[i - 2] not in (",", "[")):
             texts[i - 1] = ""
+    _join_declarations(pieces, texts)
     return "".join(texts)
+
+
+def _join_declarations(pieces: list[Token], texts: list[str]) -> None:
+    """Make `const` to `let`, and `let a=1;let b=2` to `let a=1,b=2`, in place. A declaration ends at a `;` or a line's end in the bracket that it stands in."""
+    declares = [False]  # for each open bracket: whether the statement that is being read there is a declaration
+    for i, piece in enumerate(pieces):
+        if piece.within == "`" and piece.text != "${":  # what a template says
+            continue
+        if piece.text in ("(", "[", "{", "${"):
+            declares.append(False)
+        elif piece.text in (")", "]", "}"):
+            declares.pop()
+        elif piece.text in ("const", "let"):
+            declares[-1], texts[i] = True, texts[i] and "let"
+        elif piece.text == ";" or "\n" in piece.text:
+            following = next((k for k in range(i + 1, len(pieces)) if not pieces[k].text.isspace()), None)
+            again = following is not None and pieces[following].text in ("const", "let") and piece.within == pieces[following].within
+            if again and declares[-1] and texts[i]:
+                assert following is not None
+                behind = following + pieces[following + 1].text.isspace()
+                texts[i : behind + 1] = [",", *[""] * (behind - i)]
+            else:
+                declares[-1] = False
 
 
 def _own_names(script: str, pieces: list[Token]) -> list[str]:

@@ -1,7 +1,8 @@
-import { announce, cellWords, choice, figure, fill, gallery, h, notes, overlay, picture, pressed, raster, ringed } from "./core.js";
+import { announce, cellWords, choice, figure, fill, gallery, h, notes, overlay, picture, pressed, raster, ringed, roving } from "./core.js";
 import { INFERNO, rounded, shades, shown, slider, steered, surface, table, terms, unpacked, within } from "./core.js";
 
 const ATTENTION_MIDDLE = [0.5, 0.5];
+const ATTENTION_KEPT = "●"; // under the small pictures whose attention was kept, where it was not kept of all
 const ATTENTION_SHADES = shades(INFERNO);
 
 // Maps of methods beside their scores: {element, scores, show(i, photo)}, which shows picture i.
@@ -177,15 +178,18 @@ function attentionRows(view, now) {
     cells.redraw();
     return said.textContent;
   }
+  const controls = h("div.controls", layer, asked);
   const attention = h("div", row.canvas, said, h("p.reading", view.pointing), cells.canvas, h("p.reading", view.reading));
+  const none = h("p.muted", `Not kept of this picture; kept of those with ${ATTENTION_KEPT}.`);
   function show(image, found) {
     photo = image;
     held = found;
-    attention.hidden = !held;
+    controls.hidden = attention.hidden = !held;
+    none.hidden = !!held;
     row.canvas.style.aspectRatio = photo ? photo.width / photo.height : 1;
     look();
   }
-  return { element: figure("What a patch attends to", h("div.controls", layer, asked), attention), show };
+  return { element: figure("What a patch attends to", controls, attention, none), show };
 }
 
 export async function mountAttention(root, view, page, state) {
@@ -205,13 +209,13 @@ export async function mountAttention(root, view, page, state) {
   };
   const maps = methods.length > 0 && (await attentionMaps(view, now));
   const rows = layers.length > 0 && attentionRows(view, now);
-  const strip = h(
-    "div.thumbs",
-    gallery(
-      pictures.map(({ photo, file }) => ({ src: photo, alt: file })),
-      pick,
-    ),
-  );
+  const some = rows && pictures.some((one) => !one.attention);
+  const tiles = pictures.map(({ photo, file, attention }) => ({
+    src: photo,
+    alt: some && attention ? `${file}, attention kept` : file,
+    lines: some && attention ? [ATTENTION_KEPT] : [],
+  }));
+  const strip = roving(h("div.thumbs", gallery(tiles, pick)), now.picture);
   const name = h("p");
   const flags = h("div");
   let turn = 0;

@@ -7,6 +7,7 @@ import {
   fill,
   h,
   keyed,
+  mouseLeft,
   notes,
   place,
   pressed,
@@ -19,6 +20,18 @@ import { lineChart } from "./plot.js";
 
 const COMPARE_EDGE = 70; // pixels beside the first and the last axis
 const COMPARE_REACH = 24; // pixels from the pointer to the line that it finds
+
+// The text within so many pixels: what stands in the middle of a longer one is left out.
+function compareShort(context, text, most) {
+  const fits = (one) => context.measureText(one).width <= most;
+  let kept = text.length;
+  let short = text;
+  while (!fits(short) && kept > 2) {
+    kept--;
+    short = `${text.slice(0, Math.ceil(kept / 2))}…${text.slice(-Math.floor(kept / 2))}`;
+  }
+  return short;
+}
 
 // A line per row over the axes of settings: {canvas, redraw}. light(i, aloud) and press(i) tell what is pointed at and chosen; strong() gives the rows
 // that are drawn over all others, sorted() the rows in the order of the table, lit() that which is pointed at.
@@ -34,15 +47,14 @@ function compareLines({ rows, axes }, light, press, strong, sorted, lit) {
       [x, Y(1, height)],
     ]);
     context.fillStyle = ink;
-    context.fillText(name, x, k % 2 ? 34 : 16, 132);
+    context.fillText(compareShort(context, name, 132), x, k % 2 ? 34 : 16);
     for (const [at, text] of ticks) {
-      const wide = Math.min(context.measureText(text).width, 90) + 4;
-      context.globalAlpha = 0.8;
+      const short = compareShort(context, text, 90);
+      const wide = context.measureText(short).width + 6;
       context.fillStyle = paper;
-      context.fillRect(x - wide / 2, Y(at, height) - 8, wide, 15);
-      context.globalAlpha = 1;
+      context.fillRect(x - wide / 2, Y(at, height) - 8, wide, 16);
       context.fillStyle = muted;
-      context.fillText(text, x, Y(at, height) + 4, 90);
+      context.fillText(short, x, Y(at, height) + 4);
     }
   }
   function paint(context, width, height, palette) {
@@ -69,7 +81,10 @@ function compareLines({ rows, axes }, light, press, strong, sorted, lit) {
     const [x, y] = place(event);
     const at = ((x - COMPARE_EDGE) / (clientWidth - 2 * COMPARE_EDGE)) * (axes.length - 1);
     const k = within(at, axes.length - 2);
-    const between = (i) => axes[k].at[i] + (at - k) * (axes[k + 1].at[i] - axes[k].at[i]);
+    const between = (i) => {
+      const [from, to] = [axes[k].at[i], axes[k + 1].at[i]];
+      return from == null || to == null ? Infinity : from + (at - k) * (to - from); // no line is drawn to what has no value
+    };
     const away = rows.map((_, i) => Math.abs(Y(between(i), clientHeight) - y));
     const least = Math.min(...away);
     light(least < COMPARE_REACH ? away.indexOf(least) : -1);
@@ -83,7 +98,7 @@ function compareLines({ rows, axes }, light, press, strong, sorted, lit) {
     "aria-label": `Settings and number of ${rows.length} rows, a line each, over the axes ${axes.map(({ name }) => name).join(", ")}. Up and down go through the rows, Enter chooses.`,
     onpointermove: over,
     onpointerdown: over,
-    onpointerleave: () => light(-1),
+    onpointerleave: mouseLeft(() => light(-1)),
     onclick: choose,
     onkeydown: keyed({ ...arrows(step), Enter: choose }),
   });
@@ -123,7 +138,7 @@ function comparePictures({ rows, pictures }, seen) {
     sides.children[focus]?.input.focus();
     fill(
       pair,
-      figure(one.photo, one.file, one.lines, one.file),
+      h("div", { title: one.file }, figure(one.photo, one.file.split(/\/|\\/).at(-1), one.lines, one.file)),
       one.truth && figure(one.truth, "ground truth", [], one.file),
       at.map(half),
     );
@@ -153,7 +168,12 @@ export async function mountCompare(root, view, page, state) {
       marks.map((mark) => h("span.badge.plain", mark)),
     );
     const others = cells.slice(1).map(([text], k) => h("td", { class: columns[k + 1].num ? "num" : text.length > 28 && "long" }, text));
-    return h("tr", { onpointerenter: () => light(i), onpointerleave: () => light(-1), onfocusin: () => light(i) }, first, others);
+    return h(
+      "tr",
+      { onpointerenter: () => light(i), onpointerleave: mouseLeft(() => light(-1)), onfocusin: () => light(i) },
+      first,
+      others,
+    );
   });
   function sort(k, up) {
     Object.assign(seen, { by: k, up });

@@ -195,6 +195,9 @@ export function raster([rows, columns], colour, canvas = (sheets[[rows, columns]
 
 // ── canvases ──
 
+const shownSurfaces = new Set(); // what redraws those that have a size: one that leaves the page loses it, and nothing holds it here
+DARK.addEventListener("change", () => shownSurfaces.forEach((redraw) => redraw()));
+
 // A canvas that follows its box, the screen's pixels and the colour scheme: draw(context, width, height, colours) in CSS pixels. Returns
 // {canvas, redraw}: redraw() paints in the next frame, once for many calls; redraw.now() at once.
 export function surface(draw, properties = {}) {
@@ -215,12 +218,12 @@ export function surface(draw, properties = {}) {
   redraw.now = now;
   new ResizeObserver(([{ contentRect }]) => {
     ({ width, height } = contentRect);
+    shownSurfaces[width && height ? "add" : "delete"](redraw);
     const scale = Math.min(devicePixelRatio || 1, 3);
     canvas.width = Math.round(width * scale);
     canvas.height = Math.round(height * scale);
     now();
   }).observe(canvas);
-  DARK.addEventListener("change", redraw);
   return { canvas, redraw };
 }
 
@@ -328,6 +331,9 @@ export function place(event, element = event.currentTarget) {
   return [event.clientX - box.left, event.clientY - box.top];
 }
 
+// A listener for a mouse that leaves: a finger leaves when it is lifted, and what it pointed at stays.
+export const mouseLeft = (gone) => (event) => event.pointerType === "mouse" && gone();
+
 // A listener that calls what keys has for the key.
 export const keyed = (keys) => (event) => {
   if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -423,6 +429,20 @@ export function choice(label, texts, start, change) {
 export function toggle(label, on, change) {
   const input = h("input", { type: "checkbox", checked: on, autocomplete: "off", onchange: () => change(input.checked) });
   return h("label.control", input, label);
+}
+
+// A box whose buttons are one stop of the tab key, at first the start-th: arrows go from one to another. Returns the box.
+export function roving(box, start) {
+  const buttons = [...box.querySelectorAll("button")];
+  const stop = (at) => buttons.forEach((one, i) => (one.tabIndex = i === at ? 0 : -1));
+  const step = (down, across) => {
+    const to = within(buttons.indexOf(document.activeElement) + down + across, buttons.length - 1);
+    stop(to);
+    buttons[to].focus();
+  };
+  box.onkeydown = keyed(arrows(step));
+  stop(start);
+  return box;
 }
 
 // Pictures [{src, alt, lines}] as a gallery; press(i), where given, makes each a button.

@@ -1,129 +1,180 @@
 import { announce, button, choice, gallery, h, notes } from "./core.js";
-import { mountFeatures } from "./features.js";
-import { mountAttention } from "./attention.js";
-import { mountPositions } from "./positions.js";
-import { mountMasks } from "./masks.js";
-import { mountWords } from "./words.js";
-import { mountMistakes } from "./mistakes.js";
-import { mountOverview } from "./overview.js";
-import { mountCompare } from "./compare.js";
+import { MOUNTS } from "./mounts.js";
 
 // The explorer: #/<run>/<view>, #/<run>/picture or #/compare says what is shown, so that back and reload work.
-const EXPLORED = {
-  overview: mountOverview, features: mountFeatures, attention: mountAttention, positions: mountPositions, masks: mountMasks, words: mountWords,
-  mistakes: mountMistakes, compare: mountCompare,
-};
-const ask = async (path, options) => {
-  const answer = await fetch(path, options).catch(() => null);
-  if (!answer) throw new Error("The explorer does not answer. Start `pellucid explore` again and open the address that it prints.");
-  const text = await answer.text();
-  if (answer.ok) return JSON.parse(text);
-  throw new Error(text.startsWith("{") ? JSON.parse(text).error : text);
-};
+
+// An error that a reader is told in its own words; all others are faults of this page.
+const saying = (words) => Object.assign(new Error(words), { words });
+
+async function ask(path, options) {
+  const read = async (answer) => [answer.ok, await answer.text()];
+  const [ok, text] = await fetch(path, options)
+    .then(read)
+    .catch(() => [false, "The explorer does not answer. Start `pellucid explore` again and open the address that it prints."]);
+  if (ok) return JSON.parse(text);
+  throw saying(text.startsWith("{") ? JSON.parse(text).error : text);
+}
+
 const named = (name) => (name === "picture" ? "Your picture" : name[0].toUpperCase() + name.slice(1));
-const main = document.getElementById("content"), answers = {};
-const title = h("h1"), state = h("p", { class: "state muted" }), chooser = h("div"), trouble = h("p", { class: "fault", role: "alert" });
-const wait = h("p", { class: "waiting", role: "status" }), tabs = h("nav", { id: "tabs", "aria-label": "Views" });
+// The name of a number as the overview writes it (views/overview.py).
+const measureNamed = (name) => name.replaceAll("_", " ").replace("miou", "mIoU").replace("knn", "k-NN").replace("cider", "CIDEr-D");
+
+const main = document.getElementById("content");
+const title = h("h1");
+const state = h("p.state.muted");
+const list = choice("Run", [], 0, (i) => (location.hash = `#/${i}/${route().view}`));
+const trouble = h("p.fault", { role: "alert" });
+const wait = h("p.waiting", { role: "status" });
+const tabs = h("nav", { id: "tabs", "aria-label": "Views" });
 const file = h("input", { type: "file", accept: "image/*", hidden: true, onchange: () => look(file.files[0]) });
 const adder = button("Add a picture…", () => file.click(), { title: "or drag one onto the page" });
-let runs = [], seen = {}, turn = 0;
+const answers = {}; // about pictures, by run
+let runs = [];
+let seen = {}; // what is shown: {run, view, version, kept, mounted}
+let turn = 0; // of show; an answer to an earlier one comes too late
+let lost = false; // whether the last question about the runs failed
+let address = ""; // the last one that names a view
+
+const namesView = () => !location.hash || location.hash.startsWith("#/");
 
 function route() {
-  const [, first, view] = location.hash.match(/^#\/(\w+)\/?(\w*)/) ?? [], run = runs[first] ?? runs[0];
+  if (namesView()) address = location.hash;
+  const [, first, view] = address.match(/^#\/(\w+)\/?(\w*)/) ?? [];
+  const run = runs[first] ?? runs[0];
   if (first === "compare" && runs[1]) return { run, view: first };
   return { run, view: run.views.includes(view) || (view === "picture" && answers[run.id]) ? view : "overview" };
 }
 
 function status({ task, status: at, epoch, epochs, headline: number, error }) {
   if (error) return at;
-  return [task, `${at}, epoch ${epoch} of ${epochs}`, ...(number ? [`${number.name.replaceAll("_", " ")} ${number.text} on ${number.split}`] : [])].join(" · ");
+  const measured = number ? [`${measureNamed(number.name)} ${number.text} on ${number.split}`] : [];
+  return [task, `${at}, epoch ${epoch} of ${epochs}`, ...measured].join(" · ");
 }
 
-// New content only where it is other than before: what has the focus keeps it.
+// Text and content are new only where they are other than before: what has the focus keeps it, and nothing is read aloud again.
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
 function renew(element, key, make) {
-  if (element.dataset.key !== (element.dataset.key = JSON.stringify(key))) element.replaceChildren(...[make()].flat());
+  if (element.dataset.key !== (element.dataset.key = JSON.stringify(key))) element.replaceChildren(...make());
+}
+
+function listRuns(at) {
+  const { input } = list;
+  runs.forEach(({ name, status }, i) => {
+    if (!input.options[i]) input.add(h("option"));
+    setText(input.options[i], `${name} (${status})`);
+  });
+  if (input.selectedIndex !== at) input.selectedIndex = at;
+  list.hidden = runs.length < 2;
 }
 
 function header() {
-  const { run, view } = route(), all = view === "compare", at = `#/${run.id}/`;
-  title.textContent = all ? "Runs side by side" : run.name;
-  state.textContent = all ? `${runs.length} runs` : status(run);
+  const { run, view } = route();
+  const all = view === "compare";
+  const at = `#/${run.id}/`;
+  setText(title, all ? "Runs side by side" : run.name);
+  setText(state, all ? `${runs.length} runs` : status(run));
   adder.hidden = all || !!run.error;
-  const texts = runs.map((one) => `${one.name} (${one.status})`);
-  renew(chooser, [texts, run.id], () => choice("Run", texts, run.id, (i) => (location.hash = `#/${i}/${route().view}`)));
+  listRuns(run.id);
   const links = [...(all ? ["overview"] : run.views), ...(answers[run.id] ? ["picture"] : [])].map((name) => [at + name, name]);
   if (runs[1]) links.push(["#/compare", "compare"]);
   renew(tabs, [links, view], () => links.map(([href, name]) => h("a", { href, "aria-current": name === view && "page" }, named(name))));
   document.title = `${named(view)} · ${title.textContent} · Pellucid`;
 }
 
-const fail = (error) => (trouble.textContent = error.message);
+function inWords(error) {
+  if (error.words) return error.words;
+  console.error(error);
+  return "This page failed here, which is a fault of Pellucid; the browser’s console says where. The other views and runs can be used.";
+}
+const fail = (error) => setText(trouble, inWords(error));
+
+const secondary = (text, level = "h2") => h(level, { tabindex: -1 }, text);
 
 async function section(root, name, of, view, level) {
-  const moving = h("div", { class: "moving" });
-  const above = h("div", { class: "above" }, h(level, { tabindex: -1 }, view.title), button("Save this view", () => save(name, of, view, moving, mounted).catch(fail)));
-  root.append(h("section", {}, above, moving));
-  const mounted = await EXPLORED[name](moving, view, { live: true }, {});
+  const moving = h("div.moving");
+  const keep = button("Save this view", () => save(name, of, view, moving, mounted).catch(fail));
+  root.append(h("section", h("div.above", secondary(view.title, level), keep), moving));
+  const mounted = await MOUNTS[name](moving, view, { live: true }, {});
   mounted.rest?.catch(fail);
   return mounted;
 }
 
 async function show(moved) {
-  const mine = ++turn, { run, view } = route(), all = view === "compare", root = h("div");
+  const mine = ++turn;
+  const { run, view } = route();
+  const all = view === "compare";
+  const root = h("div");
   seen = { run: run.id, view, version: run.version, kept: run.kept };
   header();
-  trouble.textContent = "";
+  setText(trouble, "");
   main.setAttribute("aria-busy", true);
   try {
-    if (run.error && !all) throw new Error(run.error);
+    if (run.error && !all) throw saying(run.error);
     const found = view === "picture" ? answers[run.id] : (await ask(all ? "/api/compare" : `/api/runs/${run.id}/views/${view}`)).view;
     if (mine !== turn) return;
     main.replaceChildren(root);
     if (view === "picture") await answered(root, run, found);
     else if (found) seen.mounted = await section(root, view, all ? "runs" : run.name, found, "h2");
-    else root.append(h("h2", { tabindex: -1 }, named(view)), h("p", {}, "This run kept nothing for this view; its recipe says under inside: what is kept."));
+    else root.append(secondary(named(view)), h("p", "This run kept nothing for this view; its recipe says under inside: what is kept."));
   } catch (error) {
-    if (mine === turn) main.replaceChildren(h("h2", { tabindex: -1 }, "This cannot be shown"), h("p", { class: "fault", role: "alert" }, error.message));
+    if (mine === turn) main.replaceChildren(secondary("This cannot be shown"), h("p.fault", { role: "alert" }, inWords(error)));
   }
   if (mine !== turn) return;
   main.removeAttribute("aria-busy");
   if (moved) main.querySelector("h2").focus();
 }
 
+// Whether what is seen has to be made anew: nothing was shown yet, or the run became readable, or unreadable, since.
+const outdated = ({ view, mounted, version }, run) =>
+  !view || (view !== "compare" && view !== "picture" && version !== run.version && !!run.error === !!mounted);
+
 // Numbers and curves of a run that trains move on in place; what it kept anew is loaded when a person asks for it.
+async function moveOn(run) {
+  const { view, mounted } = seen;
+  const mine = turn;
+  if (!mounted || view === "compare" || run.version === seen.version) return;
+  seen.version = run.version;
+  if (mounted.update) {
+    const found = await ask(`/api/runs/${run.id}/views/${view}`);
+    if (mine === turn) await mounted.update(found.view);
+  } else if (run.kept !== seen.kept) {
+    seen.kept = run.kept;
+    main.querySelector(".offer")?.remove();
+    const load = button("Load this view again", () => show(true));
+    main.prepend(h("p.offer", { role: "status" }, `The run kept something new (epoch ${run.epoch}). `, load));
+  }
+}
+
 async function follow() {
   try {
     ({ runs } = await ask("/api/runs"));
-    if (trouble.lost) trouble.textContent = "";
-    trouble.lost = false;
-    const { run: id, view, mounted } = seen, run = runs[id], mine = turn;
     header();
-    if (!view || (view !== "compare" && !!run.error === !!mounted && view !== "picture" && run.version !== seen.version)) await show(false);
-    else if (mounted && run.version !== seen.version && view !== "compare") {
-      seen.version = run.version;
-      if (mounted.update) {
-        const found = await ask(`/api/runs/${id}/views/${view}`);
-        if (mine === turn) await mounted.update(found.view);
-      } else if (run.kept !== seen.kept) {
-        seen.kept = run.kept;
-        main.querySelector(".offer")?.remove();
-        main.prepend(h("p", { class: "offer", role: "status" }, `The run kept something new (epoch ${run.epoch}). `, button("Load this view again", () => show(true))));
-      }
-    }
+    const run = runs[seen.run];
+    if (outdated(seen, run)) await show(false);
+    else await moveOn(run);
+    if (lost) setText(trouble, "");
+    lost = false;
   } catch (error) {
     fail(error);
-    trouble.lost = true;
+    lost = true;
   }
   setTimeout(follow, runs.some((run) => run.error || run.status === "running") ? 1500 : 10000);
 }
 
 async function look(body) {
-  const { run } = route(), from = location.hash, there = `#/${run.id}/picture`;
+  if (!body || !runs[0]) return;
+  const { run, view } = route();
+  const from = location.hash;
+  const there = `#/${run.id}/picture`;
   file.value = "";
-  if (!body || run.error) return;
-  if (wait.textContent) return fail(new Error("One picture at a time: busy with the last one."));
-  trouble.textContent = "";
-  wait.textContent = "Looking at your picture. Torch and the model are loaded first, which takes some seconds; the page can be used meanwhile.";
+  if (view === "compare") return fail(saying("A picture is shown to one run: choose one in the list, then add the picture."));
+  if (run.error) return fail(saying("This run cannot be read, so that no picture can be shown to it."));
+  if (wait.textContent) return fail(saying("One picture at a time: busy with the last one."));
+  setText(trouble, "");
+  wait.textContent =
+    "Looking at your picture. Torch and the model are loaded first, which takes some seconds; the page can be used meanwhile.";
   try {
     answers[run.id] = await ask(`/api/runs/${run.id}/look`, { method: "POST", body });
     announce("The answer about your picture is there.");
@@ -137,22 +188,77 @@ async function look(body) {
 }
 
 async function answered(root, run, { lines, views, near }) {
-  root.append(h("h2", { tabindex: -1 }, "Your picture"), h("ul", { class: "answer" }, lines.map((line) => h("li", {}, line))));
+  const said = h(
+    "ul.answer",
+    lines.map((line) => h("li", line)),
+  );
+  root.append(secondary("Your picture"), said);
   for (const name in views) await section(root, name, run.name, views[name], "h3");
-  if (near) root.append(h("section", {}, h("h3", {}, "Training pictures like it"), gallery(near.items), notes([near.how])));
+  if (near) root.append(h("section", h("h3", "Training pictures like it"), gallery(near.items), notes([near.how])));
+}
+
+// ── a view as one file ──
+
+// What a control says: its label and where it stands.
+function controlText(control) {
+  const input = control.querySelector("input, select");
+  if (!input) return control.textContent; // the progress of a training
+  const label = (control.querySelector("label") ?? control).textContent;
+  if (input.type === "checkbox") return `${label}: ${input.checked ? "on" : "off"}`;
+  return `${label}: ${input.selectedOptions?.[0]?.text ?? control.querySelector("output").textContent}`;
+}
+
+// What a button says where that is content: an entry of a legend, a list or a table; null for one that only does something.
+function buttonText(one) {
+  if (!one.closest("li, td, th, [role=group]")) return null;
+  const ofChart = one.closest("figcaption .legend"); // there all are pressed but those of hidden lines
+  const state = one.getAttribute("aria-pressed");
+  const tag = ofChart && state === "false" ? "s" : !ofChart && state === "true" ? "strong" : "span";
+  return h(tag, { class: one.className }, ...one.childNodes);
+}
+
+const MOVING = /\b(arrow keys|arrows and|dragging|the wheel|point at|press a)\b/i;
+// A text without its sentences about keys and pointer.
+const unmoving = (text) =>
+  text
+    .split(/(?<=[.;]) /)
+    .filter((sentence) => !MOVING.test(sentence))
+    .join(" ")
+    .replace(/;$/, "");
+
+// A view as it is seen now, of pictures and texts alone.
+function stillOf(moving) {
+  const still = moving.cloneNode(true);
+  const both = (selector) => [...still.querySelectorAll(selector)].map((copy, i) => [copy, moving.querySelectorAll(selector)[i]]);
+  for (const [copy, control] of both(".control")) copy.replaceWith(control.hidden ? "" : h("p.control", controlText(control)));
+  for (const [copy, canvas] of both("canvas")) {
+    const drawing = canvas.getAttribute("role") === "presentation";
+    const width = canvas.clientWidth ? `${canvas.clientWidth}px` : "";
+    const alt = drawing ? "" : unmoving(canvas.getAttribute("aria-label") ?? "");
+    copy.replaceWith(h("img", { src: canvas.toDataURL(), alt, style: { width, "max-width": "100%" } }));
+  }
+  for (const strip of still.querySelectorAll(".thumbs, [hidden]")) strip.remove();
+  for (const one of still.querySelectorAll("button")) {
+    one.closest("td")?.style.setProperty("--p", one.style.getPropertyValue("--p")); // the ground of a cell of a confusion
+    one.replaceWith(buttonText(one) ?? "");
+  }
+  for (const line of still.querySelectorAll("p, caption")) if (!line.children[0]) line.textContent = unmoving(line.textContent);
+  for (const part of still.querySelectorAll("[tabindex]")) part.removeAttribute("tabindex");
+  for (const part of [still, ...still.querySelectorAll(".moving")]) part.className = "still";
+  return still;
 }
 
 // One HTML file without the server: the view with its state, and as it is seen now as a still picture.
 async function save(name, of, view, moving, mounted) {
-  const { parts } = await ask("/api/offline"), text = (element) => new XMLSerializer().serializeToString(element), still = moving.cloneNode(true);
-  const seenNow = moving.querySelectorAll("canvas");
-  still.querySelectorAll("canvas").forEach((canvas, i) =>
-    canvas.replaceWith(h("img", { src: seenNow[i].toDataURL(), alt: seenNow[i].getAttribute("aria-label"), style: { "max-width": "100%" } })));
-  for (const control of still.querySelectorAll("input, select, .control")) control.remove();
-  for (const part of [still, ...still.querySelectorAll(".moving")]) part.className = "still";
-  const body = [h("header", {}, h("p", { class: "eyebrow" }, of), h("h1", {}, view.title)), h("main", { id: "content" }, h("div", { "data-view": name }, still))];
+  const { parts } = await ask("/api/offline");
+  const text = (element) => new XMLSerializer().serializeToString(element);
+  const body = [
+    h("header", h("p.eyebrow", of), h("h1", view.title)),
+    h("main", { id: "content" }, h("div", { "data-view": name }, stillOf(moving))),
+  ];
   const data = JSON.stringify({ view, state: mounted.state() }).replaceAll("<", "\\u003c");
-  const held = `<script type="application/json" id="data-${name}">${data}</${"script"}>`, heading = text(new Text(`${named(name)} of ${of}`));
+  const held = `<script type="application/json" id="data-${name}">${data}</${"script"}>`;
+  const heading = text(new Text(`${named(name)} of ${of}`));
   const page = new Blob([parts[0], heading, parts[1], ...body.map(text), parts[2], held, parts[3]], { type: "text/html" });
   const link = h("a", { href: URL.createObjectURL(page), download: `${of}-${name}.html`.replace(/[^\p{L}\p{N}.-]+/gu, "_") });
   link.click();
@@ -168,7 +274,13 @@ for (const name of ["dragover", "dragleave", "drop"]) {
     if (name === "drop") look(event.dataTransfer.files[0]);
   });
 }
-addEventListener("hashchange", () => (/^(#\/|$)/.test(location.hash) ? show(true) : main.focus()));
+// A run that was chosen in the list leaves the focus there: arrow keys go on to the next.
+addEventListener("hashchange", () => runs[0] && namesView() && show(document.activeElement !== list.input));
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // its address would name no view
+  main.focus();
+});
 history.replaceState(null, "", location.pathname + location.hash);
-document.getElementById("head").append(h("p", { class: "eyebrow" }, "Pellucid explorer"), title, state, h("div", { class: "desk" }, chooser, adder, file, wait), trouble, tabs);
+const desk = h("div.desk", list, adder, file, wait);
+document.getElementById("head").append(h("p.eyebrow", "Pellucid explorer"), title, state, desk, trouble, tabs);
 follow();

@@ -4,8 +4,12 @@ import { ringed, rounded, shades, shown, slider, steered, surface, table, unpack
 const MASKS_RIGHT = pixel(178, 190, 200);
 const MASKS_WRONG = pixel(200, 70, 0);
 const MASKS_STRIPES = [pixel(225, 225, 225), pixel(160, 160, 160)];
+const MASKS_FAINT = pixel(90, 90, 90); // where a class is alone, in panels whose colours are of no class
 const MASKS_IGNORED = 255;
 const MASKS_SURE = shades(VIRIDIS);
+const MASKS_RAMP = [...Array(17).keys()]
+  .map((i) => Math.round(i * 15.9375))
+  .map((i) => `rgb(${VIRIDIS.subarray(3 * i, 3 * i + 3).join()})`);
 const [MASKS_TRUTH, MASKS_PREDICTION, MASKS_CONFIDENCE] = [1, 2, 4]; // of the panels that follow
 const MASKS_PANELS = ["image", "ground truth", "prediction", "errors", "confidence"];
 const masksNeedsTruth = (panel) => panel % 2 === 1; // ground truth and errors
@@ -40,7 +44,7 @@ export async function mountMasks(root, view, page, state) {
     if (panel === MASKS_CONFIDENCE) return MASKS_SURE[sure[from + i]];
     return right === p ? MASKS_RIGHT : MASKS_WRONG;
   }
-  // What is not of the class that is shown alone is faint.
+  // What is not of the class that is shown alone is faint: of other classes almost the image, of errors and confidence grey.
   function faint(panel, i) {
     const predictedIt = panel !== MASKS_TRUTH && predicted[from + i] === now.alone;
     return now.alone !== null && !predictedIt && !(masksNeedsTruth(panel) && truth[i] === now.alone);
@@ -51,12 +55,15 @@ export async function mountMasks(root, view, page, state) {
       element.hidden = !truth && masksNeedsTruth(panel);
       canvas.style.aspectRatio = grid[1] / grid[0];
       canvas.setAttribute("aria-label", `${MASKS_PANELS[panel]} of ${one.file}, ${epochs[now.epoch]}; arrow keys move the mark`);
-      const colour = (i) => (faint(panel, i) ? colourOf(panel, i) & 0x18ffffff : colourOf(panel, i));
+      const colour = (i) => {
+        if (!faint(panel, i)) return colourOf(panel, i);
+        return panel > MASKS_PREDICTION ? MASKS_FAINT : colourOf(panel, i) & 0x18ffffff;
+      };
       drawn[panel] = panel > 0 && !element.hidden && raster(grid, colour, new OffscreenCanvas(grid[1], grid[0]));
     });
     fill(name, one.file, h("span.muted", ` ${one.classes} ${one.missing}`));
     fill(numbers, truth ? numbersOf() : "Not measured: this picture has no mask, so that nothing says what is wrong.");
-    [...legend.children].forEach((entry, i) => pressed(entry, view.seen[i] === now.alone));
+    [...legend.children].forEach((entry, i) => pressed(entry, view.occurring[i] === now.alone));
     read();
   }
   function numbersOf() {
@@ -72,7 +79,7 @@ export async function mountMasks(root, view, page, state) {
   function said([row, column]) {
     const i = row * grid[1] + column;
     const [right, p] = [truth?.[i], predicted[from + i]];
-    const own = [row, column].map((at, k) => rounded(Math.floor((at / grid[k]) * one.size[k]), "count"));
+    const own = [row, column].map((at, k) => rounded(Math.floor((at / grid[k]) * one.size[k]) + 1, "count"));
     const judged =
       right === MASKS_IGNORED ? "ignored, " : truth ? `${right === p ? "right" : "wrong"}, truth ${classes[right].name}, ` : "";
     return `Row ${own[0]}, column ${own[1]}: ${judged}predicted ${classes[p].name}, confidence ${rounded(sure[from + i] / 255)}`;
@@ -94,15 +101,20 @@ export async function mountMasks(root, view, page, state) {
       now.at = at;
       return read();
     };
-    const part = surface(draw, steered({ grid: () => grid, at: () => now.at, go }));
-    return { ...part, element: h("figure", part.canvas, h("figcaption", title)) };
+    const part = surface(draw, { ...steered({ grid: () => grid, at: () => now.at, go }), tabindex: panel ? -1 : 0 }); // one mark, one stop
+    const scale = panel === MASKS_CONFIDENCE && [
+      " 0 ",
+      h("span.ramp", { style: { background: `linear-gradient(90deg, ${MASKS_RAMP})` } }),
+      " 1",
+    ];
+    return { ...part, element: h("figure", part.canvas, h("figcaption", title, scale)) };
   });
   const entry = (index) =>
     button([h("span.swatch", { style: { background: classes[index].colour } }), classes[index].name], () => {
       now.alone = now.alone === index ? null : index;
       paint();
     });
-  const legend = h("div.controls.tight", { role: "group", "aria-label": "Show one class alone" }, view.seen.map(entry));
+  const legend = h("div.controls.tight", { role: "group", "aria-label": "Show one class alone" }, view.occurring.map(entry));
   const over = slider(
     "Opacity over the image",
     [...Array(11).keys()].map((i) => `${10 * i} %`),

@@ -26,7 +26,7 @@ function mistakesTable({ classes, of }, { count, share }, cell) {
   const entry = (i, j) => {
     const key = `${i},${j}`;
     const percent = count(key) && share(key) < 0.005 ? "<1" : Math.round(100 * share(key));
-    const ink = { class: share(key) > 0.55 && "hot", style: { "--p": `${100 * share(key)}%` } };
+    const ink = { style: { "--p": `${100 * share(key)}%` } };
     return cell(key, of === "samples" ? rounded(count(key), "count") : percent, { disabled: !count(key) || i === j, ...ink });
   };
   const caption = `Rows are labels, columns predictions${of === "pixels" ? ", in percent of the label’s" : ""}. Press a confusion for its pictures.`;

@@ -1,4 +1,4 @@
-import { announce, circle, fill, h, keyed, legendButton, place, rounded, stroke, surface, within } from "./core.js";
+import { announce, circle, fill, h, keyed, legendButton, mouseLeft, place, rounded, stroke, surface, within } from "./core.js";
 
 const PLOT_DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]]; // with seven colours, as report/charts.py: a pair comes back after 28
 
@@ -165,7 +165,7 @@ export function lineChart(chart, hide) {
     role: "application",
     onpointermove: over,
     onpointerdown: over,
-    onpointerleave: () => go(),
+    onpointerleave: mouseLeft(() => go()),
     onkeydown: keyed(keys),
   });
 

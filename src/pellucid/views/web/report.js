@@ -1,28 +1,8 @@
 import { h } from "./core.js";
-import { mountCurves } from "./curves.js";
-import { mountFeatures } from "./features.js";
-import { mountAttention } from "./attention.js";
-import { mountPositions } from "./positions.js";
-import { mountMasks } from "./masks.js";
-import { mountWords } from "./words.js";
-import { mountMistakes } from "./mistakes.js";
-import { mountOverview } from "./overview.js";
-import { mountCompare } from "./compare.js";
+import { MOUNTS } from "./mounts.js";
 
 // A page whose data is in it: each [data-view] gets its moving view in front of its still picture, when a reader comes near it.
 // Without scripts, on paper, and where a view fails, the still picture is what is seen.
-const MOUNTS = {
-  overview: mountOverview,
-  curves: mountCurves,
-  features: mountFeatures,
-  attention: mountAttention,
-  positions: mountPositions,
-  masks: mountMasks,
-  words: mountWords,
-  mistakes: mountMistakes,
-  compare: mountCompare,
-};
-
 async function begin(box) {
   const name = box.dataset.view;
   const moving = h("div.moving");

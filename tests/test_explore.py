@@ -20,6 +20,7 @@ from browser import Watched, chromium, needs_chromium
 from explored import Client, serving
 from fabricate import make_run
 from fabricate_inside import make_findings
+from fabricate_segmentation import keep_masks, make_segmentation
 from pellucid.errors import RunError
 from pellucid.explore import server
 from pellucid.explore.live import SOURCES, Shelf
@@ -540,15 +541,18 @@ def test_a_fault_of_the_page_is_said_in_plain_words_and_traced_in_the_console(br
 
 @needs_chromium
 @pytest.mark.browser
-def test_no_view_of_any_run_shows_a_fault(browser: Any, two: list[Path], full: Path) -> None:
-    with serving(*two, full) as client:
+def test_no_view_of_any_run_shows_a_fault(browser: Any, two: list[Path], full: Path, tmp_path: Path) -> None:
+    masks = make_segmentation(tmp_path / "masks", n=4)
+    keep_masks(masks.inside)
+    with serving(*two, full, masks.path) as client:
         watched, page = opened(browser, client)
         shown = [f"#/{run['id']}/{view}" for run in client.json("/api/runs")["runs"] for view in run["views"]] + ["#/compare"]
-        assert {"#/2/features", "#/2/attention", "#/2/positions"} < set(shown)
+        assert {"#/2/features", "#/2/attention", "#/2/positions", "#/3/masks"} < set(shown)
         for at in shown:
             page.evaluate("(at) => { document.querySelector('main').replaceChildren(); location.hash = at; }", at)
             page.locator("main:not([aria-busy]) h2").first.wait_for()
             assert page.locator(".fault:visible").count() == 0, at
+            assert ("mIoU" in page.locator(".state").inner_text()) == at.startswith("#/3/")
         assert not watched.errors
 
 

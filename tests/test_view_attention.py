@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from browser import Watched, chromium, needs_chromium
+from browser import FRAMES, Watched, chromium, needs_chromium
 from fabricate import make_run
 from fabricate_inside import EPOCHS, METHODS, all_scores, make_findings
 from pellucid.attention_findings import AttentionFindings, KeptLayer, load_attention
@@ -363,6 +363,13 @@ def test_pictures_methods_and_hostile_names_are_shown_as_text(browser: Any, repo
         pictures.first.click()
         view.locator('.thumbs li:nth-child(1) button[aria-pressed="true"]').wait_for()
         assert not view.locator(".readout").is_visible()  # its attention was not kept
+        assert not view.get_by_label("Query").is_visible()
+        assert view.get_by_text("Not kept of this picture").is_visible()
+        assert pictures.filter(has_text="●").count() == 2
+        assert [one.get_attribute("tabindex") for one in pictures.all()].count("0") == 1
+        pictures.first.press("ArrowRight")
+        assert pictures.nth(1).evaluate("e => e === document.activeElement && e.tabIndex === 0")
+        assert view.locator("dt span[title]").count() > 0
         watched.keep("attention-dark", full_page=True)
 
 
@@ -376,6 +383,19 @@ def test_what_is_seen_comes_back_from_its_state(browser: Any, report: Path) -> N
     assert again["said"].startswith("Patch in row 4, column 1, head 1: ")
     assert again["method"] == "grad_cam"
     assert watched.errors == []
+    watched.page.close()
+
+
+@needs_chromium
+def test_a_view_that_left_the_page_is_held_by_nothing(browser: Any, report: Path) -> None:
+    watched = Watched(browser)
+    watched.page.add_script_tag(content=bundle.joined((*bundle.MODULES, "report")) + "globalThis.mountAttention = mountAttention;", type="module")
+    watched.page.evaluate(MOUNTED, {"view": view_of(report.parent / "inside"), "state": {}})
+    watched.page.evaluate("() => { globalThis.gone = new WeakRef(document.querySelector('canvas')); document.body.replaceChildren(); }")
+    watched.page.evaluate(FRAMES)
+    session = watched.page.context.new_cdp_session(watched.page)
+    session.send("HeapProfiler.collectGarbage")
+    assert watched.page.evaluate("gone.deref() === undefined")
     watched.page.close()
 
 
@@ -403,6 +423,14 @@ def test_positions_are_read_by_pointer_and_by_keys(browser: Any, report: Path) -
         large.press("ArrowRight")
         assert said.inner_text().startswith("position row 3, column 3, position row 3, column 6: ")
         assert watched.page.locator("p[role=status]").inner_text() == said.inner_text()
+        kept = said.inner_text()
+        whole.hover(position={"x": 3, "y": 3})
+        reads(said, "position row 1, column 1, position row 1, column 1: ")
+        watched.page.mouse.move(2, 2)
+        assert said.inner_text() == kept, "a mouse that leaves gives back what was kept"
+        whole.click(position={"x": 3, "y": 3})
+        watched.page.mouse.move(2, 2)
+        assert said.inner_text().startswith("position row 1, column 1, position row 1, column 1: ")
         watched.keep("positions")
 
 

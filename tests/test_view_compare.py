@@ -190,8 +190,12 @@ def test_columns_sort_and_a_pressed_run_is_chosen_everywhere(runs: list[Run], br
     lines.focus()
     page.keyboard.press("ArrowDown")
     assert page.locator(".moving .reading").first.inner_text().startswith(names()[0])
+    lines.dispatch_event("pointerleave", {"pointerType": "touch"})
+    assert page.locator(".moving .reading").first.inner_text().startswith(names()[0]), "a lifted finger leaves what it pointed at"
     page.keyboard.press("Enter")
     assert page.locator(".moving tbody button").first.get_attribute("aria-pressed") == "true"
+    lines.dispatch_event("pointerleave", {"pointerType": "mouse"})
+    assert not page.locator(".moving .reading").first.inner_text().startswith(names()[0])
     assert page.locator("tr.lit").count() == 1
     assert "to" in (page.locator("canvas.chart").get_attribute("aria-label") or "")
     assert page.locator(".moving .legend button").count() <= 1, "the curves are those of the chosen run"

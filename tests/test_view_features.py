@@ -204,6 +204,8 @@ def test_a_box_lists_its_pictures_with_files_classes_and_counts(browser: Any, tm
     assert 0 < len(listed) < 60
     assert sum(int(row.split()[-1]) for row in rows) == len(listed)
     assert all("val/" in text for text in listed)
+    page.get_by_role("button", name="Clear").press("Enter")
+    assert page.evaluate("document.activeElement.className") == "plane", "the button is gone, the focus is not"
     assert not watched.errors
 
 

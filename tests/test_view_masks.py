@@ -241,6 +241,8 @@ def test_saved_state_brings_back_what_was_seen_and_paper_has_the_still_pictures(
     assert view.evaluate("e => e.scrollWidth <= e.clientWidth")
     assert [c.get_attribute("role") for c in view.locator("canvas").all()] == ["application"] * 5
     assert all("scenes-val-000001.png" in str(c.get_attribute("aria-label")) for c in view.locator("canvas").all())
+    assert [c.get_attribute("tabindex") for c in view.locator("canvas").all()] == ["0"] + ["-1"] * 4
+    assert view.locator(".ramp").evaluate("e => getComputedStyle(e).backgroundImage").startswith("linear-gradient(90deg, rgb(68, 1, 84)")
     watched.keep("masks-360-dark")
     page.emulate_media(media="print")
     assert not view.is_visible()

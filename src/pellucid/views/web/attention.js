@@ -25,7 +25,11 @@ async function attentionMaps(view, now) {
   function showMap() {
     const { name, beside, own, largest } = stepOf(method());
     const mine = own[now.picture];
-    const facts = mine.map((text, i) => [beside[i][0], text ? `${text} (${beside[i][1]})` : "n/a"]);
+    const hows = new Map(methods.flatMap((of) => stepOf(of).measures.map(([measure, value]) => [measure, value.how])));
+    const facts = mine.map((text, i) => {
+      const [measure, baseline] = beside[i];
+      return [h("span", { title: hows.get(measure) }, measure), text ? `${text} (${baseline})` : "n/a"];
+    });
     const rows = methods.flatMap((of) =>
       stepOf(of).measures.map(([measure, value, kind, verdict, ...baselines]) => [
         of.name,
@@ -41,7 +45,6 @@ async function attentionMaps(view, now) {
       mine.some(Boolean) ? terms(facts) : "Not measured: this picture has no mask.",
       h("p.reading", `${method().how} Brightest patch: ${rounded(largest[now.picture])} of the map.`),
     );
-    const hows = new Map(methods.flatMap((of) => stepOf(of).measures.map(([measure, value]) => [measure, value.how])));
     const meanings = h("details", h("summary", "What each measure says"), terms([...hows]));
     fill(scores, table(`Means over all pictures, ${name}`, view.heads, rows), meanings);
     redraw();

@@ -1,5 +1,21 @@
-import { announce, arrows, button, choice, fill, gallery, h, hue, keyed, legendButton, mark, notes, place } from "./core.js";
-import { POINTED, STILL, bitmap, circle, drawn, rounded, slider, surface, table, terms, tile, toggle, unpack, unpacked, within } from "./core.js";
+import { announce, arrows, button, choice, fill, gallery, h, hue, keyed, legendButton, mark, mouseLeft, notes, place } from "./core.js";
+import {
+  POINTED,
+  STILL,
+  bitmap,
+  circle,
+  drawn,
+  rounded,
+  slider,
+  surface,
+  table,
+  terms,
+  tile,
+  toggle,
+  unpack,
+  unpacked,
+  within,
+} from "./core.js";
 
 const FEATURES_MOVE = 400; // milliseconds of the way from epoch to epoch
 const FEATURES_STAY = 900; // milliseconds at each epoch while playing
@@ -103,6 +119,7 @@ export async function mountFeatures(root, view, page, state) {
   let [width, height, k, left, top] = [1, 1, 1, 0, 0];
   const X = (i) => left + k * now[2 * i];
   const Y = (i) => top - k * now[2 * i + 1];
+  const undimmed = (i) => !seen.lit.length || seen.lit.includes(styles[i]);
   const inView = (i) => X(i) >= 0 && X(i) <= width && Y(i) >= 0 && Y(i) <= height;
 
   function fit() {
@@ -201,7 +218,7 @@ export async function mountFeatures(root, view, page, state) {
   }
   function inside([x, y, wide, high]) {
     const there = (i) => X(i) >= x && X(i) <= x + wide && Y(i) >= y && Y(i) <= y + high;
-    return [...styles.keys()].filter((i) => there(i) && (!seen.lit.length || seen.lit.includes(styles[i])));
+    return [...styles.keys()].filter((i) => there(i) && undimmed(i));
   }
   function choose(found, aloud = true) {
     const counts = classes.map((name, label) => [name, found.filter((i) => labels[i] === label).length]);
@@ -214,7 +231,10 @@ export async function mountFeatures(root, view, page, state) {
       h(
         "p.controls",
         h("strong", chosen),
-        button("Clear", () => choose([])),
+        button("Clear", () => {
+          choose([]);
+          canvas.focus(); // the button is gone
+        }),
       ),
       table(
         "The chosen pictures by class",
@@ -237,7 +257,7 @@ export async function mountFeatures(root, view, page, state) {
     let least = FEATURES_REACH ** 2;
     for (let i = 0; i < n; i++) {
       const far = (X(i) - x) ** 2 + (Y(i) - y) ** 2;
-      if (far < least) [best, least] = [i, far];
+      if (far < least && undimmed(i)) [best, least] = [i, far];
     }
     if (best !== under) point(best);
   }
@@ -274,7 +294,7 @@ export async function mountFeatures(root, view, page, state) {
       const ahead = (X(i) - x) * across + (Y(i) - y) * down;
       const aside = Math.abs((X(i) - x) * down + (Y(i) - y) * across);
       const far = Math.abs(ahead) + 2 * aside;
-      if (i !== under && far < least && (under < 0 || (ahead > 0 && aside <= ahead)) && inView(i)) [best, least] = [i, far];
+      if (i !== under && far < least && (under < 0 || (ahead > 0 && aside <= ahead)) && inView(i) && undimmed(i)) [best, least] = [i, far];
     }
     return best;
   }
@@ -290,7 +310,7 @@ export async function mountFeatures(root, view, page, state) {
     onpointerdown: down,
     onpointerup: up,
     onpointercancel: () => (drag = null),
-    onpointerleave: () => drag || point(-1),
+    onpointerleave: mouseLeft(() => drag || point(-1)),
     onwheel: wheel,
     onkeydown: keyed(keys),
   });

@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pellucid.findings import ProjectionFinding
 from pellucid.report.template import render_template
 from pellucid.run import Run
 from pellucid.views import Room, View, features, to_json
+from sent import unpacked
 
 CLASSES = ("cat", "<script>alert(1)</script>", "owl")
 COLOURS = ("#c03020", "#20c030", "#2030c0")
@@ -43,11 +43,6 @@ def of(count: int = 60, names: Sequence[str] = ("pca-last", "tsne"), room: Room 
     return features.of_arrays(
         [(finding(name), points) for name in names], labels, CLASSES, files=[f"val/{i:03d}.jpg" for i in range(count)], tiles=shown, room=room
     )
-
-
-def unpacked(array: dict[str, Any]) -> np.ndarray:
-    raw = base64.b64decode(array["base64"])
-    return np.frombuffer(zlib.decompress(raw, -15) if array.get("deflate") else raw, array["dtype"]).reshape(array["shape"])
 
 
 # ── the data ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from numpy.typing import NDArray
 
 from browser import FRAMES, Watched, chromium, needs_chromium
 from fabricate_segmentation import CLASSES, EPOCHS, keep_masks, make_segmentation, mask_format
@@ -23,6 +20,7 @@ from pellucid.palettes import IGNORED
 from pellucid.report import write_report
 from pellucid.run import Run, rounded
 from pellucid.views import EXPLORER, Room, View, bundle, masks, to_json
+from sent import unpacked
 
 ROOM = Room(bytes=800_000)
 
@@ -31,11 +29,6 @@ def made(folder: Path, room: Room = ROOM) -> View:
     view = masks.of_folder(folder, room)
     assert view is not None
     return view
-
-
-def unpacked(array: dict[str, Any]) -> NDArray[Any]:
-    raw = base64.b64decode(array["base64"])
-    return np.frombuffer(zlib.decompress(raw, -15) if array.get("deflate") else raw, array["dtype"]).reshape(array["shape"])
 
 
 # ── the data ─────────────────────────────────────────────────────────────────────────────────────────────────────

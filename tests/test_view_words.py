@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from pellucid.report import write_report
 from pellucid.run import Run, rounded
 from pellucid.views import EXPLORER, Room, View, to_json, words
 from pellucid.word_findings import NOUN, WORD_ARRAYS, load_words
+from sent import unpacked
 from test_report import HOSTILE
 
 ROOM = Room(bytes=800_000)
@@ -30,11 +29,6 @@ def made(folder: Path, room: Room = ROOM) -> View:
     view = words.of_folder(folder, room)
     assert view is not None
     return view
-
-
-def unpacked(array: dict[str, Any]) -> NDArray[Any]:
-    raw = base64.b64decode(array["base64"])
-    return np.frombuffer(zlib.decompress(raw, -15) if array.get("deflate") else raw, array["dtype"]).reshape(array["shape"])
 
 
 def keep_layers(folder: Path, scale: float = 0.5) -> list[NDArray[np.float32]]:

@@ -33,6 +33,12 @@ class Measurement:
     def key(self) -> str:
         return f"{self.split}/{self.name}"
 
+    @property
+    def title(self) -> str:
+        """What was measured, in a reader's words: `mIoU on val`."""
+        name = self.name.replace("_", " ").replace("miou", "mIoU").replace("knn", "k-NN").replace("cider", "CIDEr-D")
+        return f"{name} on {self.split}"
+
     def __str__(self) -> str:
         return rounded(self.value, self.unit)
 

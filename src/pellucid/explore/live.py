@@ -117,7 +117,8 @@ class Shelf:
             for name in LISTED:
                 plain(run.path / name, run.path)
             record = run.record
-            headline = encoding.number(next(iter(record.measurements), None))
+            first = next(iter(record.measurements), None)
+            headline = first and {**(encoding.number(first) or {}), "title": first.title}
             return entry | {"task": record.task, "status": record.status, "headline": headline, "epoch": record.epoch, "epochs": run.recipe.epochs}
         except PellucidError as error:
             return entry | {"error": str(error)}

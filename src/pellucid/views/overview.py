@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import RunError
 from pellucid.recipe import Recipe
-from pellucid.run import DONE, RUNNING, DataRecord, Measurement, Run, RunRecord, rounded
+from pellucid.run import DONE, RUNNING, DataRecord, Run, RunRecord, rounded
 from pellucid.views import Room, View, curves, encoding
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def build(run: Run, room: Room) -> View:
         "task": record.task,
         "status": record.status,
         "headline": numbers[0] if numbers else None,
-        "what": _words(record.measurements[0]) if numbers else "",
+        "what": record.measurements[0].title if numbers else "",
         "numbers": numbers,
         "promise": dataclasses.asdict(read_promise(run, record)),
         "facts": facts(recipe, record, data),
@@ -133,12 +133,6 @@ def _progress(record: RunRecord, recipe: Recipe) -> dict[str, Any] | None:
     share = record.step / record.total_steps if record.total_steps else record.epoch / max(recipe.epochs, 1)
     text = f"epoch {record.epoch} of {recipe.epochs}, step {record.step:,}" + (f" of {record.total_steps:,}" if record.total_steps else "")
     return {"text": text, "share": share}
-
-
-def _words(m: Measurement) -> str:
-    """What a headline measures, as the report has it."""
-    name = m.name.replace("_", " ").replace("miou", "mIoU").replace("knn", "k-NN").replace("cider", "CIDEr-D")
-    return f"{name} on {m.split}"
 
 
 def _group(group: Group) -> dict[str, Any]:

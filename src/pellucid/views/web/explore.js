@@ -16,8 +16,6 @@ async function ask(path, options) {
 }
 
 const named = (name) => (name === "picture" ? "Your picture" : name[0].toUpperCase() + name.slice(1));
-// The name of a number as the overview writes it (views/overview.py).
-const measureNamed = (name) => name.replaceAll("_", " ").replace("miou", "mIoU").replace("knn", "k-NN").replace("cider", "CIDEr-D");
 
 const main = document.getElementById("content");
 const title = h("h1");
@@ -47,7 +45,7 @@ function route() {
 
 function status({ task, status: at, epoch, epochs, headline: number, error }) {
   if (error) return at;
-  const measured = number ? [`${measureNamed(number.name)} ${number.text} on ${number.split}`] : [];
+  const measured = number ? [`${number.title}: ${number.text}`] : [];
   return [task, `${at}, epoch ${epoch} of ${epochs}`, ...measured].join(" · ");
 }
 

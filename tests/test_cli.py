@@ -399,6 +399,18 @@ def test_report_and_compare_need_no_torch(copied_run: Path, tmp_path: Path) -> N
     assert (tmp_path / "c.html").stat().st_size > 1000
 
 
+def test_bad_input_is_told_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("task: classification\nmodle: 3\n")
+    recipes = [[command, recipe] for command in ("train", "plan", "validate") for recipe in ("bad.yaml", "none.yaml")]
+    commands = [*recipes, ["study", "none.yaml"], *([command, "none"] for command in ("resume", "verify", "evaluate", "export", "report", "figure", "explore"))]
+    commands += [["predict", "none", "x.png"], ["inside", "none", "x.png"], ["export", "none", "--format", "pt"]]
+    script = f"{WITHOUT_TORCH}\nimport json\nprint(json.dumps([main(command) for command in json.loads(sys.argv[1])]))"
+    done = subprocess.run([sys.executable, "-c", script, json.dumps(commands)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert "internal error" not in done.stderr, done.stderr
+    codes = {" ".join(command): code for command, code in zip(commands, json.loads(done.stdout), strict=True)}
+    assert codes == {name: 4 if "none.yaml" in name else 2 for name in codes}, done.stderr
+
+
 def test_the_block_on_torch_in_these_tests_works(copied_run: Path) -> None:
     script = f"{WITHOUT_TORCH}\nsys.exit(main(['verify', sys.argv[1]]))"
     done = subprocess.run([sys.executable, "-c", script, str(copied_run)], capture_output=True, text=True, check=False)

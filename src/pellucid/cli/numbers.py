@@ -22,11 +22,12 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Recompute every reported number twice: from the predictions, and from checkpoint and data. Exit 3 on a mismatch."""
-    from pellucid.progress import Progress
     from pellucid.run import Run
+
+    opened = Run(run)  # where there is none, that is told before torch is imported
+    from pellucid.progress import Progress
     from pellucid.verify import verify as verify_
 
-    opened = Run(run)
     if retrain:
         verification = _retrained(opened, tolerance, quiet)
     else:
@@ -240,14 +241,16 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the model as ONNX or safetensors after checking that it gives the same logits, or its backbone for other recipes."""
-    from pellucid.evaluate import export_run, export_run_backbone
     from pellucid.run import Run
 
+    opened = Run(run)  # where there is none, that is told before torch is imported
     if format_ not in (None, "onnx", "safetensors"):
         raise UsageError(f"--format: expected onnx or safetensors, got {format_!r}")
     if backbone and format_ == "onnx":
         raise UsageError("--backbone writes safetensors, which other recipes start from; leave --format out")
-    result = export_run_backbone(Run(run), out) if backbone else export_run(Run(run), out, format_ or "onnx")
+    from pellucid.evaluate import export_run, export_run_backbone
+
+    result = export_run_backbone(opened, out) if backbone else export_run(opened, out, format_ or "onnx")
     if as_json:
         print_json(asdict(result))
     else:

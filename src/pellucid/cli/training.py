@@ -43,6 +43,9 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a recipe; prints the numbers and, as last line, the run folder."""
+    from pellucid import recipe as recipes
+
+    recipes.load(recipe, set_ or [])  # its faults are told before the seconds that torch takes to be imported
     from pellucid.train import train as train_
     from pellucid.train import train_seeds
 
@@ -75,10 +78,15 @@ def _print_seeds(runs: Any, as_json: bool) -> None:
 
 def resume(run: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Continue an interrupted run, or a set of seeds, at the last checkpoint."""
+    from pellucid.run import Run
+
+    of_seeds = (run / "seeds.json").exists()
+    if not of_seeds:
+        Run(run)  # where there is none, that is told before torch is imported
     from pellucid.train import resume as resume_
     from pellucid.train import resume_seeds
 
-    if (run / "seeds.json").exists():
+    if of_seeds:
         _print_seeds(resume_seeds(run, quiet=quiet), as_json)
         return
     finished = resume_(run, quiet=quiet)
@@ -125,10 +133,11 @@ def plan(
 ) -> None:
     """Steps, parameters, sizes, memory, time and every resolved value, without training."""
     from pellucid import recipe as recipes
+
+    checked = recipes.load(recipe, set_ or [])
     from pellucid.plan import plan as plan_
     from pellucid.progress import Progress
 
-    checked = recipes.load(recipe, set_ or [])
     with Progress(quiet=quiet) as progress:
         found = plan_(checked, timing=timing, formats=formats, progress=progress)
     if as_json:
@@ -140,10 +149,11 @@ def plan(
 def validate(recipe: RecipeFile, set_: Set = None, as_json: AsJson = False) -> None:
     """Check a recipe: every fault with file:line:column. Model names are checked too; data is what `plan` reads."""
     from pellucid import recipe as recipes
+
+    checked = recipes.load(recipe, set_ or [])
     from pellucid.models import normalization
     from pellucid.models.segmenters import check_segmenter
 
-    checked = recipes.load(recipe, set_ or [])
     if checked.masked:
         check_segmenter(checked.model.name, checked.model.encoder)
     else:

@@ -198,6 +198,8 @@ def test_a_cell_shows_its_pictures_and_a_picture_its_neighbours(run: Run, browse
     assert opened.get_attribute("aria-label") == found["items"][0]["heading"], "a hostile class is text"
     assert opened.locator("img").count() == 1 + 6
     watched.keep("mistakes-classification")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Close", "keys of the browser go on working"
     page.keyboard.press("Escape")
     assert opened.is_hidden()
     assert page.evaluate("document.activeElement.className") == "tile", "focus goes back to where it was"

@@ -1,4 +1,4 @@
-import { button, choice, fill, gallery, h, notes, pressed, ringed, rounded, steered, surface, table, terms } from "./core.js";
+import { button, choice, fill, gallery, h, keyed, notes, pressed, ringed, rounded, steered, surface, table, terms } from "./core.js";
 
 const MISTAKES_TABLE = 20; // classes of a confusion that is a table; with more it is a canvas
 const MISTAKES_PAIRS = 15; // of the most frequent confusions, beside the canvas
@@ -137,7 +137,7 @@ export async function mountMistakes(root, view, page, state) {
       from?.focus();
     });
     opened.setAttribute("aria-label", item.heading);
-    opened.onkeydown = (event) => event.key === "Escape" && close.click();
+    opened.onkeydown = keyed({ Escape: () => close.click() });
     fill(opened, h("h3", { dir: "auto" }, item.heading), close, details(item));
     if (from) opened.focus();
   }

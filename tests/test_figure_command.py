@@ -101,7 +101,7 @@ def test_unknown_names_and_choices_are_said_with_what_there_is(pellucid: Any, ru
         (["curves", "--format", "pgn"], "--format: expected png, svg, pdf, got 'pgn'. Did you mean 'png'?"),
         (["curves", "--width", "9cm"], "--width: expected column (89 mm), page (183 mm) or 80mm to 420mm, got '9cm'"),
         (["curves", "--picture", "1"], "--picture: the figure curves has no picture to choose; these have: attention, heads, epochs"),
-        (["attention", "--picture", "7"], "--picture: the run looked at 3 pictures, counted from 0 to 2; got 7"),
+        (["attention", "--picture", "7"], "--picture: the run looked at 3 pictures, counted from 1; got 7"),
         (["tsne", "--epoch", "999"], f"--epoch: the run kept it after {', '.join(map(str, EPOCHS))} (inside.epochs of the recipe), got 999"),
         (["confusion", "--split", "vall"], "--split: the run has predictions of val, got 'vall'. Did you mean 'val'?"),
         (["curves", "--out", "x.jpg"], "--out: expected a folder, or a file that ends in .png, .svg, .pdf; got x.jpg"),
@@ -120,7 +120,7 @@ def test_what_a_run_did_not_keep_is_said_with_the_line_that_keeps_it(tmp_path: P
 
 def test_picture_and_epoch_choose_what_is_drawn(runs: dict[str, Run]) -> None:
     run = runs["classification"]
-    first, second = (FIGURES["classification"]["attention"].draw(run, Asked(picture=i)) for i in (0, 1))
+    first, second = (FIGURES["classification"]["attention"].draw(run, Asked(picture=i)) for i in (1, 2))
     assert first.get_suptitle() != second.get_suptitle()
     alone = FIGURES["classification"]["tsne"].draw(run, Asked(epoch=EPOCHS[0]))
     assert [axes.get_title(loc="left") for axes in alone.axes] == [f"epoch {EPOCHS[0]}"]
@@ -234,6 +234,19 @@ def test_hardest_images_and_best_and_worst_captions_say_their_numbers(runs: dict
     assert min(best) >= max(worst)
 
 
+def test_a_report_says_what_it_leaves_out_and_what_would_show_it(pellucid: Any, runs: dict[str, Run], tmp_path: Path) -> None:
+    folder = runs["classification"].path
+    code, _, error = pellucid("report", folder, "--max-points", "5", "--out", tmp_path / "page.html")
+    assert code == 0
+    assert "5 of " in error
+    assert error.splitlines()[-1] == f"note: a report stays small: `pellucid explore {folder}` shows what it leaves out."
+
+
+def test_epochs_on_paper_are_whole(runs: dict[str, Run]) -> None:
+    for axes in FIGURES["classification"]["curves"].draw(runs["classification"], Asked()).axes:
+        assert [tick for tick in axes.get_xticks() if tick % 1] == []
+
+
 def test_layer_chooses_among_the_layers_whose_attention_was_kept(pellucid: Any, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     make_findings(run.path / "inside", changed={"heads/blocks.11.attn": np.full((3, 2, 6, 6), 1 / 36)})
@@ -244,11 +257,11 @@ def test_layer_chooses_among_the_layers_whose_attention_was_kept(pellucid: Any, 
         arrays |= {f"rows/1/{at}": np.full((2, 4, 4), 255, np.uint8), f"scale/1/{at}": np.full((2, 4), 0.25, np.float32)}
         arrays |= {f"rest/1/{at}": np.zeros((2, 4), np.float32), f"class/1/{at}": weights * (1 + at)}
     AttentionFindings("0.1.0", "kept", [KeptLayer(f"blocks.{at}", 2, False, (2, 2)) for at in (0, 1)], [1], True).save(run.inside, arrays)
-    figure = FIGURES["classification"]["heads"].draw(run, Asked(picture=1, layer=2))
+    figure = FIGURES["classification"]["heads"].draw(run, Asked(picture=2, layer=2))
     assert figure.get_suptitle().replace("\n", " ") == "Heads of layer 2 of 2, blocks.1, class token"
     for arguments, said in (
         (["--layer", "3"], "--layer: the run kept 2 layers, counted from 1; got 3"),
-        (["--layer", "1"], "--picture: the layers were kept of 1, got 0"),
+        (["--layer", "1"], "--picture: the layers were kept of 2, got 1"),
     ):
         code, _, error = pellucid("figure", run.path, "heads", *arguments)
         assert (code, said in error) == (2, True), error
@@ -268,4 +281,4 @@ def test_what_the_views_leave_out_is_said_on_stderr(pellucid: Any, tmp_path: Pat
     code, _, error = pellucid("report", run.path)
     assert code == 0
     assert FULLER in error
-    assert error.endswith(f"and `pellucid explore {run.path}` shows all.\n")
+    assert error.endswith(f"a report stays small: `pellucid explore {run.path}` shows what it leaves out.\n")

@@ -191,7 +191,7 @@ def test_every_head_and_layer_has_its_place() -> None:
             y, x = np.unravel_index(np.argmax(tile[..., 0] - tile[..., 2]), tile.shape[:2])
             assert (int(y) // 20, int(x) // 30) == (i, j)
     single = figures.heads_sheet(photo(60, 90), maps[0], ["blocks.3.attn"])
-    assert [axes.get_title(loc="left") for axes in single.axes] == ["head 0", "head 1", "head 2"]
+    assert [axes.get_title(loc="left") for axes in single.axes] == ["head 1", "head 2", "head 3"]
     with pytest.raises(UsageError, match="a name for each layer"):
         figures.heads_sheet(photo(60, 90), maps, ["one"])
 
@@ -229,7 +229,7 @@ def test_positions_are_one_image_with_a_scale_and_named_axes() -> None:
 def test_biases_share_one_scale_and_know_their_offsets() -> None:
     bias = np.random.default_rng(3).normal(size=(3, 5, 7))
     heads = [axes for axes in figures.bias_figure(bias).axes if axes.images]
-    assert [axes.get_title(loc="left") for axes in heads] == ["head 0", "head 1", "head 2"]
+    assert [axes.get_title(loc="left") for axes in heads] == ["head 1", "head 2", "head 3"]
     for i, axes in enumerate(heads):
         assert np.array_equal(axes.images[0].get_array(), bias[i])
         assert axes.images[0].get_clim() == (bias.min(), bias.max())

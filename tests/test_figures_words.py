@@ -191,7 +191,7 @@ def test_scores_are_drawn_for_each_kind_and_layer_beside_baselines(tmp_path: Pat
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["pointing", "mass", "rank"]
     rows = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     drawn = "drawn maps (mean of all 2 layers)"
-    assert rows == [f"{kind}, {of}" for kind in ("nouns", "colour words") for of in (drawn, "layer 0", "layer 1")]
+    assert rows == [f"{kind}, {of}" for kind in ("nouns", "colour words") for of in (drawn, "layer 1 of 2", "layer 2 of 2")]
     (legend,) = figure.legends
     assert {"uniform", "centre", "shuffled", "random model"} <= {text.get_text() for text in legend.get_texts()}
     with pytest.raises(UsageError, match="at least one score"):

@@ -194,16 +194,17 @@ def test_names_in_charts_are_escaped() -> None:
 # ── settings, pictures, templates ────────────────────────────────────────────────────────────────────────────────
 
 
-def test_settings_show_every_leaf_and_mark_the_chosen_ones(tmp_path: Path) -> None:
+def test_settings_show_every_leaf_and_mark_those_that_differ_from_their_default(tmp_path: Path) -> None:
     groups = {group.name: {s.key: s for s in group.settings} for group in settings.groups(make_run(tmp_path / "r").recipe)}
-    assert groups["augment"]["horizontal_flip"].chosen
+    assert groups["augment"]["horizontal_flip"].changed
     assert groups["augment"]["horizontal_flip"].default == "0.0"
-    assert not groups["augment"]["vertical_flip"].chosen
-    assert groups["model"]["name"].chosen
+    assert not groups["augment"]["vertical_flip"].changed
+    assert groups["model"]["name"].changed
     assert groups["model"]["name"].default is None
-    assert not groups["train.phases.0.optimizer"]["eps"].chosen
+    assert not groups["train.phases.0.optimizer"]["eps"].changed
     assert groups["train.phases.0.optimizer.sam"]["rho"].value == "0.1"
-    assert groups["train.phases.0.optimizer.sam"]["adaptive"].chosen
+    assert groups["train.phases.0.optimizer.sam"]["rho"].changed
+    assert not groups["train.phases.0.optimizer.sam"]["adaptive"].changed, "the section is off by default, its values have defaults of their own"
     assert groups["recipe"]["seed"].value == "1"
     assert all(s.meaning for name, group in groups.items() for s in group.values() if name != "model.options")
 

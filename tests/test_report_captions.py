@@ -280,10 +280,12 @@ def test_scores_of_words_stand_beside_baselines_with_verdicts_and_layers(page: s
             assert verdict(score)[0] in text
             assert all(str(m) in text for m in score.baselines.values())
     assert "Nouns (300 of val): mass 0.4000 (centre prior 0.2600), pointing 0.6000 (centre prior 0.2600)." in text
-    assert "Their maps lie on the thing that the word names more than every baseline does. Of the layers, layer 0 has the most mass on it (0.5000)." in text
+    assert (
+        "Their maps lie on the thing that the word names more than every baseline does. Of the layers, layer 1 of 2 has the most mass on it (0.5000)." in text
+    )
     assert "Colour words (300 of val): mass 0.0500" in text
     assert "are not shown to lie on the thing more than the baselines do: they do not say where the thing is." in text
-    assert "layer 0 layer 1 centre" in text
+    assert "layer 1 of 2 layer 2 of 2 centre" in text
     assert "12 nouns that are not in the picture have no target." in text
     assert "neither why the model chose the word nor where the thing is" in text
 

@@ -77,8 +77,8 @@ def test_overview_has_every_number_and_never_verifies(run: Run) -> None:
     assert view["promise"]["text"] == f"Not verified yet: pellucid verify {run.path}"
     assert not run.verify_file.exists()
     assert json.loads(to_json(view))["curves"]["charts"]
-    chosen = {one["key"] for group in view["settings"] for one in group["settings"] if one["chosen"]}
-    assert "task" in chosen
+    changed = {one["key"] for group in view["settings"] for one in group["settings"] if one["changed"]}
+    assert "task" in changed
 
 
 # ── in a browser ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -138,6 +138,19 @@ def test_legend_hides_a_line_from_picture_and_words(browser: Any, tmp_path: Path
     assert "train" not in page.locator("[data-at]").first.inner_text()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     watched.keep(f"curves-{'-'.join(options) or 'light'}")
+    assert not watched.errors
+
+
+@needs_chromium
+def test_what_is_folded_on_the_screen_is_open_on_paper(browser: Any, tmp_path: Path, run: Run) -> None:
+    watched, page = opened(browser, tmp_path, "overview", overview.build(run, Room()))
+    folded = "[...document.querySelectorAll('details:not([open]) table')].map((table) => table.checkVisibility())"
+    assert not any(page.evaluate(folded))
+    page.evaluate("document.querySelectorAll('[data-view] .moving').forEach((part) => (part.className = 'still'))")  # as a saved view has it
+    page.emulate_media(media="print")
+    found = page.evaluate(folded)
+    assert found
+    assert all(found)
     assert not watched.errors
 
 

@@ -47,7 +47,7 @@ def test_weights_of_the_view_are_those_of_the_folder(tmp_path: Path) -> None:
     findings = make_words(tmp_path)
     layers = keep_layers(tmp_path)
     view = made(tmp_path)
-    assert view["sets"] == ["drawn maps (mean of all 2 layers)", "layer 0", "layer 1"]
+    assert view["sets"] == ["drawn maps (mean of all 2 layers)", "layer 1 of 2", "layer 2 of 2"]
     for i, (picture, finding) in enumerate(zip(view["pictures"], findings.images, strict=True)):
         expected = np.concatenate([maps_of(finding)[None], layers[i]]).astype(np.float64)
         found = unpacked(picture["maps"]) / 65535 * np.array(picture["most"])[:, None, None, None]

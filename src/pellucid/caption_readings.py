@@ -150,11 +150,11 @@ def patches_note(finding: CaptionFinding) -> str:
 
 
 def layer_name(findings: WordsFindings, layer: str) -> str:
-    """A key of the scores in words: a recorded layer, counted from 0, or which layers the drawn maps are the mean of."""
+    """A key of the scores in words: a recorded layer, counted from 1, or which layers the drawn maps are the mean of."""
     if layer == CHOSEN:
         count, of = len(findings.chosen), len(findings.layers)
         return "drawn maps" if count == of == 1 else f"drawn maps ({'mean of all' if count == of else f'{count} of'} {of} layers)"
-    return f"layer {layer}"
+    return f"layer {int(layer) + 1} of {len(findings.layers)}"
 
 
 def _keys(findings: WordsFindings) -> list[str]:

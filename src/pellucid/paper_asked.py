@@ -16,7 +16,7 @@ INCH = 25.4
 
 @dataclass(frozen=True)
 class Asked:
-    """width: millimetres. picture: of those that were looked at, from 0. epoch: that alone. split: of predictions. layer: of attention, from 1.
+    """width: millimetres. picture: of those that were looked at, from 1. epoch: that alone. split: of predictions. layer: of attention, from 1.
 
     None: what is usual for the figure.
     """

@@ -268,7 +268,7 @@ def _heads_of_layer(run: Run, finding: findings.ImageFinding, i: int, asked: Ask
     if at >= len(layers):
         raise UsageError(f"--layer: the run kept {len(layers):,} layers, counted from 1; got {asked.layer:,}")
     if i not in attention.findings.pictures:
-        raise UsageError(f"--picture: the layers were kept of {', '.join(map(str, attention.findings.pictures))}, got {i}")
+        raise UsageError(f"--picture: the layers were kept of {', '.join(str(kept + 1) for kept in attention.findings.pictures)}, got {i + 1}")
     rows, layer = attention.arrays.get(f"class/{i}/{at}"), layers[at]
     values = attention.weights(i, at).mean(axis=1) if rows is None else rows.astype(np.float64)
     maps, photo = values.reshape(-1, *layer.grid), _photo(run, i)
@@ -402,9 +402,17 @@ _SEEN: dict[str, Plate] = {
         "how far the maps can be believed, beside the baselines", kept.scores, _scores, "masks of the targets (inside.masks of the recipe) allow it"
     ),
     "positions": Plate(
-        "the similarity of position embeddings, a grid of grids", kept.arrays("positions"), _positions, "an inside section of a model that has them"
+        "the similarity of position embeddings, a grid of grids",
+        kept.arrays("positions"),
+        _positions,
+        "an inside section in the recipe, of a model with position embeddings, keeps them",
     ),
-    "bias": Plate("the relative-position bias of each head", kept.arrays("bias/"), _bias, "an inside section of a model that has one"),
+    "bias": Plate(
+        "the relative-position bias of each head",
+        kept.arrays("bias/"),
+        _bias,
+        "an inside section in the recipe, of a model with a relative-position bias such as Swin or MaxViT, keeps it",
+    ),
 }
 _PLANES: dict[str, Plate] = {
     "pca-last": Plate("features over epochs on the plane of the last one", *_projection("pca-last"), _FEATURES, ("epoch",)),
@@ -509,10 +517,11 @@ def _target(folder: Path, name: str, formats: Sequence[str] | None, out: Path | 
 
 
 def _which(asked: Asked, count: int) -> int:
-    i = 0 if asked.picture is None else asked.picture
-    if i >= count:
-        raise UsageError(f"--picture: the run looked at {count:,} pictures, counted from 0 to {count - 1:,}; got {i:,}")
-    return i
+    """The chosen picture, counted from 0 as the arrays are; the first where none is named."""
+    chosen = 1 if asked.picture is None else asked.picture
+    if chosen > count:
+        raise UsageError(f"--picture: the run looked at {count:,} pictures, counted from 1; got {chosen:,}")
+    return chosen - 1
 
 
 def _one_of(epoch: int, epochs: Sequence[int]) -> int:

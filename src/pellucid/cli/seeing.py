@@ -43,7 +43,8 @@ def report(
         print_note(line)
     if lines:
         explore = shlex.join(["pellucid", "explore", str(run)])
-        print_note(f"the page leaves this out to stay small: --max-points N says how many points it takes, and `{explore}` shows all.")
+        more = " --max-points N takes more points." if max_points is None and any(" points are here" in line for line in lines) else ""
+        print_note(f"a report stays small: `{explore}` shows what it leaves out.{more}")
     if as_json:
         found = {"report": str(page), "bytes": page.stat().st_size}
         print_json(found if printed is None else found | {"pdf": str(printed.path), "pages": printed.pages})
@@ -59,7 +60,7 @@ def figure(
     formats: Annotated[list[str] | None, typer.Option("--format", "-f", metavar="png|svg|pdf", help="Repeatable; default: all three.")] = None,
     width: Annotated[str, typer.Option("--width", metavar="column|page|<N>mm", help="column is 89 mm, page 183 mm.")] = "column",
     dpi: Annotated[int, typer.Option("--dpi", min=50, max=2400, help="Pixels an inch of a PNG, and of the photographs in a PDF or an SVG.")] = 300,
-    picture: Annotated[int | None, typer.Option("--picture", metavar="I", min=0, help="Which picture of those that were looked at, from 0.")] = None,
+    picture: Annotated[int | None, typer.Option("--picture", metavar="I", min=1, help="Which picture of those that were looked at, from 1.")] = None,
     epoch: Annotated[int | None, typer.Option("--epoch", metavar="E", min=0, help="Only what was kept after this epoch; default: early, middle, last.")] = None,
     layer: Annotated[int | None, typer.Option("--layer", metavar="N", min=1, help="Whose heads, from 1; default: the last that was recorded.")] = None,
     split: Annotated[str | None, typer.Option("--split", help="Whose predictions; default: the first of val and test.")] = None,

@@ -76,7 +76,7 @@ def heads_sheet(
 ) -> Figure:
     """The map of every head over the photo: maps (h, gh, gw), or (L, h, gh, gw) as a table of layers by heads.
 
-    names: of the layers, L of them (one or none for a single layer). Heads are counted from 0, as in the arrays. measured: a line for each head of a single
+    names: of the layers, L of them (one or none for a single layer). Heads, layers and positions are counted from 1. measured: a line for each head of a single
     layer, that says how far its map can be believed.
     """
     values = np.asarray(maps, dtype=np.float64)
@@ -88,7 +88,7 @@ def heads_sheet(
     if single:
         picture, seen = reduced(photo, view, SHEET_SIDE)
         tiles = [overlay(picture, values[0, i], seen) for i in range(heads)]
-        return _sheet(tiles, _under([f"head {i}" for i in range(heads)], measured), f"Heads of {names[0]}" if names else "Heads", width)
+        return _sheet(tiles, _under([f"head {i + 1}" for i in range(heads)], measured), f"Heads of {names[0]}" if names else "Heads", width)
     picture, seen = reduced(photo, view, TILE_SIDE)
     height, across, gap = *picture.shape[:2], 4
     table = np.full((layers, height + gap, heads, across + gap, 3), 255, dtype=np.uint8)
@@ -101,8 +101,9 @@ def heads_sheet(
         figure = Figure(figsize=(inches * heads + 1.6 if width is None else width, inches * layers * height / across + 0.9), layout="constrained")
         axes = figure.add_subplot()
         _picture(axes, image)
-        axes.set_xticks(np.arange(heads) * (across + gap) + across / 2, [str(i) for i in range(heads)])
-        axes.set_yticks(np.arange(layers) * (height + gap) + height / 2, [plain_text(name) for name in names] or [str(i) for i in range(layers)], fontsize=7)
+        axes.set_xticks(np.arange(heads) * (across + gap) + across / 2, [str(i + 1) for i in range(heads)])
+        rows = [plain_text(name) for name in names] or [str(i + 1) for i in range(layers)]
+        axes.set_yticks(np.arange(layers) * (height + gap) + height / 2, rows, fontsize=7)
         axes.set(xlabel=f"head. {OWN_SCALE}" if width is None else textwrap.fill(f"head. {OWN_SCALE}", int(BOLD_LETTERS * (width - 1.2))), ylabel="layer")
     return fitted(figure, width)
 
@@ -145,7 +146,7 @@ def positions_figure(similarity: ArrayLike, *, how: str = "", limits: tuple[floa
         _bare(axes)
         for ticks, count in ((axes.set_xticks, gw), (axes.set_yticks, gh)):
             shown = np.arange(0, count, -(-count // 12))
-            ticks(shown * (count + 1) + (count - 1) / 2, [str(i) for i in shown])
+            ticks(shown * (count + 1) + (count - 1) / 2, [str(i + 1) for i in shown])
         axes.set(xlabel="column of the position", ylabel="row of the position", title=title)
         figure.colorbar(drawn, ax=axes, label="cosine similarity", shrink=0.8)
         if how:
@@ -176,7 +177,7 @@ def bias_figure(bias: ArrayLike, *, name: str = "", width: float | None = None) 
             drawn = axes.imshow(values[i], cmap=SIMILARITY_COLOURS, vmin=values.min(), vmax=values.max(), extent=extent, interpolation="nearest")
             axes.grid(False)
             axes.spines[:].set_visible(False)
-            axes.set_title(f"head {i}", fontsize=8, fontweight="normal")
+            axes.set_title(f"head {i + 1}", fontsize=8, fontweight="normal")
         figure.colorbar(drawn, ax=cells, label="added to the logit", shrink=0.8)
         figure.supxlabel("offset in columns (query - key)", fontsize=8)
         figure.supylabel("offset in rows", fontsize=8)

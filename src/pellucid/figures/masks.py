@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from pellucid import palettes
 from pellucid.errors import RunError, UsageError
 from pellucid.figures.overlays import SIMILARITY_COLOURS, coloured
-from pellucid.figures.runs import confusion_matrix, reliability_diagram
+from pellucid.figures.runs import confusion_matrix, draw_lines, reliability_diagram
 from pellucid.figures.style import BOLD_LETTERS, COLOURS, DASHES, STYLE, fitted, in_line, panel_layout, plain_text, save, shortened
 from pellucid.mask_findings import FINDINGS, PICTURES, EpochNumbers, MaskFindings, kept_size, load_kept_masks, load_mask_findings, pixel_calibration
 from pellucid.palettes import IGNORED
@@ -174,14 +174,7 @@ def mask_curves(loss: Sequence[Curve], accuracy: Sequence[Curve], miou: Sequence
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         for i, (curves, name) in enumerate(sides):
-            axes = figure.add_subplot(lines, columns, i + 1)
-            for one in curves:
-                y = np.array([np.nan if value is None else value for value in one.y], np.float64)  # NaN draws a gap
-                marker, dash = "o" if len(one.x) <= 12 else None, DASHES[one.style % len(DASHES)]
-                axes.plot(one.x, y, color=COLOURS[one.style % len(COLOURS)], linestyle=dash, marker=marker, markersize=3, label=plain_text(one.name))
-            axes.set(xlabel="epoch", ylabel=name)
-            if len(curves) > 1:
-                axes.legend(fontsize=8)
+            draw_lines(figure.add_subplot(lines, columns, i + 1), curves, x_label="epoch", y_label=name)
     return fitted(figure, width)
 
 

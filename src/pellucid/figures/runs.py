@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from PIL.Image import Image
 
@@ -185,6 +186,7 @@ def draw_lines(axes: Axes, curves: Sequence[Curve], *, x_label: str, y_label: st
         axes.plot(x, y, color=COLOURS[curve.style % len(COLOURS)], linestyle=dash, marker="o" if len(x) <= 12 else None, markersize=3, label=label)
         named.add((curve.name, curve.style))
     axes.set(xlabel=x_label, ylabel=y_label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half epoch, and no half step
     if len(named) > 1:
         axes.legend(fontsize=8)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pellucid.figures.style import COLOURS, DASHES, STYLE, fitted, panel_layout, plain_text
 from pellucid.study_readings import Band, Dots
@@ -33,6 +34,7 @@ def study_curves(bands: Sequence[Band], *, y_label: str, x_label: str = "epoch",
                 x, np.asarray(band.mean.y, dtype=np.float64), color=colour, linestyle=dash, marker="o" if len(x) <= 12 else None, markersize=3, label=label
             )
         axes.set(xlabel=x_label, ylabel=y_label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(fontsize=8)
     return fitted(figure, width)
 

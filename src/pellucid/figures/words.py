@@ -24,6 +24,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from pellucid.caption_readings import (
@@ -137,7 +138,8 @@ def words_strip(
             scale = ScalarMappable(PowerNorm(0.5, 0.0, float(values.max()) or 1.0), MAP_COLOURS)
             place: Any = {"aspect": 14 * min(rows, 2), "shrink": min(1.0, 2 / rows), "anchor": (0.0, 1.0), "pad": 0.01}
             place = place if width is None else {"location": "bottom", "aspect": 30, "shrink": 0.6, "pad": 0.01}
-            bar = figure.colorbar(scale, ax=cells, label="attention on one patch", **place)
+            ticks = MaxNLocator(3 if width is not None else 6)  # the root of the scale crowds its upper ones
+            bar = figure.colorbar(scale, ax=cells, label="attention on one patch", ticks=ticks, **place)
             bar.ax.tick_params(labelsize=7)
     return fitted(figure, width)
 

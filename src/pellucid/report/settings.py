@@ -1,4 +1,4 @@
-"""A resolved recipe as a reader sees it: settings in groups, and which of them somebody chose."""
+"""A resolved recipe as a reader sees it: settings in groups, and which of them are not at their default."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Setting:
     meaning: str
 
     @property
-    def chosen(self) -> bool:
-        """Whether the value is not the schema's default."""
+    def changed(self) -> bool:
+        """Whether the value is not the schema's default; a recipe that names the default changes nothing."""
         return self.value != self.default
 
 
@@ -38,7 +38,7 @@ class Group:
 def groups(recipe: Recipe) -> list[Group]:
     """Every setting of a resolved recipe, in the order of the schema."""
     found: dict[str, list[Setting]] = {}
-    for path, setting in _leaves(recipe, "", optional=False):
+    for path, setting in _leaves(recipe, ""):
         found.setdefault(path or "recipe", []).append(setting)
     return [Group(name, settings) for name, settings in found.items()]
 
@@ -56,17 +56,17 @@ def shown(value: Any) -> str:
             return json.dumps(value, ensure_ascii=False)
 
 
-def _leaves(section: Section, path: str, *, optional: bool) -> Iterator[tuple[str, Setting]]:
-    """(path of the section, setting). Below a section that is off by default every value was chosen."""
+def _leaves(section: Section, path: str) -> Iterator[tuple[str, Setting]]:
+    """(path of the section, setting); the default of a value in a section that is off by default is the one that it has once the section is there."""
     for name, info in type(section).model_fields.items():
         value, below = getattr(section, name), f"{path}.{name}" if path else name
         if isinstance(value, Section):
-            yield from _leaves(value, below, optional=optional or (not info.is_required() and _default(info) is None))
+            yield from _leaves(value, below)
         elif isinstance(value, list) and any(isinstance(item, Section) for item in value):
             for i, item in enumerate(value):
-                yield from _leaves(item, f"{below}.{i}", optional=optional)
+                yield from _leaves(item, f"{below}.{i}")
         else:
-            default = None if info.is_required() or optional else shown(_default(info))
+            default = None if info.is_required() else shown(_default(info))
             yield path, Setting(name, shown(value), default, info.description or "")
 
 

@@ -2,7 +2,7 @@
 
 The view holds the run's name, task and status; headline (a number, or null), in words `what`, and numbers; promise {kind, text, failed, lines}; facts and
 environment [[name, text]]; alarms [{title, text}] and alerts [text]; progress {text, share} of a run that is training, or null; decided, what the run settled
-by itself; settings [{name, settings: [{key, value, default, chosen, meaning}]}]; curves, that view, or null; made and verify, commands.
+by itself; settings [{name, settings: [{key, value, default, changed, meaning}]}]; curves, that view, or null; made and verify, commands.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _progress(record: RunRecord, recipe: Recipe) -> dict[str, Any] | None:
 
 
 def _group(group: Group) -> dict[str, Any]:
-    return {"name": group.name, "settings": [{**dataclasses.asdict(setting), "chosen": setting.chosen} for setting in group.settings]}
+    return {"name": group.name, "settings": [{**dataclasses.asdict(setting), "changed": setting.changed} for setting in group.settings]}
 
 
 def _flat(values: dict[str, Any]) -> list[tuple[str, str]]:

@@ -51,9 +51,9 @@ function overviewNumbers({ numbers, decided }) {
   ];
 }
 
-function overviewSetting({ chosen, key, value, meaning, default: usual }) {
-  const instead = chosen && usual != null && h("span.muted", ` default ${usual}`);
-  return h("tr", { class: chosen && "set" }, h("th", { scope: "row", title: meaning }, key), h("td", value, instead));
+function overviewSetting({ changed, key, value, meaning, default: usual }) {
+  const instead = changed && usual != null && h("span.muted", ` default ${usual}`);
+  return h("tr", { class: changed && "set" }, h("th", { scope: "row", title: meaning }, key), h("td", value, instead));
 }
 
 function overviewSettings({ settings, environment, made, verify }) {
@@ -61,7 +61,7 @@ function overviewSettings({ settings, environment, made, verify }) {
   const command = (text, line) => [h("p", text), h("pre", { tabindex: 0 }, line)];
   return [
     overviewFolded(
-      "Settings: marked ones were chosen in the recipe, the others are at their default",
+      "Settings: marked ones differ from their default",
       h("div.columns", settings.map(group)),
     ),
     overviewFolded("Environment", terms(environment)),

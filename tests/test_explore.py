@@ -84,6 +84,15 @@ def test_what_is_no_run_is_named(pellucid: Any, tmp_path: Path) -> None:
     code, out, error = pellucid("explore", tmp_path / "nothing", "--no-browser")
     assert (code, out) == (2, "")
     assert "nothing: expected a run folder (one with run.json in it). `pellucid train RECIPE` makes one." in error
+    (tmp_path / "recipe.yaml").write_text("task: classification\n")
+    file = "recipe.yaml: expected a run folder (one with run.json in it), got a file. `pellucid train RECIPE` makes one."
+    assert file in pellucid("explore", tmp_path / "recipe.yaml", "--no-browser")[2]
+    for name in ("b", "a", "d", "c"):
+        make_run(tmp_path / "runs" / name, n=20)
+    inner = ", ".join(str(tmp_path / "runs" / name) for name in "abc")
+    for command in ("explore", "report"):
+        said = pellucid(command, tmp_path / "runs")[2]
+        assert f"{tmp_path / 'runs'}: expected a run folder (one with run.json in it). The runs in it are {inner} and 1 more: name one of them" in said
     (tmp_path / "seeds.json").write_text('{"runs": ["seed-1"]}')
     with pytest.raises(RunError, match="none of its runs was begun"):
         Shelf([tmp_path])

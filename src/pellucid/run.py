@@ -86,7 +86,7 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not (self.path / "run.json").is_file():
-            raise RunError(f"{self.path}: expected a run folder (one with run.json in it). `pellucid train RECIPE` makes one.")
+            raise RunError(f"{self.path}: expected a run folder (one with run.json in it){_instead(self.path)}")
 
     @classmethod
     def create(cls, path: Path, *, record: RunRecord, recipe: recipes.Recipe, recipe_text: str) -> Self:
@@ -506,6 +506,20 @@ def _metrics_fault(line: Any) -> str:
 def _is_table(array: np.ndarray, ndim: int, length: int) -> bool:
     """Whether an array holds finite floats in `ndim` dimensions, the first of `length`."""
     return array.ndim == ndim and len(array) == length and array.dtype in (np.float16, np.float32) and bool(np.isfinite(array).all())
+
+
+def _instead(path: Path) -> str:
+    """The end of a sentence: what is there in place of a run, and the remedy."""
+    if path.is_file():
+        return ", got a file. `pellucid train RECIPE` makes one."
+    try:
+        runs = [str(below) for below in sorted(path.iterdir()) if (below / "run.json").is_file()]
+    except OSError:
+        runs = []
+    if not runs:
+        return ". `pellucid train RECIPE` makes one."
+    named = ", ".join(runs[:3]) + (f" and {len(runs) - 3:,} more" if len(runs) > 3 else "")
+    return f". The runs in it are {named}: name one of them, or some where the command takes several."
 
 
 def seed_folders(folder: Path) -> list[str]:

@@ -245,7 +245,7 @@ def plain(path: Path, root: Path, at: os.DirEntry[str] | None = None) -> None:
             found = path.stat()
         else:
             found = path.lstat() if at is None else at.stat(follow_symlinks=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     if stat.S_ISDIR(found.st_mode):
         return

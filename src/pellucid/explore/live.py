@@ -11,7 +11,7 @@ import os
 import stat
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pellucid.findings import ARRAYS, FINDINGS, load_findings
 from pellucid.records import unpacked_bytes
 from pellucid.run import Run, seed_folders
 from pellucid.study_record import StudyFolder
-from pellucid.views import EXPLORER, FULLER, encoding, to_json, views
+from pellucid.views import EXPLORER, FULLER, View, encoding, to_json, views
 from pellucid.views.positions import has_positions
 
 MOST_KEPT = 96_000_000  # bytes of views that are held, the least recently asked for given up first
@@ -33,7 +33,7 @@ MOST_ARRAYS = 1 << 28  # bytes of the arrays of one .npz file, unpacked
 MOST_PREDICTED = 1 << 30  # of those of a file of predictions/
 MOST_COMPARED = 200  # runs of one comparison
 LIVE = ("overview", "curves")  # views of what every epoch adds; the overview has the curves in it
-# What a view is made of: it is offered where that is there, until its builder says that there is nothing to show.
+# What a view is made of, as a pattern: it is offered where that is there, until its builder says that there is nothing to show.
 SOURCES = {
     "overview": "run.json",
     "features": "inside/findings.json",
@@ -41,7 +41,7 @@ SOURCES = {
     "positions": "inside/findings.json",
     "masks": "inside/masks.json",
     "words": "inside/words.json",
-    "mistakes": "predictions",
+    "mistakes": "predictions/*.npz",  # the folder is there from the beginning
 }
 FOUND = ("features", "attention", "positions")  # views of findings.json, which says which of them there are
 GROWING = ("run.json", "metrics.jsonl")  # what every epoch changes
@@ -94,9 +94,10 @@ class Shelf:
         """What the head of the page shows of each run; of a run that cannot be read `error` says why."""
         with self._lock:
             self.refresh()
-            entries = [self._entry(number, run) for number, run in enumerate(self.runs)]
-        repeated = {name for name, n in Counter(run.name for run in self.runs).items() if n > 1}
-        for entry, run in zip(entries, self.runs, strict=True):
+            runs = list(self.runs)  # others may begin as soon as somebody else asks
+            entries = [self._entry(number, run) for number, run in enumerate(runs)]
+        repeated = {name for name, n in Counter(run.name for run in runs).items() if n > 1}
+        for entry, run in zip(entries, runs, strict=True):
             if run.name in repeated:  # the seeds of two settings
                 entry["name"] = f"{run.path.resolve().parent.name}/{run.name}"
         return entries
@@ -127,7 +128,7 @@ class Shelf:
 
     def _offered(self, number: int, name: str, run: Run) -> bool:
         """Whether there may be something to show in a view: its file is there, and neither findings nor builder say that it is nothing."""
-        if not (run.path / SOURCES[name]).exists() or (number, name, version(run, kept=name not in LIVE)) in self._empty:
+        if not any(run.path.glob(SOURCES[name])) or (number, name, version(run, kept=name not in LIVE)) in self._empty:
             return False
         return name not in FOUND or name in self._found(run)
 
@@ -166,15 +167,47 @@ class Shelf:
         return self._made.answer((str(int(number)), name, at), [run], make)
 
     def comparison(self, numbers: str) -> bytes:
-        """The JSON of the view that lays runs side by side, `numbers` as "0,2"; all of them where it is empty."""
-        from pellucid.views.compare import of_runs
+        """The JSON of the view that lays runs side by side, `numbers` as "0,2"; all of them where it is empty.
 
+        Runs that cannot be read are left out, and named in its notes; RunError where none is left.
+        """
         chosen = list(dict.fromkeys(self.of(number) for number in numbers.split(","))) if numbers else list(self.runs)
         if len(chosen) > MOST_COMPARED:
             raise MissingError(f"At most {MOST_COMPARED} runs are laid side by side, these are {len(chosen)}.")
         at = " ".join(version(run) for run in chosen)
-        make = lambda: _within(as_bytes({"view": of_runs(chosen, EXPLORER), "version": at}), f"{len(chosen)} runs side by side")  # noqa: E731
-        return self._made.answer(("", ",".join(str(run.path) for run in chosen), at), chosen, make)
+        left_out = _unsafe(chosen)
+        make = lambda: _within(as_bytes({"view": _side_by_side(chosen, left_out), "version": at}), f"{len(chosen)} runs side by side")  # noqa: E731
+        return self._made.answer(("", ",".join(str(run.path) for run in chosen), "\n".join([at, *left_out.values()])), [], make)
+
+
+def _unsafe(runs: Sequence[Run]) -> dict[Path, str]:
+    """{folder: why} of the runs that are not `safe`."""
+    found = {}
+    for run in runs:
+        try:
+            safe(run)
+        except RunError as error:
+            found[run.path] = str(error)
+    return found
+
+
+def _side_by_side(runs: Sequence[Run], unsafe: Mapping[Path, str]) -> View:
+    """The view of those of the runs that can be read; its notes name the others. RunError where none is left; a failure that is not of one run is raised."""
+    from pellucid.views.compare import of_runs
+
+    left_out = dict(unsafe)
+    while there := [run for run in runs if run.path not in left_out]:
+        try:
+            view = of_runs(there, EXPLORER)
+        except (PellucidError, OSError) as error:
+            words = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            damaged = [run for run in there if words.startswith((f"{run.path}:", f"{run.path}{os.sep}"))]  # its folder, or a file in it
+            if not damaged:
+                raise
+            left_out[damaged[0].path] = words
+        else:
+            return view | {"notes": [*(f"Left out, as it cannot be read: {words}" for words in left_out.values()), *view["notes"]]}
+    raise RunError("\n".join(["None of these runs can be read.", *left_out.values()]))
 
 
 def as_bytes(found: dict[str, Any]) -> bytes:

@@ -1,7 +1,7 @@
 import { announce, button, choice, gallery, h, notes } from "./core.js";
 import { MOUNTS } from "./mounts.js";
 
-// The explorer: #/<run>/<view>, #/<run>/picture or #/compare says what is shown, so that back and reload work.
+// The explorer: #/<run>/<view>, #/<run>/picture or #/compare/<run one came from> says what is shown, so that back and reload work.
 
 // An error that a reader is told in its own words; all others are faults of this page.
 const saying = (words) => Object.assign(new Error(words), { words });
@@ -20,7 +20,13 @@ const named = (name) => (name === "picture" ? "Your picture" : name[0].toUpperCa
 const main = document.getElementById("content");
 const title = h("h1");
 const state = h("p.state.muted");
-const list = choice("Run", [], 0, (i) => (location.hash = `#/${i}/${route().view}`));
+const list = choice("Run", [], 0, (i) => {
+  const { view } = route();
+  location.hash = `#/${i}/${view === "compare" ? "overview" : view}`;
+});
+const entries = []; // of the list, one a run
+const every = h("option", { disabled: true, hidden: true }, "all of them"); // what the list says while runs are compared
+list.input.append(every);
 const trouble = h("p.fault", { role: "alert" });
 const wait = h("p.waiting", { role: "status" });
 const tabs = h("nav", { id: "tabs", "aria-label": "Views" });
@@ -28,7 +34,7 @@ const file = h("input", { type: "file", accept: "image/*", hidden: true, onchang
 const adder = button("Add a picture…", () => file.click(), { title: "or drag one onto the page" });
 const answers = {}; // about pictures, by run
 let runs = [];
-let seen = {}; // what is shown: {run, view, version, kept, mounted}
+let seen = {}; // what is shown: {run, view, version and kept of its subject, mounted}
 let turn = 0; // of show; an answer to an earlier one comes too late
 let lost = false; // whether the last question about the runs failed
 let address = ""; // the last one that names a view
@@ -37,10 +43,18 @@ const namesView = () => !location.hash || location.hash.startsWith("#/");
 
 function route() {
   if (namesView()) address = location.hash;
-  const [, first, view] = address.match(/^#\/(\w+)\/?(\w*)/) ?? [];
-  const run = runs[first] ?? runs[0];
-  if (first === "compare" && runs[1]) return { run, view: first };
-  return { run, view: run.views.includes(view) || (view === "picture" && answers[run.id]) ? view : "overview" };
+  const [, first, second] = address.match(/^#\/(\w+)\/?(\w*)/) ?? [];
+  const all = first === "compare";
+  const run = runs[all ? second : first] ?? runs[0];
+  if (all && runs[1]) return { run, view: first };
+  return { run, view: run.views.includes(second) || (second === "picture" && answers[run.id]) ? second : "overview" };
+}
+
+// What a view is made of: its version changes with what is seen of it, `kept` with what a person is asked about before it is loaded.
+function subject(view, run) {
+  if (view !== "compare") return run;
+  const version = runs.map((one) => one.version).join(" ");
+  return { version, kept: version };
 }
 
 function status({ task, status: at, epoch, epochs, headline: number, error }) {
@@ -57,14 +71,20 @@ function renew(element, key, make) {
   if (element.dataset.key !== (element.dataset.key = JSON.stringify(key))) element.replaceChildren(...make());
 }
 
+// at: the run that the list says, none where it says all.
 function listRuns(at) {
-  const { input } = list;
   runs.forEach(({ name, status }, i) => {
-    if (!input.options[i]) input.add(h("option"));
-    setText(input.options[i], `${name} (${status})`);
+    if (!entries[i]) every.before((entries[i] = h("option")));
+    setText(entries[i], `${name} (${status})`);
   });
-  if (input.selectedIndex !== at) input.selectedIndex = at;
+  const said = entries[at] ?? every;
+  if (!said.selected) said.selected = true;
   list.hidden = runs.length < 2;
+}
+
+function counted() {
+  const damaged = runs.filter((run) => run.error).length;
+  return `${runs.length} runs` + (damaged ? `, of which ${damaged} cannot be read` : "");
 }
 
 function header() {
@@ -72,11 +92,11 @@ function header() {
   const all = view === "compare";
   const at = `#/${run.id}/`;
   setText(title, all ? "Runs side by side" : run.name);
-  setText(state, all ? `${runs.length} runs` : status(run));
+  setText(state, all ? counted() : status(run));
   adder.hidden = all || !!run.error;
-  listRuns(run.id);
+  listRuns(all ? -1 : run.id);
   const links = [...(all ? ["overview"] : run.views), ...(answers[run.id] ? ["picture"] : [])].map((name) => [at + name, name]);
-  if (runs[1]) links.push(["#/compare", "compare"]);
+  if (runs[1]) links.push([`#/compare/${run.id}`, "compare"]);
   renew(tabs, [links, view], () => links.map(([href, name]) => h("a", { href, "aria-current": name === view && "page" }, named(name))));
   document.title = `${named(view)} · ${title.textContent} · Pellucid`;
 }
@@ -99,12 +119,18 @@ async function section(root, name, of, view, level) {
   return mounted;
 }
 
+const nothing = (view) =>
+  view === "mistakes"
+    ? "This run has no predictions to show here. A training writes them at its end."
+    : "This run kept nothing for this view; its recipe says under inside: what is kept.";
+
 async function show(moved) {
   const mine = ++turn;
   const { run, view } = route();
   const all = view === "compare";
   const root = h("div");
-  seen = { run: run.id, view, version: run.version, kept: run.kept };
+  const { version, kept } = subject(view, run);
+  seen = { run: run.id, view, version, kept };
   header();
   setText(trouble, "");
   main.setAttribute("aria-busy", true);
@@ -115,7 +141,7 @@ async function show(moved) {
     main.replaceChildren(root);
     if (view === "picture") await answered(root, run, found);
     else if (found) seen.mounted = await section(root, view, all ? "runs" : run.name, found, "h2");
-    else root.append(secondary(named(view)), h("p", "This run kept nothing for this view; its recipe says under inside: what is kept."));
+    else root.append(secondary(named(view)), h("p", nothing(view)));
   } catch (error) {
     if (mine === turn) main.replaceChildren(secondary("This cannot be shown"), h("p.fault", { role: "alert" }, inWords(error)));
   }
@@ -124,25 +150,31 @@ async function show(moved) {
   if (moved) main.querySelector("h2").focus();
 }
 
-// Whether what is seen has to be made anew: nothing was shown yet, or the run became readable, or unreadable, since.
-const outdated = ({ view, mounted, version }, run) =>
-  !view || (view !== "compare" && view !== "picture" && version !== run.version && !!run.error === !!mounted);
+// Whether what is seen has to be made anew: nothing was shown yet, or its subject became readable, or unreadable, since.
+const outdated = ({ view, mounted, version }, now) => !view || (view !== "picture" && version !== now.version && !!now.error === !!mounted);
 
-// Numbers and curves of a run that trains move on in place; what it kept anew is loaded when a person asks for it.
-async function moveOn(run) {
+// Numbers and curves of a run that trains move on in place; what it kept anew, and the runs side by side, are loaded when a person asks for it.
+async function moveOn(run, { version, kept }) {
   const { view, mounted } = seen;
   const mine = turn;
-  if (!mounted || view === "compare" || run.version === seen.version) return;
-  seen.version = run.version;
+  if (!mounted || version === seen.version) return;
   if (mounted.update) {
     const found = await ask(`/api/runs/${run.id}/views/${view}`);
     if (mine === turn) await mounted.update(found.view);
-  } else if (run.kept !== seen.kept) {
-    seen.kept = run.kept;
-    main.querySelector(".offer")?.remove();
-    const load = button("Load this view again", () => show(true));
-    main.prepend(h("p.offer", { role: "status" }, `The run kept something new (epoch ${run.epoch}). `, load));
+    if (mine !== turn) return;
+  } else if (kept !== seen.kept) {
+    offer(view === "compare" ? "The runs moved on since this was made. " : `The run kept something new (epoch ${run.epoch}). `);
   }
+  Object.assign(seen, { version, kept }); // only now: what failed is tried again
+}
+
+// A line that stands until the view is loaded again; only its words change.
+function offer(words) {
+  if (!main.querySelector(".offer")) {
+    const load = button("Load this view again", () => show(true));
+    main.prepend(h("p.offer", { role: "status" }, h("span"), load));
+  }
+  setText(main.querySelector(".offer span"), words);
 }
 
 async function follow() {
@@ -150,8 +182,9 @@ async function follow() {
     ({ runs } = await ask("/api/runs"));
     header();
     const run = runs[seen.run];
-    if (outdated(seen, run)) await show(false);
-    else await moveOn(run);
+    const now = subject(seen.view, run);
+    if (outdated(seen, now)) await show(false);
+    else await moveOn(run, now);
     if (lost) setText(trouble, "");
     lost = false;
   } catch (error) {

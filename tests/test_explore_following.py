@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from browser import chromium, needs_chromium
@@ -16,7 +17,9 @@ from explored import Client, serving
 from fabricate import make_run
 from pellucid.errors import RunError
 from pellucid.explore.live import Shelf
-from pellucid.run import Run
+from pellucid.run import Probe, Run
+from pellucid.views import snapshot_planes
+from pellucid.views.snapshot_planes import planes_so_far
 from test_explore import opened
 
 
@@ -111,6 +114,75 @@ def test_mistakes_are_offered_where_something_was_predicted(tmp_path: Path) -> N
     assert shelf.listed()[0]["views"] == ["overview"]
     shutil.copy(make_run(tmp_path / "done", n=20).predictions_file("val"), run.predictions_file("val"))
     assert shelf.listed()[0]["views"] == ["overview", "mistakes"]
+
+
+def training(path: Path, epochs: int, points: int = 40, wide: int = 12) -> Run:
+    """A run that trains and kept the features of some images, whose classes part, after each of its epochs."""
+    run = make_run(path, n=60)
+    record = run.record
+    record.status, record.measurements = "running", []
+    run.write_record(record)
+    shutil.rmtree(run.path / "predictions")
+    (run.path / "predictions").mkdir()
+    run.snapshots.mkdir()
+    run.write_probe(Probe("val", np.arange(points), np.arange(points) % 3))
+    for epoch in range(1, epochs + 1):
+        keep_features(run, epoch, points, wide)
+    return run
+
+
+def keep_features(run: Run, epoch: int, points: int = 40, wide: int = 12) -> None:
+    random = np.random.default_rng(epoch)
+    centres = np.random.default_rng(0).normal(size=(3, wide))
+    run.write_snapshot(epoch, 4 * epoch, {"features": (epoch * centres[np.arange(points) % 3] + random.normal(size=(points, wide))).astype(np.float16)})
+
+
+@pytest.mark.parametrize(("points", "wide"), [(40, 12), (12, 40), (5, 1)])
+def test_planes_of_a_run_that_trains_are_those_of_its_end(tmp_path: Path, points: int, wide: int) -> None:
+    from pellucid.inside.projection import project
+
+    run = training(tmp_path / "growing", 3, points, wide)
+    probe, epochs, planes = planes_so_far(run)
+    features = [run.snapshot(epoch).features for epoch in (1, 2, 3)]
+    at_its_end = project([f for f in features if f is not None], probe.labels, epochs=epochs, method="pca", fit="each", seed=1)
+    assert epochs == [1, 2, 3]
+    np.testing.assert_allclose(planes, at_its_end.coordinates, atol=1e-4 * np.abs(planes).max())
+    keep_features(run, 4, points, wide)
+    np.testing.assert_array_equal(planes_so_far(run)[2][:3], planes)  # what was seen stays where it is
+
+
+def test_directions_of_very_many_wide_features_are_those_of_some_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    features = random.normal(size=(300, 2)) @ random.normal(size=(2, 80)) + 1e-3 * random.normal(size=(300, 80))
+    exact = snapshot_planes.principal(features)
+    monkeypatch.setattr(snapshot_planes, "MOST_FITTED", 50)
+    near = snapshot_planes.turned(snapshot_planes.principal(features), exact)
+    np.testing.assert_allclose(near, exact, atol=0.01 * np.abs(exact).max())
+
+
+def test_equal_features_lie_in_one_place() -> None:
+    assert not snapshot_planes.principal(np.ones((5, 3), np.float16)).any()
+
+
+def test_features_of_a_run_that_trains_are_offered_as_soon_as_it_kept_some(tmp_path: Path) -> None:
+    run = training(tmp_path / "growing", 0)
+    shelf = Shelf([run.path])
+    assert shelf.listed()[0]["views"] == ["overview"]
+    keep_features(run, 1)
+    assert shelf.listed()[0]["views"] == ["overview", "features"]
+    view = json.loads(shelf.view("0", "features"))["view"]
+    (projection,) = view["projections"]
+    assert (projection["panels"], projection["measures"], len(view["files"])) == ([{"epoch": 1, "numbers": []}], [], 40)
+    run.snapshot_file(1).write_bytes(b"torn")
+    with pytest.raises(RunError, match=r"epoch-0001\.npz"):
+        shelf.view("0", "features")
+
+
+def test_few_of_very_many_epochs_are_drawn_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot_planes, "MOST_EPOCHS", 3)
+    view = json.loads(Shelf([training(tmp_path / "growing", 7).path]).view("0", "features"))["view"]
+    assert [panel["epoch"] for panel in view["projections"][0]["panels"]] == [1, 4, 7]
+    assert "3 of the 7 epochs that were kept are here, evenly spaced." in view["notes"]
 
 
 # ── in a browser ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -264,3 +336,23 @@ def test_compare_remembers_the_run_and_every_run_can_be_chosen_from_it(browser: 
     assert page.url.endswith("#/0/overview")
     assert runs.evaluate("(list) => list.selectedIndex") == 0
     assert not watched.errors
+
+
+@needs_chromium
+@pytest.mark.browser
+def test_features_of_a_run_that_trains_move_over_the_epochs_so_far(browser: Any, tmp_path: Path) -> None:
+    run = training(tmp_path / "growing", 1)
+    with serving(run.path) as client:
+        watched, page = opened(browser, client)
+        assert page.locator("nav a").all_inner_texts() == ["Overview", "Features"]
+        page.get_by_role("link", name="Features").click()
+        page.get_by_text("Epochs kept so far: 1.").wait_for()
+        page.locator("canvas.plane").wait_for()
+        keep_features(run, 2)
+        keep_features(run, 3)
+        page.get_by_role("button", name="Load this view again").click(timeout=10_000)
+        page.get_by_text("Epochs kept so far: 3.").wait_for()
+        page.get_by_role("slider", name="Epoch").press("Home")
+        page.get_by_text("epoch 1", exact=True).wait_for()
+        watched.keep("explore-features-while-training")
+        assert not watched.errors

@@ -23,6 +23,7 @@ from pellucid.run import Run, seed_folders
 from pellucid.study_record import StudyFolder
 from pellucid.views import EXPLORER, FULLER, View, encoding, to_json, views
 from pellucid.views.positions import has_positions
+from pellucid.views.snapshot_planes import has_planes
 
 MOST_KEPT = 96_000_000  # bytes of views that are held, the least recently asked for given up first
 MOST_ANSWER = EXPLORER.bytes + 8_000_000  # bytes of one view, or of a comparison
@@ -33,15 +34,15 @@ MOST_ARRAYS = 1 << 28  # bytes of the arrays of one .npz file, unpacked
 MOST_PREDICTED = 1 << 30  # of those of a file of predictions/
 MOST_COMPARED = 200  # runs of one comparison
 LIVE = ("overview", "curves")  # views of what every epoch adds; the overview has the curves in it
-# What a view is made of, as a pattern: it is offered where that is there, until its builder says that there is nothing to show.
+# What a view is made of, as patterns: it is offered where one of them is there, until its builder says that there is nothing to show.
 SOURCES = {
-    "overview": "run.json",
-    "features": "inside/findings.json",
-    "attention": "inside/findings.json",
-    "positions": "inside/findings.json",
-    "masks": "inside/masks.json",
-    "words": "inside/words.json",
-    "mistakes": "predictions/*.npz",  # the folder is there from the beginning
+    "overview": ("run.json",),
+    "features": ("inside/findings.json", "snapshots/epoch-*.npz"),  # the latter while a run trains
+    "attention": ("inside/findings.json",),
+    "positions": ("inside/findings.json",),
+    "masks": ("inside/masks.json",),
+    "words": ("inside/words.json",),
+    "mistakes": ("predictions/*.npz",),  # the folder is there from the beginning
 }
 FOUND = ("features", "attention", "positions")  # views of findings.json, which says which of them there are
 GROWING = ("run.json", "metrics.jsonl")  # what every epoch changes
@@ -128,21 +129,20 @@ class Shelf:
 
     def _offered(self, number: int, name: str, run: Run) -> bool:
         """Whether there may be something to show in a view: its file is there, and neither findings nor builder say that it is nothing."""
-        if not any(run.path.glob(SOURCES[name])) or (number, name, version(run, kept=name not in LIVE)) in self._empty:
+        there = any(found for pattern in SOURCES[name] for found in run.path.glob(pattern))
+        if not there or (number, name, version(run, kept=name not in LIVE)) in self._empty:
             return False
         return name not in FOUND or name in self._found(run)
 
     def _found(self, run: Run) -> Collection[str]:
-        """Which of FOUND the findings of a run hold; all of them where they cannot be read, which the view then says."""
+        """Which of FOUND a run can show; all of them where its findings cannot be read, which the view then says."""
         at = version(run, kept=True)
         known = self._findings.get(run.path)
         if known is None or known[0] != at:
             try:
-                for name in (FINDINGS, ARRAYS):
-                    plain(run.inside / name, run.path)
-                found = load_findings(run.inside)
-                has = {"features": found.projections, "attention": found.images, "positions": has_positions(run.inside, found)}
-                known = at, [name for name in FOUND if has[name]]
+                for path in (run.inside / FINDINGS, run.inside / ARRAYS, run.snapshots / "probe.npz"):
+                    plain(path, run.path)
+                known = at, _held(run)
             except PellucidError:
                 known = at, FOUND
             self._findings[run.path] = known
@@ -158,7 +158,7 @@ class Shelf:
         at = version(run, kept=name not in LIVE)
 
         def make() -> bytes:
-            made = builders[name](run, EXPLORER)
+            made = builders[name](run, EXPLORER) or (_features_so_far(run) if name == "features" else None)
             made = made and made | {"notes": [note.replace(FULLER, HERE_TOO) for note in made["notes"]]}
             if made is None:
                 self._empty.add((int(number), name, at))
@@ -178,6 +178,21 @@ class Shelf:
         left_out = _unsafe(chosen)
         make = lambda: _within(as_bytes({"view": _side_by_side(chosen, left_out), "version": at}), f"{len(chosen)} runs side by side")  # noqa: E731
         return self._made.answer(("", ",".join(str(run.path) for run in chosen), "\n".join([at, *left_out.values()])), [], make)
+
+
+def _features_so_far(run: Run) -> View | None:
+    from pellucid.views.features import so_far
+
+    return so_far(run, EXPLORER)
+
+
+def _held(run: Run) -> list[str]:
+    """Which of FOUND the findings of a run hold; of a run without findings yet, features where its snapshots have some."""
+    if not (run.inside / FINDINGS).is_file():
+        return ["features"] if has_planes(run) else []
+    found = load_findings(run.inside)
+    has = {"features": found.projections, "attention": found.images, "positions": has_positions(run.inside, found)}
+    return [name for name in FOUND if has[name]]
 
 
 def _unsafe(runs: Sequence[Run]) -> dict[Path, str]:

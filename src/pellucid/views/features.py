@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pellucid.findings import FINDINGS, Panel, ProjectionFinding, load_findings
 from pellucid.readings import common_limits, named_classes
 from pellucid.run import Measurement, Run
 from pellucid.views import FULLER, Room, View, encoding, size
+from pellucid.views.snapshot_planes import MOST_FITTED, evenly, has_planes, planes_so_far
 
 LEVELS = 4_095  # of a plane's longer side: less than a pixel, and 3 at the largest zoom
 SIDES = (32, 24, 16)  # pixels of a point's picture, the first that has room
@@ -42,12 +44,37 @@ MEASURES = {  # fields of a Panel, in words
 }
 TITLES = {"pca-last": "PCA of the last epoch", "pca-each": "PCA of each epoch", "tsne": "t-SNE"}
 PRINCIPAL = ("first principal direction", "second principal direction")
+SO_FAR = (
+    f"PCA fitted on each epoch (of more than {MOST_FITTED:,} images with more features than that: on {MOST_FITTED:,} of them), centred on its own mean, then "
+    "turned or mirrored onto the epoch before. The end of a training adds the numbers under each plane and the other projections."
+)
 Tiles = Callable[[Sequence[int]], Sequence[PIL.Image.Image]]  # pictures of the points at these places
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """A projection whose numbers were not computed yet."""
+
+    name: str
+    how: str
+    epochs: list[int]
 
 
 def build(run: Run, room: Room) -> View | None:
     """The view of a run; None where its features were not kept. RunError where what was kept was changed."""
     return of_folder(run.inside, room, run)
+
+
+def so_far(run: Run, room: Room) -> View | None:
+    """The view of a run that has no findings yet, or never came to have some: the epochs that it kept, without numbers. None where it kept no features."""
+    if (run.inside / FINDINGS).is_file() or not has_planes(run):
+        return None
+    probe, epochs, points = planes_so_far(run)
+    files, tiles, notes = _probe(run, probe.labels)
+    if len(epochs) < len(run.snapshot_epochs):
+        notes = [*notes, f"{len(epochs)} of the {len(run.snapshot_epochs)} epochs that were kept are here, evenly spaced."]
+    plane = Unmeasured("pca-each", f"Epochs kept so far: {len(epochs)}. {SO_FAR}", epochs)
+    return of_arrays([(plane, points)], probe.labels, run.data.classes, files=files, tiles=tiles, room=room, notes=notes)
 
 
 def of_folder(folder: Path, room: Room, run: Run | None = None) -> View | None:
@@ -65,7 +92,7 @@ def of_folder(folder: Path, room: Room, run: Run | None = None) -> View | None:
 
 
 def of_arrays(
-    planes: Sequence[tuple[ProjectionFinding, NDArray[np.floating[Any]]]],
+    planes: Sequence[tuple[ProjectionFinding | Unmeasured, NDArray[np.floating[Any]]]],
     labels: NDArray[np.int64],
     classes: Sequence[str],
     *,
@@ -90,15 +117,10 @@ def of_arrays(
 
     most = max(len(points) for _, points in planes)
     for count, epochs, side in _shrinking(min(len(labels), room.points), most, pictures=tiles is not None):
-        view = built(spread(len(labels), count), epochs, side)
+        view = built(evenly(len(labels), count), epochs, side)
         if size(view) <= room.bytes:
             break
     return view
-
-
-def spread(count: int, most: int) -> NDArray[np.int64]:
-    """At most `most` of the indices below `count`, evenly spaced, the first and the last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def _shrinking(points: int, epochs: int, *, pictures: bool) -> Iterator[tuple[int, int, int]]:
@@ -117,7 +139,7 @@ def _shrinking(points: int, epochs: int, *, pictures: bool) -> Iterator[tuple[in
 
 
 def _view(
-    planes: Sequence[tuple[ProjectionFinding, NDArray[np.floating[Any]]]],
+    planes: Sequence[tuple[ProjectionFinding | Unmeasured, NDArray[np.floating[Any]]]],
     labels: NDArray[np.int64],
     classes: Sequence[str],
     rows: NDArray[np.int64],
@@ -144,7 +166,7 @@ def _view(
         said.append(f"The pictures of the points did not fit; {FULLER}")
     return {
         "title": "Each point is a picture; pictures that the model finds alike lie close together",
-        "projections": [_projection(finding, points, rows, spread(len(points), epochs)) for finding, points in planes],
+        "projections": [_projection(finding, points, rows, evenly(len(points), epochs)) for finding, points in planes],
         "classes": encoding.names([classes[i] for i in there], room // 4),
         "labels": encoding.array(own.astype(np.uint16), at_once=True),
         "styles": styles(there, named_classes(labels, len(classes))).tolist(),
@@ -154,12 +176,18 @@ def _view(
     }
 
 
-def _projection(finding: ProjectionFinding, points: NDArray[np.floating[Any]], rows: NDArray[np.int64], epochs: NDArray[np.int64]) -> dict[str, Any]:
+def _projection(
+    finding: ProjectionFinding | Unmeasured, points: NDArray[np.floating[Any]], rows: NDArray[np.int64], epochs: NDArray[np.int64]
+) -> dict[str, Any]:
     (left, right), (below, above) = common_limits(points.astype(np.float64))
     scale = LEVELS / max(right - left, above - below)
     levels = np.rint((points[epochs][:, rows] - (left, below)) * scale).astype(np.uint16)  # (E, p, 2)
     high = levels >> 8
-    measures, panels = _numbers([finding.panels[e] for e in epochs])
+    if isinstance(finding, Unmeasured):
+        measures: list[dict[str, Any]] = []
+        panels = [{"epoch": finding.epochs[e], "numbers": []} for e in epochs]
+    else:
+        measures, panels = _numbers([finding.panels[e] for e in epochs])
     return {
         "name": finding.name,
         "title": TITLES.get(finding.name, finding.name),

@@ -121,7 +121,7 @@ async function section(root, name, of, view, level) {
 
 const nothing = (view) =>
   view === "mistakes"
-    ? "This run has no predictions to show here. A training writes them at its end."
+    ? "This run kept no predictions that can be shown here."
     : "This run kept nothing for this view; its recipe says under inside: what is kept.";
 
 async function show(moved) {

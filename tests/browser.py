@@ -17,6 +17,18 @@ import pytest
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 PATIENCE = 30_000  # milliseconds: a machine may be busy with other tests
 FRAMES = "new Promise((painted) => requestAnimationFrame(() => requestAnimationFrame(painted)))"  # what was asked to be painted has been
+# The next picture takes half a second to decode; the promise window.decoded says when it has.
+SLOW_PICTURE = """(() => {
+  const decode = HTMLImageElement.prototype.decode;
+  window.decoded = new Promise((done) => {
+    HTMLImageElement.prototype.decode = async function () {
+      HTMLImageElement.prototype.decode = decode;
+      await new Promise((later) => setTimeout(later, 500));
+      await decode.call(this);
+      setTimeout(done, 100);
+    };
+  });
+})()"""
 
 
 def needs_chromium(test: Callable[..., Any]) -> Callable[..., Any]:

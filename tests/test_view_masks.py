@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from browser import FRAMES, Watched, chromium, needs_chromium
+from browser import FRAMES, SLOW_PICTURE, Watched, chromium, needs_chromium
 from fabricate_segmentation import CLASSES, EPOCHS, keep_masks, make_segmentation, mask_format
 from pellucid.errors import RunError
 from pellucid.figures.masks import RIGHT, WRONG
@@ -240,4 +240,18 @@ def test_saved_state_brings_back_what_was_seen_and_paper_has_the_still_pictures(
     page.emulate_media(media="print")
     assert not view.is_visible()
     assert page.locator('[data-view="masks"] .still').is_visible()
+    assert watched.errors == []
+
+
+@needs_chromium
+def test_a_picture_that_comes_late_does_not_take_the_place_of_the_one_chosen_since(run: Run, browser: Any) -> None:
+    watched = Watched(browser)
+    page = watched.open(run.report_file, "masks")
+    chosen = page.locator('[data-view="masks"]').get_by_label("Picture", exact=True)
+    page.evaluate(SLOW_PICTURE)
+    chosen.select_option(index=2)
+    chosen.select_option(index=1)
+    page.evaluate("window.decoded")
+    page.evaluate(FRAMES)
+    assert chosen.input_value() in page.locator('[data-view="masks"] .moving > h3').inner_text()
     assert watched.errors == []

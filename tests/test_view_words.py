@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
-from browser import Watched, chromium, needs_chromium
+from browser import FRAMES, SLOW_PICTURE, Watched, chromium, needs_chromium
 from fabricate_captions import caption_finding, make_run, make_words, maps_of, word_scores
 from pellucid.errors import RunError
 from pellucid.findings import verdict
@@ -236,3 +236,17 @@ def test_saved_state_brings_back_the_word(run: Run, browser: Any, tmp_path: Path
     assert page.locator('[data-view="words"] .readout').inner_text() == said(run, 0, 1, 4, 1, 3)
     assert page.locator('[data-view="words"] [aria-pressed="true"]').inner_text() == caption_finding(0, (60, 80)).words[4].text
     assert (watched.errors, NOUN in run.inside.joinpath("words.json").read_text()) == ([], True)
+
+
+@needs_chromium
+def test_a_picture_that_comes_late_does_not_take_the_place_of_the_one_chosen_since(run: Run, browser: Any) -> None:
+    watched = Watched(browser)
+    page = watched.open(run.report_file, "words")
+    chosen = page.locator('[data-view="words"]').get_by_label("Picture", exact=True)
+    page.evaluate(SLOW_PICTURE)
+    chosen.select_option(index=1)
+    chosen.select_option(index=2)
+    page.evaluate("window.decoded")
+    page.evaluate(FRAMES)
+    assert page.locator('[data-view="words"] .moving > h3').inner_text() == "no word", "that of the third picture"
+    assert watched.errors == []

@@ -1,5 +1,5 @@
 import { announce, cellWords, choice, figure, fill, gallery, h, notes, overlay, picture, pressed, raster, ringed, roving } from "./core.js";
-import { INFERNO, rounded, shades, shown, slider, steered, surface, table, terms, unpacked, within } from "./core.js";
+import { INFERNO, latest, rounded, shades, shown, slider, steered, surface, table, terms, unpacked, within } from "./core.js";
 
 const ATTENTION_MIDDLE = [0.5, 0.5];
 const ATTENTION_KEPT = "●"; // under the small pictures whose attention was kept, where it was not kept of all
@@ -221,12 +221,12 @@ export async function mountAttention(root, view, page, state) {
   const strip = roving(h("div.thumbs", gallery(tiles, pick)), now.picture);
   const name = h("p");
   const flags = h("div");
-  let turn = 0;
+  const wait = latest();
 
   async function pick(i) {
-    const mine = ++turn;
-    const [photo, held] = await Promise.all([picture(pictures[i].photo), unpacked(pictures[i].attention)]);
-    if (mine !== turn) return; // another was picked meanwhile
+    const found = await wait(picture(pictures[i].photo), unpacked(pictures[i].attention));
+    if (!found) return; // another was picked meanwhile
+    const [photo, held] = found;
     now.picture = i;
     strip.querySelectorAll("button").forEach((one, at) => pressed(one, at === i));
     name.textContent = pictures[i].title;

@@ -102,6 +102,16 @@ export async function unpacked(of) {
   return Array.isArray(of) ? values : Object.fromEntries(Object.keys(of).map((key, i) => [key, values[i]]));
 }
 
+// One asker of what takes a while: of several calls the latest gets what it waits for, an earlier one that ends later null.
+export function latest() {
+  let turn = 0;
+  return async (...coming) => {
+    const mine = ++turn;
+    const found = await Promise.all(coming);
+    return mine === turn ? found : null;
+  };
+}
+
 // A data URI -> an image that can be drawn at once; null -> null.
 export async function picture(uri) {
   if (!uri) return null;

@@ -1,4 +1,4 @@
-import { VIRIDIS, button, choice, circle, fill, h, hex, notes, picture, pixel, pressed, raster } from "./core.js";
+import { VIRIDIS, button, choice, circle, fill, h, hex, latest, notes, picture, pixel, pressed, raster } from "./core.js";
 import { ringed, rounded, shades, shown, slider, steered, surface, table, unpack } from "./core.js";
 
 const MASKS_RIGHT = pixel(178, 190, 200);
@@ -23,12 +23,14 @@ export async function mountMasks(root, view, page, state) {
   const name = h("h3");
   const numbers = h("div");
   const readout = h("p.readout");
+  const wait = latest();
   let one, photo, truth, predicted, sure, grid, from;
 
   async function load(i) {
     const next = pictures[i];
     const arrays = [next.truth, next.predicted, next.confidence].map((array) => array && unpack(array));
-    const found = await Promise.all([picture(next.photo), ...arrays]);
+    const found = await wait(picture(next.photo), ...arrays);
+    if (!found) return; // another was chosen meanwhile
     if (one) now.at = null;
     now.picture = i;
     one = next;

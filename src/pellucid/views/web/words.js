@@ -1,4 +1,4 @@
-import { arrows, button, choice, figure, fill, h, keyed, notes, overlay, picture, pressed, ringed } from "./core.js";
+import { arrows, button, choice, figure, fill, h, keyed, latest, notes, overlay, picture, pressed, ringed } from "./core.js";
 import { rounded, shown, steered, surface, table, unpack, within } from "./core.js";
 
 // A caption whose words are buttons: the pressed one's map lies over the picture; the weight of the patch under the mark is said.
@@ -9,11 +9,13 @@ export async function mountWords(root, view, page, state) {
   const said = h("div");
   const own = h("details");
   const readout = h("p.readout");
+  const wait = latest();
   let one, photo, maps;
 
   async function load(i) {
     const next = view.pictures[i];
-    const found = await Promise.all([picture(next.photo), unpack(next.maps)]);
+    const found = await wait(picture(next.photo), unpack(next.maps));
+    if (!found) return; // another was chosen meanwhile
     if (one) {
       now.word = 0;
       now.at = null;

@@ -13,10 +13,12 @@ import pytest
 
 from browser import Watched, chromium, needs_chromium
 from fabricate import make_run
+from fabricate_inside import make_findings
 from fabricate_segmentation import keep_masks, make_segmentation
 from pellucid.compare import compare as compared
 from pellucid.compare import to_html
 from pellucid.errors import UsageError
+from pellucid.report.comparison import short_keys
 from pellucid.run import Run
 from pellucid.views import Room, compare, to_json
 
@@ -74,6 +76,17 @@ def test_texts_are_steps_in_the_order_in_which_they_come() -> None:
     assert found["ticks"] == [[0, "vit"], [0.5, "fcn"], [1, "unet"]]
 
 
+def test_numbers_among_texts_keep_their_order_and_texts_follow() -> None:
+    found = compare.axis("train", ["800", "/data/train", "1500", "1000", "folder"])
+    assert found["at"] == [0, 0.75, 0.5, 0.25, 1]
+    assert [text for _, text in found["ticks"]] == ["800", "1000", "1500", "/data/train", "folder"]
+
+
+def test_a_short_key_says_what_it_is_of() -> None:
+    keys = ["train.phases.0.optimizer.lr", "train.phases.0.schedule.name", "train.phases.0.epochs", "inside.epochs", "inside.name", "name"]
+    assert list(short_keys(keys).values()) == ["lr", "schedule.name", "phases.0.epochs", "inside.epochs", "inside.name", "name"]
+
+
 def test_one_value_stands_in_the_middle() -> None:
     assert compare.axis("lr", ["0.1", "0.1"])["at"] == [0.5, 0.5]
 
@@ -101,6 +114,42 @@ def test_curves_are_the_lines_of_metrics(runs: list[Run]) -> None:
     expected = [(one["epoch"], one["loss"]) for one in best.runs[0].metrics() if one["kind"] == "val"]
     assert (line["name"], line["row"], line["x"]) == (best.name, 0, [epoch for epoch, _ in expected])
     assert line["y"] == pytest.approx([loss for _, loss in expected], rel=1e-4)
+
+
+def test_the_chart_of_the_compared_number_is_the_first(runs: list[Run], tmp_path: Path) -> None:
+    masks = make_segmentation(tmp_path / "masks")
+    charts = compare.of_runs([*runs, masks], ROOM, metric="val/accuracy")["charts"]
+    assert [chart["title"] for chart in charts] == ["Validation accuracy", "Validation mIoU", "Validation loss", "Training loss"]
+    assert [chart["y"] for chart in charts] == ["accuracy", "mIoU", "loss (nats)", "loss (nats)"]
+    assert compare.of_runs(runs, ROOM, metric="val/loss")["charts"][0]["title"] == "Validation loss"
+
+
+def test_pictures_with_maps_come_before_mistakes_of_more_runs(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / name, skill=0.5, thumbnails=30, seed=1, overrides=[f"train.batch_size={8 * (i + 1)}"]) for i, name in enumerate(("a", "b", "c"))
+    ]
+    for run in runs[:2]:
+        make_findings(run.inside)
+    pictures = compare.of_runs(runs, ROOM)["pictures"]
+    maps = [any(side["maps"] for side in one["sides"].values()) for one in pictures]
+    assert maps[:3] == [True] * 3
+    assert not any(maps[3:])
+    assert len(pictures[3]["sides"]) == 3
+    assert len(pictures) == compare.MOST_PICTURES
+
+
+def test_a_score_of_one_picture_says_which_way_is_up_and_that_its_baseline_is_a_mean(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, seed=1, overrides=[f"train.batch_size={size}"]) for name, size in (("a", 8), ("b", 4))]
+    for run in runs:
+        found = make_findings(run.inside)
+        found.images[0].scores["attention"] = {"relevance_mass": 0.4, "deletion": 0.123}
+        found.save(run.inside)
+    name, _, said = compare.of_runs(runs, ROOM)["pictures"][0]["sides"]["0"]["maps"][0]
+    assert (name, said) == (
+        "attention",
+        "relevance mass 0.4000 (mean over 300 pictures: the centre prior 0.5200); "
+        "deletion (lower is better) 0.1230 (mean over 300 pictures: the model with random weights 0.5000)",
+    )
 
 
 def test_a_mistake_of_two_runs_stands_side_by_side(tmp_path: Path) -> None:
@@ -216,4 +265,28 @@ def test_two_masks_of_one_picture_are_chosen_by_name(browser: Any, tmp_path: Pat
     assert page.locator(".moving .beside img").count() == 4, "photograph, truth, and a mask of each run"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     watched.keep("compare-masks", full_page=True)
+    assert watched.errors == []
+
+
+@needs_chromium
+def test_a_chart_of_a_number_that_the_chosen_run_lacks_says_so(runs: list[Run], browser: Any, tmp_path: Path) -> None:
+    masks = make_segmentation(tmp_path / "masks")
+    (tmp_path / "compare.html").write_text(to_html(compared([*runs, masks], metric="val/accuracy")))
+    watched = Watched(browser)
+    page = watched.open(tmp_path / "compare.html", "compare")
+    note = page.get_by_text("None of the chosen runs has this number.")
+    chart, number = page.locator("canvas.chart"), page.get_by_label("Number", exact=True)
+    assert number.input_value() == "Validation accuracy"
+    number.select_option("Validation mIoU")
+    chart.hover()  # while there are curves
+    assert note.count() == 0
+    page.locator(".moving tbody").get_by_role("button", name="run-000").press("Enter")
+    assert note.is_visible()
+    chart.hover(position={"x": 80, "y": 80})
+    chart.focus()
+    for key in ("ArrowRight", "ArrowLeft", "End", "Escape"):
+        page.keyboard.press(key)
+    number.select_option("Validation accuracy")
+    assert note.count() == 0
+    chart.hover(position={"x": 90, "y": 80})
     assert watched.errors == []

@@ -32,12 +32,15 @@ def signed(value: float, unit: str) -> str:
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """The shortest ending of each dotted key that no other one has: `train.phases.0.optimizer.lr` -> `lr`."""
+    """The shortest ending of each dotted key that no other one has and that says something: `train.phases.0.optimizer.lr` -> `lr`.
+
+    A bare `name`, and an ending that begins with a place in a list, say nothing: `schedule.name`, `phases.0.epochs`.
+    """
     found = {}
     for key in keys:
         parts = key.split(".")
-        endings = [".".join(parts[-i:]) for i in range(1, len(parts) + 1)]
-        found[key] = next(e for e in endings if e == key or sum(other == e or other.endswith(f".{e}") for other in keys) == 1)
+        endings = [".".join(parts[-i:]) for i in range(1, len(parts) + 1) if not parts[-i].isdecimal()]
+        found[key] = next((e for e in endings if e != "name" and sum(other == e or other.endswith(f".{e}") for other in keys) == 1), key)
     return found
 
 
@@ -256,8 +259,9 @@ def _overlay(comparison: Comparison, value: str, unit: str) -> Drawing | None:
         named += [Curve(f"{row.name} ({len(found)} seeds)" if len(found) > 1 else row.name, [], [], i)] if found else []
     if not drawn:
         return None
-    title = f"Validation {value}"
-    y_label = value if unit == "fraction" else f"{value} ({unit})"
+    name = value.replace("miou", "mIoU")
+    title = f"Validation {name}"
+    y_label = name if unit == "fraction" else f"{name} ({unit})"
     return Drawing(title, charts.line_chart(drawn, title=title, x_label="epoch", y_label=y_label, unit=unit), charts.legend(named))
 
 

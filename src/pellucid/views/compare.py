@@ -25,7 +25,7 @@ from pellucid import findings, mask_findings, word_findings
 from pellucid.caption_readings import found_captions
 from pellucid.compare import LOWER_IS_BETTER, Comparison, Row, compare
 from pellucid.errors import RunError, UsageError
-from pellucid.findings import fitted_view, hardest_baseline, load_findings
+from pellucid.findings import NAMES, Score, fitted_view, hardest_baseline, load_findings
 from pellucid.mask_findings import load_kept_masks, load_mask_findings
 from pellucid.palettes import coloured
 from pellucid.readings import curve
@@ -50,7 +50,7 @@ CURVES = (("val", "miou", "fraction"), ("val", "accuracy", "fraction"), ("val", 
 class Kept:
     """A picture that a run kept. key: equal for the same picture in another run; about: lines true of the picture itself; draw: its `sides` entry.
 
-    truth: draws its ground truth, where it has one.
+    truth: draws its ground truth, where it has one; has_maps: whether its side has maps.
     """
 
     key: tuple[str, ...]
@@ -59,6 +59,7 @@ class Kept:
     about: list[str]
     draw: Callable[[], dict[str, Any]]
     truth: Callable[[], str] | None = None
+    has_maps: bool = False
 
 
 def of_runs(runs: Sequence[Run], room: Room, *, baseline: str | None = None, final: str | None = None, metric: str | None = None) -> View:
@@ -70,7 +71,7 @@ def of_comparison(found: Comparison, room: Room) -> View:
     """The view of a comparison that was made already."""
     axes, notes = _axes(found)
     rows = [{"cells": _cells(row), "marks": _marks(row)} for row in found.rows]
-    charts = _charts(found.rows, (room.bytes - size([axes, rows])) // 2)
+    charts = _charts(found, (room.bytes - size([axes, rows])) // 2)
     pictures, said = _pictures(found.rows, room.bytes - size([axes, rows, charts]))
     drawn = {line["row"] for chart in charts for line in chart["curves"]}
     first = sorted(drawn)[:FIRST]
@@ -159,8 +160,8 @@ def _axes(found: Comparison) -> tuple[list[dict[str, Any]], list[str]]:
 def axis(name: str, texts: Sequence[str]) -> dict[str, Any]:
     """One axis over the texts of the rows; "–" and "n/a" have no place on it.
 
-    Numbers lie by their size, by its logarithm where all are above 0 and the largest is at least DECADE times the smallest; other texts in even steps, in the
-    order in which they come.
+    Numbers lie by their size, by its logarithm where all are above 0 and the largest is at least DECADE times the smallest. With other texts among them all lie
+    in even steps: the numbers by their size, then the texts in the order in which they come.
     """
     there = [text for text in dict.fromkeys(texts) if text not in ("–", "n/a")]
     numbers = {text: number for text in there if (number := _number(text)) is not None}
@@ -171,7 +172,8 @@ def axis(name: str, texts: Sequence[str]) -> dict[str, Any]:
         at = {text: (size - low) / span if span else 0.5 for text, size in sizes.items()}
         name += ", logarithmic" if log else ""
     else:
-        at = {text: i / (len(there) - 1) if len(there) > 1 else 0.5 for i, text in enumerate(there)}
+        steps = sorted(there, key=lambda text: numbers.get(text, math.inf))
+        at = {text: i / (len(steps) - 1) if len(steps) > 1 else 0.5 for i, text in enumerate(steps)}
     places = {text: round(place, 4) for text, place in at.items()}
     return {"name": name, "at": [places.get(text) for text in texts], "texts": list(texts), "ticks": _ticks(places)}
 
@@ -190,22 +192,22 @@ def _ticks(places: dict[str, float]) -> list[list[Any]]:
 # ── curves ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _charts(rows: Sequence[Row], room: int) -> list[dict[str, Any]]:
-    """A chart for each of CURVES that a row has, a line for each of its seeds."""
-    lines = [[(run, run.metrics()) for run in row.runs] for row in rows]
+def _charts(found: Comparison, room: int) -> list[dict[str, Any]]:
+    """A chart for each of CURVES that a row has, a line for each of its seeds; first that of the number that is compared."""
+    lines = [[(run, run.metrics()) for run in row.runs] for row in found.rows]
     for most in MOST_POINTS:
-        found = _drawn_lines(rows, lines, most)
-        if size(found) <= room:
+        charts = _drawn_lines(found, lines, most)
+        if size(charts) <= room:
             break
-    return found
+    return charts
 
 
-def _drawn_lines(rows: Sequence[Row], lines: Sequence[Sequence[tuple[Run, list[dict[str, Any]]]]], most: int) -> list[dict[str, Any]]:
+def _drawn_lines(found: Comparison, lines: Sequence[Sequence[tuple[Run, list[dict[str, Any]]]]], most: int) -> list[dict[str, Any]]:
     """The charts of (run, its metrics) of each row, with about `most` points a curve."""
-    found = []
-    for kind, value, unit in CURVES:
+    charts, compared = [], found.metric.partition("/")[2]
+    for kind, value, unit in sorted(CURVES, key=lambda one: (f"{one[0]}/{one[1]}" != found.metric, one[1] != compared)):
         curves = []
-        for i, (row, runs) in enumerate(zip(rows, lines, strict=True)):
+        for i, (row, runs) in enumerate(zip(found.rows, lines, strict=True)):
             for run, metrics in runs:
                 name = row.name if len(runs) == 1 else f"{row.name}, {run.name}"
                 line = curve(metrics, kind=kind, value=value, against="epoch", name=name, style=i)
@@ -213,12 +215,11 @@ def _drawn_lines(rows: Sequence[Row], lines: Sequence[Sequence[tuple[Run, list[d
                     every = -(-len(line.x) // most)
                     kept = [k for k in range(len(line.x)) if k % every == 0 or k == len(line.x) - 1]
                     curves.append({"name": name, "style": i, "row": i, "x": [line.x[k] for k in kept], "y": [_short(line.y[k]) for k in kept]})
-        title = f"{'Validation' if kind == 'val' else 'Training'} {value.replace('_', ' ').replace('miou', 'mIoU').replace('cider', 'CIDEr-D')}"
+        name = value.replace("_", " ").replace("miou", "mIoU").replace("cider", "CIDEr-D")
+        title = f"{'Validation' if kind == 'val' else 'Training'} {name}"
         if curves:
-            found.append(
-                {"title": title, "x": "epoch", "y": value.replace("_", " ") + (f" ({unit})" if unit == "nats" else ""), "unit": unit, "curves": curves}
-            )
-    return found
+            charts.append({"title": title, "x": "epoch", "y": name + (f" ({unit})" if unit == "nats" else ""), "unit": unit, "curves": curves})
+    return charts
 
 
 def _short(value: float | None) -> float | None:
@@ -229,13 +230,13 @@ def _short(value: float | None) -> float | None:
 
 
 def _pictures(rows: Sequence[Row], room: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """(pictures that two rows or more kept, those of most rows first, notes on what is left out)."""
+    """(pictures that two rows or more kept, those with maps first, then those of most rows, notes on what is left out)."""
     able = [(i, row.runs[0]) for i, row in enumerate(rows) if row.runs[0].has_data][:MOST_ROWS]
     kept: dict[tuple[str, ...], dict[int, Kept]] = {}
     for i, run in able:
         for one in _kept(run):
             kept.setdefault(one.key, {}).setdefault(i, one)
-    shared = sorted((sides for sides in kept.values() if len(sides) > 1), key=lambda sides: -len(sides))
+    shared = sorted((sides for sides in kept.values() if len(sides) > 1), key=lambda sides: (not any(one.has_maps for one in sides.values()), -len(sides)))
     found: list[dict[str, Any]] = []
     for sides in shared[:MOST_PICTURES]:
         drawn = _drawn(sides)
@@ -291,16 +292,25 @@ def _looked(run: Run) -> Iterator[Kept]:
             maps = []
             for kind in found.maps:
                 own = [
-                    f"{measure.replace('_', ' ')} {rounded(value)} ({(best := hardest_baseline(score))} {score.baselines[best]})"
+                    _own_score(score, value)
                     for measure, value in finding.scores.get(kind.method, {}).items()
                     if (score := scores.get((kind.method, measure))) is not None
                 ]
-                maps.append([kind.method, _over(run, path, finding, kind.method, i), ", ".join(own) or "not measured: this picture has no mask"])
+                maps.append([kind.method, _over(run, path, finding, kind.method, i), "; ".join(own) or "not measured: this picture has no mask"])
             sure = "" if finding.confidence is None else f" {rounded(finding.confidence)}"
             return {"lines": [] if finding.prediction is None else [f"prediction {finding.prediction}{sure}"], "maps": maps}
 
         if path.is_file():
-            yield Kept(("looked", finding.file, _digest(path)), finding.file, path, about, draw)
+            yield Kept(("looked", finding.file, _digest(path)), finding.file, path, about, draw, has_maps=True)
+
+
+def _own_score(score: Score, value: float) -> str:
+    """The score of one picture's map, and the hardest baseline's mean over all pictures."""
+    best = hardest_baseline(score)
+    lower, baseline = "" if score.higher_is_better else " (lower is better)", score.baselines[best]
+    return (
+        f"{score.measure.replace('_', ' ')}{lower} {rounded(value, score.value.unit)} (mean over {baseline.n:,} pictures: {NAMES.get(best, best)} {baseline})"
+    )
 
 
 def _over(run: Run, path: Path, finding: findings.ImageFinding, method: str, i: int) -> str:
@@ -338,7 +348,8 @@ def _masked(run: Run) -> Iterator[Kept]:
         if path.is_file():
             has_truth = last.pixel_accuracy is not None
             about = [", ".join(found.classes[c] for c in picture.classes)] if picture.classes else []
-            yield Kept(("masked", picture.file, _digest(path), *found.classes), picture.file, path, about, draw, truth if has_truth else None)
+            key = ("masked", picture.file, _digest(path), *found.classes)
+            yield Kept(key, picture.file, path, about, draw, truth if has_truth else None, has_maps=True)
 
 
 def _worded(run: Run) -> Iterator[Kept]:

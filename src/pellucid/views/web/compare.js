@@ -216,8 +216,10 @@ export async function mountCompare(root, view, page, state) {
   const chart = charts.length > 0 && lineChart({ ...charts[seen.chart], curves: [] });
   function draw() {
     const wanted = seen.chosen.length ? seen.chosen : view.first;
+    if (!chart) return;
     const of = charts[seen.chart];
-    if (chart) chart.set({ ...of, curves: of.curves.filter(({ row }) => wanted.includes(row)) });
+    const curves = of.curves.filter(({ row }) => wanted.includes(row));
+    chart.set({ ...of, curves, note: curves.length ? "" : "None of the chosen runs has this number." });
   }
   const number = choice(
     "Number",

@@ -149,7 +149,7 @@ export function lineChart(chart, hide) {
   function over(event) {
     if (!scale) return;
     const x = scale.low + ((place(event)[0] - scale.left) / (scale.right - scale.left)) * (scale.high - scale.low);
-    go(xs.reduce((best, one) => (Math.abs(one - x) < Math.abs(best - x) ? one : best)));
+    go(xs.reduce((best, one) => (Math.abs(one - x) < Math.abs(best - x) ? one : best), xs[0]));
   }
   const to = (i) => go(xs[within(i, xs.length - 1)], true);
   const keys = {

@@ -68,6 +68,16 @@ def test_each_word_has_its_query_place_and_scores_beside_the_centre_prior(tmp_pa
     assert first["place"] == words.place(maps_of(caption_finding(0, (60, 80), "a red ring"))[0].astype(np.float64))
 
 
+def test_words_say_where_the_view_has_them_and_not_where_tiles_have_them(tmp_path: Path) -> None:
+    found = make_words(tmp_path)
+    said, tiles = made(tmp_path)["how"], words.how(found, below=True)
+    assert "below" not in said.lower()
+    assert "the word before, which stands behind “after”" in said
+    assert "Beside a word's numbers stand those of the centre prior" in said
+    assert "which stands below it" in tiles
+    assert "Below a word in brackets: the centre prior" in tiles
+
+
 def test_scores_of_the_set_stand_beside_their_baselines_with_verdicts(tmp_path: Path) -> None:
     make_words(tmp_path)
     view = made(tmp_path)

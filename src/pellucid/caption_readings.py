@@ -127,10 +127,10 @@ def after(before: str) -> str:
     return f"after “{before}”" if before else "after the start"
 
 
-def query_note(images: Iterable[CaptionFinding]) -> str:
-    """A sentence: what the query of a word's map is, in these captions."""
+def query_note(images: Iterable[CaptionFinding], *, where: str = "which stands below it") -> str:
+    """A sentence: what the query of a word's map is, in these captions. where: how a reader finds the word before."""
     later = any(behind - first > 1 for image in images for first, behind in (word.tokens for word in image.words))
-    said = "Its query is the word before, which stands below it: the word itself was not known yet"
+    said = f"Its query is the word before, {where}: the word itself was not known yet"
     return said + ("; of a word of several pieces the later ones were looked for with its first ones read." if later else ".")
 
 

@@ -289,7 +289,9 @@ def read_words(run: Run, *, room: int) -> WordReading | None:
             break
         strips.append(strip)
     names = [layer_name(findings, layer) for layer in scored_layers(findings)]
-    return WordReading(findings, how(findings), baseline_names(findings), word_rows(findings), names, layer_rows(findings), sentences(findings), strips)
+    return WordReading(
+        findings, how(findings, below=True), baseline_names(findings), word_rows(findings), names, layer_rows(findings), sentences(findings), strips
+    )
 
 
 def _strip(path: Path, finding: CaptionFinding, maps: NDArray[np.float64]) -> WordStrip:

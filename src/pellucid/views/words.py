@@ -42,6 +42,7 @@ from pellucid.views.encoding import array, name, number, picture
 from pellucid.word_findings import WORD_ARRAYS, WORDS, CaptionFinding, FoundWord, WordsFindings, load_words
 
 PLANS = ((640, True), (400, True), (400, False), (280, False))  # (pixels of a photograph's long side, layers): the first that lets all pictures in
+CENTRE_BESIDE = "Beside a word's numbers stand those of the centre prior, which looks at the middle of every picture, measured by the same thing."
 MAX_REFERENCES = 5  # own captions of a picture
 
 
@@ -109,14 +110,15 @@ def _fitting(folder: Path, findings: WordsFindings, sets: Sequence[Sequence[NDAr
 # ── what is said of all pictures ─────────────────────────────────────────────────────────────────────────────────
 
 
-def how(findings: WordsFindings) -> str:
-    """What a map is, and what it is not."""
+def how(findings: WordsFindings, *, below: bool = False) -> str:
+    """What a map is, and what it is not. below: of tiles, under which stand the word before and the numbers, those of the centre prior in brackets."""
     measured = any(word.scores for image in findings.images for word in image.words)
     unknown = "" if findings.scores else " where the data says where things are, and here it does not"
+    query = query_note(findings.images) if below else query_note(findings.images, where="which stands behind “after”")
     return (
         f"{findings.model}, {findings.weights}. A map is where the decoder looked in the step that gave the word ({findings.how}). "
-        f"{query_note(findings.images)} A map is neither why the model chose the word nor where the thing is; how often it lies on that is measured{unknown}."
-        + (f" {CENTRE_NOTE}" if measured else "")
+        f"{query} A map is neither why the model chose the word nor where the thing is; how often it lies on that is measured{unknown}."
+        + (f" {CENTRE_NOTE if below else CENTRE_BESIDE}" if measured else "")
     )
 
 

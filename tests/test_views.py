@@ -110,6 +110,8 @@ def test_tokens_together_are_the_script() -> None:
         ("const width=1;f({width});", "let width=1;f({width});"),
         ("const width=1;f({high:width});", "let a=1;f({high:a});"),
         ("const width=1;f({width:2},width);", "let width=1;f({width:2},width);"),
+        ("let width;const f=(x)=>{width=x};", "let a,f=(x)=>{a=x};"),
+        ("let width;const f=({width=1})=>width;", "let width,f=({width=1})=>width;"),
         ("const data=1;f(`data-${data} (${data})`);", "let a=1;f(`data-${a} (${a})`);"),
         ('const data=1;f("data",data);', 'let a=1;f("data",a);'),
         ("const data=1;f('[data=\"x\"]',data);", "let a=1;f('[data=\"x\"]',a);"),

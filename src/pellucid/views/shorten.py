@@ -106,11 +106,13 @@ def _own_names(script: str, pieces: list[Token]) -> list[str]:
     declared = parameters.union(_DECLARED.findall(script))
     counts: Counter[str] = Counter()
     kept = set(_KEYWORDS)
-    for before, piece, after in zip([Token("", "", 0), *solid], solid, [*solid[1:], Token("", "", 0)], strict=False):
+    edge = Token("", "", 0)
+    for behind, before, piece, after in zip([edge, edge, *solid], [edge, *solid], solid, [*solid[1:], edge], strict=False):
         if piece.within == "`" or not _NAME.fullmatch(piece.text):
             continue
         counts[piece.text] += 1
-        key = piece.within == "{" and before.text in ("{", ",") and after.text in (":", ",", "}", "=")
+        begins_block = before.text == "{" and behind.text in (")", "=>")  # there `name =` is a statement, not a pattern's default
+        key = piece.within == "{" and before.text in ("{", ",") and after.text in (":", ",", "}", "=") and not begins_block
         if before.text in (".", "?.") or key:
             kept.add(piece.text)
     own = [name for name in counts if name in declared and name not in kept and len(name) > 2]

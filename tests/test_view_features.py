@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pellucid.figures.projections import common_limits
 from pellucid.findings import ProjectionFinding
 from pellucid.report.template import render_template
 from pellucid.run import Run
-from pellucid.views import Room, View, features, to_json
+from pellucid.views import Room, View, bundle, features, to_json
 from sent import unpacked
 
 CLASSES = ("cat", "<script>alert(1)</script>", "owl")
@@ -202,6 +203,49 @@ def test_a_box_lists_its_pictures_with_files_classes_and_counts(browser: Any, tm
     page.get_by_role("button", name="Clear").press("Enter")
     assert page.evaluate("document.activeElement.className") == "plane", "the button is gone, the focus is not"
     assert not watched.errors
+
+
+@needs_chromium
+def test_the_right_button_chooses_nothing(browser: Any, tmp_path: Path) -> None:
+    watched, page = opened(browser, tmp_path)
+    box = page.locator("canvas.plane").bounding_box()
+    page.mouse.move(box["x"] + 2, box["y"] + 2)
+    page.mouse.down(button="right")
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] - 2, steps=3)
+    page.mouse.up(button="right")
+    page.locator("canvas.plane").focus()
+    page.keyboard.press("ArrowRight")
+    page.mouse.down(button="right")
+    page.mouse.up(button="right")
+    assert page.locator("strong", has_text="chosen").count() == 0
+    page.keyboard.press("Enter")
+    assert page.locator("strong", has_text="1 picture chosen").count() == 1
+    assert not watched.errors
+
+
+@needs_chromium
+def test_what_lies_over_the_edge_of_the_plane_is_cut_there(browser: Any) -> None:
+    put = re.search(r"(?ms)^function featuresPut.*?^}", bundle.source("features.js"))
+    assert put is not None
+    page = Watched(browser).page
+    found = page.evaluate(
+        """([put, places]) => places.map(([x, y]) => {
+          const image = (width, height, value) => ({ width, height, all: new Uint32Array(width * height).fill(value) });
+          const to = image(7, 5, 0);
+          new Function(`return ${put}`)()(image(8, 6, 0xff0000ff), 2, 1, 4, to, x, y);
+          return [...to.all].flatMap((pixel, i) => (pixel ? [i] : []));
+        })""",
+        [put[0], places := [(x, y) for x in (-9, -1, 0, 3, 6, 8, 20) for y in (-9, -1, 0, 2, 5, 6, 20)]],
+    )
+    for (x, y), pixels in zip(places, found, strict=True):
+        assert pixels == [7 * row + column for row in range(5) for column in range(7) if -2 <= column - x < 2 and -2 <= row - y < 2]
+
+
+@needs_chromium
+def test_what_a_point_is_stands_once_beside_the_title_of_the_view(browser: Any, tmp_path: Path) -> None:
+    _, page = opened(browser, tmp_path)
+    assert of()["title"] not in page.locator(".moving").first.inner_text()
+    assert page.get_by_text(of()["about"]).count() == 1
 
 
 @needs_chromium

@@ -217,11 +217,16 @@ def test_many_classes_are_a_canvas_that_keys_move(browser: Any, tmp_path: Path) 
     for key in ("ArrowDown", "ArrowRight", "ArrowRight"):
         page.keyboard.press(key)
     assert "class-1 taken for class-2" in page.locator('[data-view="mistakes"] figure p').first.inner_text()
+    assert page.get_by_text("Rows are labels, columns predictions; ink is").is_visible(), "what the axes are stays"
     page.locator('[data-view="mistakes"] ol button').first.click()
     count = matrix(view(run))
     np.fill_diagonal(count, 0)
     assert f"{count.max()} samples" in page.locator('[data-part="mistakes"] [role="status"]').inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    blank = page.locator('[data-part="mistakes"] .moving .blank')
+    page.get_by_role("button", name="Show all").click()
+    assert blank.count() > 20
+    assert blank.first.bounding_box()["height"] < 50, "a line, not a square"
     watched.keep("mistakes-many-classes")
     assert watched.errors == []
 

@@ -2,6 +2,7 @@
 
 The view holds
 
+    about         what is drawn, in a sentence
     projections   [{name, title, axes, how, span, low, high, measures, panels}]: the points in levels of one square for all epochs, y upwards, one level
                   as long in x as in y; low (E, p, 2) uint8 the lower eight bits, high (E, p) uint8 the upper four of x and, times 16, of y: as short as
                   16 bits deflated, but read at once; span (x, y) levels that are used;
@@ -165,7 +166,8 @@ def _view(
     if left_out:
         said.append(f"The pictures of the points did not fit; {FULLER}")
     return {
-        "title": "Each point is a picture; pictures that the model finds alike lie close together",
+        "title": "Features over epochs",
+        "about": "Each point is a picture; pictures that the model finds alike lie close together",
         "projections": [_projection(finding, points, rows, evenly(len(points), epochs)) for finding, points in planes],
         "classes": encoding.names([classes[i] for i in there], room // 4),
         "labels": encoding.array(own.astype(np.uint16), at_once=True),

@@ -149,7 +149,7 @@ function comparePictures({ rows, pictures }, seen) {
 // A view of views/compare.py. What is under the pointer or has the focus is lit in table and lines; a pressed run stays chosen, and the curves show it.
 export async function mountCompare(root, view, page, state) {
   const { rows, columns, axes, charts, pictures } = view;
-  const seen = { by: 0, up: null, chosen: [], chart: 0, picture: 0, sides: [], map: 0, ...state };
+  const seen = { by: 0, up: null, chosen: [], curve: 0, picture: 0, sides: [], map: 0, ...state };
   const body = h("tbody");
   const said = h("p.reading");
   let lit = -1;
@@ -213,20 +213,20 @@ export async function mountCompare(root, view, page, state) {
   const sorted = () => [...body.children].map((line) => lines.indexOf(line));
   const parallel = axes.length > 1 ? compareLines(view, light, press, strong, sorted, () => lit) : null;
 
-  const chart = charts.length > 0 && lineChart({ ...charts[seen.chart], curves: [] });
+  const chart = charts.length > 0 && lineChart({ ...charts[seen.curve], curves: [] });
   function draw() {
     const wanted = seen.chosen.length ? seen.chosen : view.first;
     if (!chart) return;
-    const of = charts[seen.chart];
+    const of = charts[seen.curve];
     const curves = of.curves.filter(({ row }) => wanted.includes(row));
     chart.set({ ...of, curves, note: curves.length ? "" : "None of the chosen runs has this number." });
   }
   const number = choice(
     "Number",
     charts.map(({ title }) => title),
-    seen.chart,
+    seen.curve,
     (i) => {
-      seen.chart = i;
+      seen.curve = i;
       draw();
     },
   );

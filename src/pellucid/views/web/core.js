@@ -443,12 +443,12 @@ export function toggle(label, on, change) {
 
 // A box whose buttons are one stop of the tab key, at first the start-th: arrows go from one to another. Returns the box.
 export function roving(box, start) {
-  const buttons = [...box.querySelectorAll("button")];
-  const stop = (at) => buttons.forEach((one, i) => (one.tabIndex = i === at ? 0 : -1));
+  const stops = [...box.querySelectorAll("button")];
+  const stop = (at) => stops.forEach((one, i) => (one.tabIndex = i === at ? 0 : -1));
   const step = (down, across) => {
-    const to = within(buttons.indexOf(document.activeElement) + down + across, buttons.length - 1);
+    const to = within(stops.indexOf(document.activeElement) + down + across, stops.length - 1);
     stop(to);
-    buttons[to].focus();
+    stops[to].focus();
   };
   box.onkeydown = keyed(arrows(step));
   stop(start);

@@ -44,15 +44,16 @@ function featuresPixels(width, height, draw) {
   return { width, height, all: new Uint32Array(context.getImageData(0, 0, width, height).data.buffer) };
 }
 
-// Copies the part of height and width `side` at (column, row) of some pixels to around (x, y) of others.
+// Copies the part of height and width `side` at (column, row) of some pixels to around (x, y) of others, as far as it lies in them.
 function featuresPut(from, column, row, side, to, x, y) {
   x = Math.round(x - side / 2);
   y = Math.round(y - side / 2);
-  if (x < 0 || y < 0 || x + side > to.width || y + side > to.height) return;
-  for (let v = 0; v < side; v++) {
-    let source = (row + v) * from.width + column;
-    let target = (y + v) * to.width + x;
-    for (let u = 0; u < side; u++, source++, target++) {
+  const begin = Math.max(-x, 0);
+  const end = Math.min(side, to.width - x);
+  for (let v = Math.max(-y, 0); v < side && y + v < to.height; v++) {
+    let source = (row + v) * from.width + column + begin;
+    let target = (y + v) * to.width + x + begin;
+    for (let u = begin; u < end; u++, source++, target++) {
       const pixel = from.all[source];
       if (pixel > 0x80000000 || (pixel && !to.all[target])) to.all[target] = pixel; // alpha is the highest byte
     }
@@ -269,13 +270,15 @@ export async function mountFeatures(root, view, page, state) {
     redraw();
   }
   function down(event) {
+    if (event.buttons > 1) return; // the menu of the right button is no choice
     over(event);
     const [x, y] = place(event, canvas);
     drag = { x, y, was: [x, y], pans: event.shiftKey || way.input.selectedIndex === 1 };
     canvas.setPointerCapture(event.pointerId);
   }
   function up() {
-    const { box, moved } = drag ?? {};
+    if (!drag) return;
+    const { box, moved } = drag;
     drag = null;
     if (box) choose(inside(box));
     else if (!moved) swap(under);
@@ -401,7 +404,7 @@ export async function mountFeatures(root, view, page, state) {
     atlas && pictures,
     way,
   ];
-  fill(root, h("div.controls", controls), h("figure.beside-plane", h("figcaption", h("strong", view.title)), canvas, beside));
+  fill(root, h("div.controls", controls), h("figure.beside-plane", h("figcaption", h("strong", view.about)), canvas, beside));
 
   // What would delay the first picture: all that stands beside and under it, and the pictures where points are dots.
   async function rest() {

@@ -38,7 +38,7 @@ function mistakesTable({ classes, of }, { count, share }, cell) {
 function mistakesCanvas({ classes }, { count, share, told, keys }, cell, press, seen) {
   const n = classes.length;
   const ink = "Rows are labels, columns predictions; ink is the square root of the share of the label’s, so that rare confusions are seen.";
-  const said = h("p.readout", ink);
+  const said = h("p.readout");
   let at = [0, 0];
   function paint(context, width, height, { paper, mark, s }) {
     const side = width / n;
@@ -77,7 +77,7 @@ function mistakesCanvas({ classes }, { count, share, told, keys }, cell, press, 
     "ol.notes",
     wrong.slice(0, MISTAKES_PAIRS).map((key) => h("li", cell(key, told(key)))),
   );
-  return { element: h("div.beside", h("figure", canvas, said), list), redraw };
+  return { element: h("div.beside", h("figure", h("figcaption", ink), canvas, said), list), redraw };
 }
 
 // A view of views/mistakes.py. Its pictures stand in the page's [data-part="mistakes"] where there is one, else below the confusion.

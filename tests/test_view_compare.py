@@ -43,10 +43,10 @@ def test_the_table_has_the_rows_of_the_comparison(runs: list[Run]) -> None:
     assert [row["cells"][0][0] for row in view["rows"]] == [row.name for row in found.rows]
     assert [row["cells"][1] for row in view["rows"]] == [[str(row.measurement), row.measurement.value] for row in found.rows if row.measurement]
     heads = [column["text"] for column in view["columns"]]
-    assert heads == ["run", "val/accuracy", "interval", "spread", "over", "difference", "its interval", "lr", "what the difference means"]
+    assert heads == ["run", "val/accuracy", "interval", "spread", "over", "difference", "its interval", "lr"]
     assert all(len(row["cells"]) == len(heads) for row in view["rows"])
     assert [row["marks"] for row in view["rows"]][-1] == ["baseline"]
-    assert all(row["cells"][-1][0].startswith(of.words) for row, of in zip(view["rows"], found.rows, strict=True))
+    assert all(row["words"].startswith(of.words) for row, of in zip(view["rows"], found.rows, strict=True))
 
 
 def test_an_unknown_baseline_is_named(runs: list[Run]) -> None:
@@ -147,8 +147,8 @@ def test_a_score_of_one_picture_says_which_way_is_up_and_that_its_baseline_is_a_
     name, _, said = compare.of_runs(runs, ROOM)["pictures"][0]["sides"]["0"]["maps"][0]
     assert (name, said) == (
         "attention",
-        "relevance mass 0.4000 (mean over 300 pictures: the centre prior 0.5200); "
-        "deletion (lower is better) 0.1230 (mean over 300 pictures: the model with random weights 0.5000)",
+        "relevance mass 0.4000 (the centre prior 0.5200), deletion, lower is better: 0.1230 (the model with random weights 0.5000). "
+        "In brackets: mean over 300 pictures.",
     )
 
 
@@ -290,3 +290,45 @@ def test_a_chart_of_a_number_that_the_chosen_run_lacks_says_so(runs: list[Run], 
     assert note.count() == 0
     chart.hover(position={"x": 90, "y": 80})
     assert watched.errors == []
+
+
+@needs_chromium
+def test_what_differences_mean_stands_under_a_table_of_low_rows(runs: list[Run], browser: Any, tmp_path: Path) -> None:
+    found = compared(runs)
+    (tmp_path / "compare.html").write_text(to_html(found))
+    page = Watched(browser).open(tmp_path / "compare.html", "compare")
+    said = page.locator(".moving .words dd").all_inner_texts()
+    assert [text.startswith(row.words) for text, row in zip(said, found.rows, strict=True)] == [True] * len(runs)
+    assert all(line.bounding_box()["height"] < 60 for line in page.locator(".moving tbody tr").all())
+
+
+@needs_chromium
+@pytest.mark.parametrize("shown", [".still", ".moving"])  # paper shows the still table; that of the explorer is the moving one
+def test_no_column_is_cut_on_paper(shown: str, browser: Any, tmp_path: Path) -> None:
+    changes = [
+        "train.batch_size=8",
+        "train.phases.0.optimizer.lr=0.0003",
+        "data.train=1234",
+        "train.phases.0.epochs=3",
+        "augment.rotation=3",
+    ]
+    classes = [f"a class of a long name {i}" for i in range(12)]
+    wide = [make_run(tmp_path / "one", n=200, classes=classes), make_run(tmp_path / ("long" * 15), n=200, classes=classes, overrides=changes)]
+    (tmp_path / "compare.html").write_text(to_html(compared(wide)))
+    watched = Watched(browser, viewport={"width": 688, "height": 970})  # an A4 page within its margins
+    page = watched.open(tmp_path / "compare.html", "compare")
+    page.emulate_media(media="print")
+    page.evaluate(
+        "(shown) => document.querySelectorAll('.still, .moving').forEach((one) => one.style.setProperty('display', one.matches(shown) ? 'grid' : 'none', 'important'))",
+        shown,
+    )
+    ends = page.evaluate(
+        "[...document.querySelectorAll('.rows td')].filter((cell) => cell.checkVisibility()).map((cell) => cell.getBoundingClientRect().right)"
+    )
+    assert len(ends) > 2 * (6 + len(changes))
+    assert max(ends) <= 688
+    rate = page.locator(f"{shown} .rows td", has_text="0.0003").first
+    assert rate.evaluate("cell => getComputedStyle(cell, '::before').content") == '"lr"', "its head stands over it"
+    assert not page.locator(f"{shown} thead").first.is_visible()
+    assert page.locator("#classes td").first.evaluate("cell => getComputedStyle(cell, '::before').content") == f'"{classes[0]}"'
+    watched.keep(f"compare-paper-{shown[1:]}", full_page=True)

@@ -1,6 +1,7 @@
 """Runs side by side, as a view: the table of `pellucid.compare`, its settings and number as lines over axes, curves, and pictures that several runs kept.
 
-    caption   what the table is; columns: [{text, num, title}]; rows: [{cells: [[text, value to sort by], ...], marks: [word]}], best first
+    caption   what the table is; columns: [{text, num, title}]; rows: [{cells: [[text, value to sort by], ...], marks: [word], words}], best first;
+              words: what the difference means
     axes      [{name, at: [0 to 1 or None, a row each], texts: [a row each], ticks: [[at, text]]}], the settings that differ and the number last
     charts    [{title, x, y, unit, curves: [{name, style, x, y, row}]}]; first: the rows whose curves are seen until others are chosen
     pictures  [{file, photo, truth, lines, sides: {row: {lines, maps: [[name, data URI or None, its measure]]}}}], of two rows or more
@@ -70,7 +71,7 @@ def of_runs(runs: Sequence[Run], room: Room, *, baseline: str | None = None, fin
 def of_comparison(found: Comparison, room: Room) -> View:
     """The view of a comparison that was made already."""
     axes, notes = _axes(found)
-    rows = [{"cells": _cells(row), "marks": _marks(row)} for row in found.rows]
+    rows = [{"cells": _cells(row), "marks": _marks(row), "words": _words(row)} for row in found.rows]
     charts = _charts(found, (room.bytes - size([axes, rows])) // 2)
     pictures, said = _pictures(found.rows, room.bytes - size([axes, rows, charts]))
     drawn = {line["row"] for chart in charts for line in chart["curves"]}
@@ -105,14 +106,13 @@ def _columns(found: Comparison) -> list[dict[str, Any]]:
         ("its interval", False),
     ]
     settings = [{"text": short[key], "num": False, "title": key} for key in found.settings]
-    return [*({"text": text, "num": num, "title": ""} for text, num in named), *settings, {"text": "what the difference means", "num": False, "title": ""}]
+    return [*({"text": text, "num": num, "title": ""} for text, num in named), *settings]
 
 
 def _cells(row: Row) -> list[list[Any]]:
     """[text, value to sort by] of each column; None where there is nothing, which sorts last."""
     m, difference = row.measurement, row.difference
     over = f"{len(row.values)} seeds" if len(row.values) > 1 else f"{m.n:,} {row.of}" if m else ""
-    words = "; ".join(part for part in (row.words, difference.interval_how if difference else "", *row.notes) if part)
     return [
         [row.name, row.name],
         [str(m) if m else "n/a", _value(m)],
@@ -122,8 +122,12 @@ def _cells(row: Row) -> list[list[Any]]:
         [signed(difference.value, difference.unit) if difference else "", _value(difference)],
         [signed_interval(difference), difference.interval[0] if difference and difference.interval else None],
         *([text, text if (number := _number(text)) is None else number] for text in row.settings.values()),
-        [words or "nothing to compare with", words],
     ]
+
+
+def _words(row: Row) -> str:
+    how = row.difference.interval_how if row.difference else ""
+    return "; ".join(part for part in (row.words, how, *row.notes) if part) or "nothing to compare with"
 
 
 def _marks(row: Row) -> list[str]:
@@ -292,11 +296,11 @@ def _looked(run: Run) -> Iterator[Kept]:
             maps = []
             for kind in found.maps:
                 own = [
-                    _own_score(score, value)
+                    (score, value)
                     for measure, value in finding.scores.get(kind.method, {}).items()
                     if (score := scores.get((kind.method, measure))) is not None
                 ]
-                maps.append([kind.method, _over(run, path, finding, kind.method, i), "; ".join(own) or "not measured: this picture has no mask"])
+                maps.append([kind.method, _over(run, path, finding, kind.method, i), _own_scores(own)])
             sure = "" if finding.confidence is None else f" {rounded(finding.confidence)}"
             return {"lines": [] if finding.prediction is None else [f"prediction {finding.prediction}{sure}"], "maps": maps}
 
@@ -304,13 +308,18 @@ def _looked(run: Run) -> Iterator[Kept]:
             yield Kept(("looked", finding.file, _digest(path)), finding.file, path, about, draw, has_maps=True)
 
 
-def _own_score(score: Score, value: float) -> str:
-    """The score of one picture's map, and the hardest baseline's mean over all pictures."""
-    best = hardest_baseline(score)
-    lower, baseline = "" if score.higher_is_better else " (lower is better)", score.baselines[best]
-    return (
-        f"{score.measure.replace('_', ' ')}{lower} {rounded(value, score.value.unit)} (mean over {baseline.n:,} pictures: {NAMES.get(best, best)} {baseline})"
-    )
+def _own_scores(scored: Sequence[tuple[Score, float]]) -> str:
+    """The scores of one picture's map, each beside the mean of its hardest baseline, and over how many pictures this is a mean."""
+    if not scored:
+        return "not measured: this picture has no mask"
+    own, counts = [], []
+    for score, value in scored:
+        best = hardest_baseline(score)
+        counts.append(score.baselines[best].n)
+        lower = "" if score.higher_is_better else ", lower is better:"
+        own.append(f"{score.measure.replace('_', ' ')}{lower} {rounded(value, score.value.unit)} ({NAMES.get(best, best)} {score.baselines[best]})")
+    many = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
+    return f"{', '.join(own)}. In brackets: mean over {many} pictures."
 
 
 def _over(run: Run, path: Path, finding: findings.ImageFinding, method: str, i: int) -> str:

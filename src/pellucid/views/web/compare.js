@@ -167,7 +167,10 @@ export async function mountCompare(root, view, page, state) {
       run,
       marks.map((mark) => h("span.badge.plain", mark)),
     );
-    const others = cells.slice(1).map(([text], k) => h("td", { class: columns[k + 1].num ? "num" : text.length > 28 && "long" }, text));
+    const others = cells.slice(1).map(([text], k) => {
+      const { num, text: head } = columns[k + 1];
+      return h("td", { class: num ? "num" : text.length > 28 && "long", "data-head": head }, text);
+    });
     return h(
       "tr",
       { onpointerenter: () => light(i), onpointerleave: mouseLeft(() => light(-1)), onfocusin: () => light(i) },
@@ -245,6 +248,11 @@ export async function mountCompare(root, view, page, state) {
   fill(
     root,
     scrolled("Runs and their numbers", runs),
+    h("h3", "What the differences mean"),
+    h(
+      "dl.words",
+      rows.map(({ cells, words }) => h("div", h("dt", cells[0][0]), h("dd", words))),
+    ),
     parallel && [h("h3", "Settings and number"), scrolled("Settings and number, a line a row", parallel.canvas), said],
     chart && [h("h3", "Curves"), number, chart.element],
     pictures.length > 0 && [h("h3", "The same picture in two models"), one, two.sides, two.pair],

@@ -455,7 +455,7 @@ export function roving(box, start) {
   return box;
 }
 
-// Pictures [{src, alt, lines}] as a gallery; press(i), where given, makes each a button.
+// Pictures [{src, alt, lines}] as a gallery; press(i, button), where given, makes each a button. Not every browser gives a pressed button the focus.
 export function gallery(items, press) {
   const entry = ({ src, alt, lines }, i) => {
     const image = src ? h("img", { src, alt, loading: "lazy" }) : h("span.blank", "no picture was kept");
@@ -466,7 +466,7 @@ export function gallery(items, press) {
         (lines ?? []).map((line) => h("span", line)),
       ),
     ];
-    return h("li", press ? button(inner, () => press(i), { class: "tile" }) : inner);
+    return h("li", press ? button(inner, ({ currentTarget }) => press(i, currentTarget), { class: "tile" }) : inner);
   };
   return h("ul.gallery", items.map(entry));
 }

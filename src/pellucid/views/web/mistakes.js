@@ -109,7 +109,7 @@ export async function mountMistakes(root, view, page, state) {
   // Pictures [index of its item or -1, file, lines].
   function pictures(entries) {
     const tiles = entries.map(([i, file, lines]) => ({ src: items[i]?.pictures[0][1], alt: file, lines }));
-    return gallery(tiles, (k) => open(entries[k][0], document.activeElement));
+    return gallery(tiles, (k, tile) => open(entries[k][0], tile));
   }
   function listed() {
     const key = seen.cell;

@@ -60,10 +60,7 @@ function overviewSettings({ settings, environment, made, verify }) {
   const group = ({ name, settings }) => h("table.settings", h("caption", name), h("tbody", settings.map(overviewSetting)));
   const command = (text, line) => [h("p", text), h("pre", { tabindex: 0 }, line)];
   return [
-    overviewFolded(
-      "Settings: marked ones differ from their default",
-      h("div.columns", settings.map(group)),
-    ),
+    overviewFolded("Settings: marked ones differ from their default", h("div.columns", settings.map(group))),
     overviewFolded("Environment", terms(environment)),
     overviewFolded(
       "Commands",

@@ -29,6 +29,7 @@ from pellucid.report.planes import legend, plane
 from pellucid.report.template import render_template
 from pellucid.run import Measurement
 from pellucid.views import EXPLORER, Room, View, attention, features
+from pellucid.views.snapshot_planes import evenly
 
 SIDE = 24  # pixels of a thumbnail
 COLUMNS = 64  # of the atlas of the bare page
@@ -209,7 +210,7 @@ def pellucid(points: Points, *, thumbnails: bool, room: Room | None = None, name
 
 def still(points: Points) -> str:
     """The picture for paper of one projection, as the report draws it."""
-    rows, epochs = features.spread(len(points.labels), MAX_POINTS), features.spread(len(points.places), MAX_PLANES)
+    rows, epochs = evenly(len(points.labels), MAX_POINTS), evenly(len(points.places), MAX_PLANES)
     drawn = [plane(points.places[e][rows].astype(np.float64), points.labels[rows], ((0, 1), (0, 1)), label=f"epoch {e + 1}") for e in epochs]
     return legend(points.classes, others=0) + '<div class="figures planes">' + "".join(f"<figure>{one}</figure>" for one in drawn) + "</div>"
 

@@ -264,3 +264,12 @@ def test_a_quick_run_of_the_views_prints_tables_and_verdicts(views, capsys: pyte
     assert code == (1 if "MISSED" in said else 0)
     assert re.search(r"^\| Pellucid \| thumbnails \| 0\.\d\d \| \d", said, re.MULTILINE)
     assert len(re.findall("^(?:holds|MISSED): ", said, re.MULTILINE)) == 9
+
+
+def test_the_pages_of_the_views_are_still_made(bench, tmp_path) -> None:
+    pages = bench("view_pages")
+    points = pages.Points.fabricated(12, 2)
+    for thumbnails in (False, True):
+        assert 'data-view="features"' in pages.pellucid(points, thumbnails=thumbnails)
+        assert "<canvas" in pages.bare(points, thumbnails=thumbnails)
+    assert 'data-view="attention"' in pages.attention_page(tmp_path, side=3, heads=2, layers=2)

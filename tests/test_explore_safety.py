@@ -21,6 +21,7 @@ import pytest
 
 from explored import Client, serving
 from fabricate import make_run
+from pellucid.data.images import decode
 from pellucid.errors import DataError, RunError, UsageError
 from pellucid.explore import guard, uploads
 from pellucid.explore.guard import Guard
@@ -330,6 +331,19 @@ def test_of_several_frames_the_first_counts(kind: str) -> None:
     found, ending = uploads.checked(buffer.getvalue())
     red, green, blue = PIL.Image.open(io.BytesIO(found)).convert("RGB").getpixel((5, 5))  # type: ignore[misc]
     assert (ending, red > 240, green < 15, blue < 15) == (".png", True, True, True)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_the_first_of_several_frames_is_turned_upright(kind: str) -> None:
+    frames = [PIL.Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
+    frames[0].paste("lime", (0, 0, 10, 10))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], exif=exif)
+    upright = decode(*uploads.checked(buffer.getvalue()))
+    assert upright.size == (10, 20)
+    assert [max(range(3), key=upright.getpixel(at).__getitem__) for at in ((5, 3), (5, 17))] == [1, 0]  # type: ignore[union-attr]
 
 
 def test_slow_clients_keep_nobody_waiting(client: Client) -> None:

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
-from pellucid.data.images import FATAL, decode, findings, resize
+from pellucid.data.images import FATAL, as_rgb, decode, findings, resize
 from pellucid.errors import DataError
 
 
@@ -154,6 +154,43 @@ def test_exif_rotation_is_undone_as_pillow_does(orientation, kind):
     assert kinds(data, name) == (["exif_rotated"] if orientation > 1 else [])
     twin = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(picture(), "PNG", exif=exif)))).convert("RGB")
     assert np.array_equal(np.asarray(decode(data, name)), np.asarray(twin))
+
+
+def turned_files(orientation):
+    """{name: bytes} of one picture whose file asks for this orientation, wherever a format may say so."""
+    exif, noted = Image.Exif(), PngImagePlugin.PngInfo()
+    exif[0x0112] = orientation
+    xmp = f'<x:xmpmeta><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'
+    noted.add_itxt("XML:com.adobe.xmp", xmp)
+    kinds = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "tif": "TIFF"}
+    plain = {f"a.{ending}": encoded(picture(), kind, exif=exif) for ending, kind in kinds.items()}
+    return {
+        **plain,
+        "xmp.png": encoded(picture(), "PNG", pnginfo=noted),
+        "xmp.jpg": encoded(picture(), "JPEG", xmp=xmp.encode()),
+        "xmp.webp": encoded(picture(), "WEBP", xmp=xmp.encode()),
+        "both.jpg": encoded(picture(), "JPEG", exif=exif, xmp=xmp.encode()),
+    }
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_decoded_picture_is_turned_once(orientation):
+    for name, data in turned_files(orientation).items():
+        decoded = decode(data, name)
+        turned = Image.open(io.BytesIO(data))
+        assert decoded.size == (20, 30) if orientation > 4 else (30, 20), name
+        for again in (as_rgb(decoded), as_rgb(as_rgb(turned)), as_rgb(turned)):
+            assert np.array_equal(np.asarray(again), np.asarray(decoded)), name
+        assert ImageOps.exif_transpose(decoded).tobytes() == decoded.tobytes(), name
+        assert 0x0112 not in decoded.getexif(), name
+        assert 0x0112 not in as_rgb(turned).getexif(), name
+
+
+def test_what_a_picture_in_memory_says_beside_its_pixels_is_left_to_its_owner():
+    own = picture()
+    own.info["comment"] = "mine"
+    assert as_rgb(own).info == {}
+    assert own.info == {"comment": "mine"}
 
 
 def test_corrupt_exif_is_told_without_a_warning():

@@ -13,7 +13,7 @@ from pellucid.data.augment import evaluate_view
 from pellucid.data.dataset import Hashes, Names, Split
 from pellucid.data.images import centre, resize, view_mask
 from pellucid.data.loader import pack_images
-from pellucid.data.masks import marked_values, masks_of, without_target
+from pellucid.data.masks import marked_values, masks_of, read_mask, without_target
 from pellucid.data.sources import load_dataset
 from pellucid.errors import DataError
 from pellucid.schema import DataSection, InsideSection
@@ -48,6 +48,14 @@ def saved(values: list[list[int]], file: Path, mode: str = "L") -> Path:
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 VALUES = [[0, 1, 2, 3], [1, 1, 2, 2], [0, 0, 0, 3]]
+
+
+def test_a_mask_that_its_file_turns_is_refused(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3  # the size alone would not tell
+    Image.new("L", (3, 4)).save(tmp_path / "a.png", exif=exif)
+    with pytest.raises(DataError, match="a.png: the mask is turned by its EXIF orientation 3; save it upright, as its image is seen"):
+        read_mask(tmp_path / "a.png", (4, 3))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "I;16"])

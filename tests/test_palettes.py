@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from pellucid.data.sources import load_dataset
 from pellucid.errors import DataError
@@ -148,6 +148,12 @@ def turned():
     return file_of([[0, 1]], exif=exif)
 
 
+def turned_by_xmp():
+    noted = PngImagePlugin.PngInfo()
+    noted.add_itxt("XML:com.adobe.xmp", '<rdf:Description tiff:Orientation="8"/>')
+    return file_of([[0, 1]], pnginfo=noted)
+
+
 def pages():
     buffer = io.BytesIO()
     Image.new("L", (3, 2)).save(buffer, "TIFF", save_all=True, append_images=[Image.new("L", (3, 2), 1)])
@@ -162,6 +168,7 @@ def pages():
         (file_of(0, mode="RGBA"), "the mask has transparent pixels"),
         (pages(), "expected one picture, got 2 frames or pages"),
         (turned(), "turned by its EXIF orientation 6; save it upright"),
+        (turned_by_xmp(), "turned by its EXIF orientation 8; save it upright"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "cannot be read as a mask"),
         (file_of(np.zeros((40, 40)))[:40], "cannot be read as a mask"),
     ],

@@ -9,6 +9,7 @@ Predictions are written in the format of the training masks, so that they can be
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -187,18 +188,31 @@ def _opened(data: bytes, name: str) -> tuple[str, np.ndarray, list[int]]:
             mode = _MODES[image.mode]
             pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
             palette = list(image.getpalette() or []) if mode == "P" else []
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) if "exif" in image.info else 1
+            turned = orientation_of(image)
     except UnidentifiedImageError:  # its own words name an address in memory
         raise DataError(f"{name}: cannot be read as a mask: no image of a known format ({', '.join(_FORMATS)})") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{name}: cannot be read as a mask: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
     if turned != 1:
-        raise DataError(f"{name}: the mask is turned by its EXIF orientation {turned}; save it upright, as its image is seen")
+        raise DataError(turned_words(name, turned))
     if pixels.ndim == 3 and pixels.shape[2] == 4:
         if (pixels[..., 3] != 255).any():
             raise DataError(f"{name}: the mask has transparent pixels, of which it is not said what they are; save it without transparency")
         pixels = pixels[..., :3]
     return mode, pixels, palette
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The orientation that a loaded mask's file asks for, in EXIF or XMP; 1 for none, for one that cannot be read, and for TIFF, which Pillow turns itself."""
+    try:
+        return 1 if image.format == "TIFF" else int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):
+        return 1
+
+
+def turned_words(name: str, orientation: int) -> str:
+    """Why a mask with an orientation is refused: its image is turned upright, and which way the mask was drawn is not known."""
+    return f"{name}: the mask is turned by its EXIF orientation {orientation}; save it upright, as its image is seen"
 
 
 def _refuse(image: Image.Image, name: str) -> None:

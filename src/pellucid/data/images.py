@@ -110,7 +110,7 @@ def opened(images: Any) -> list[tuple[str, Callable[[], Image.Image]]]:
 
 
 def decode(data: bytes, name: str) -> Image.Image:
-    """The picture of a file's bytes: mode RGB, upright, original size. DataError names the file and its fault."""
+    """The picture of a file's bytes: mode RGB, upright, original size, pixels alone. DataError names the file and its fault."""
     try:
         picture, _ = _decode(data, name)
     except _FaultError as fault:
@@ -119,9 +119,9 @@ def decode(data: bytes, name: str) -> Image.Image:
 
 
 def as_rgb(image: Image.Image, name: str = "<image>") -> Image.Image:
-    """An image in memory as `decode` would give it: mode RGB, upright. DataError for pixels whose range is not fixed."""
+    """An image in memory as `decode` would give it: mode RGB, upright, pixels alone. DataError for pixels whose range is not fixed."""
     try:
-        return _rgb(ImageOps.exif_transpose(image), [])
+        return _pixels_alone(_rgb(ImageOps.exif_transpose(image), []))
     except _FaultError as fault:
         raise DataError(f"{name}: {fault.finding.kind}: {fault.finding.detail}") from None
 
@@ -274,7 +274,13 @@ def _decode(data: bytes, name: str) -> tuple[Image.Image, list[Finding]]:
     if after in _UPRIGHT:
         picture = picture.transpose(_UPRIGHT[after])
     notes += [_note("corrupt_metadata", message) for message in dict.fromkeys(told)]
-    return picture, notes
+    return _pixels_alone(picture), notes
+
+
+def _pixels_alone(picture: Image.Image) -> Image.Image:
+    """The picture without what its file said beside the pixels: an orientation (EXIF, XMP) that was followed must not be followed again."""
+    picture.info = {}
+    return picture
 
 
 def _note(kind: str, detail: str) -> Finding:

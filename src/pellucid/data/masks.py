@@ -19,6 +19,7 @@ from pellucid.data.dataset import Masks as ClassMasks
 from pellucid.data.dataset import Split
 from pellucid.data.inspection import listed
 from pellucid.errors import DataError, UsageError, did_you_mean
+from pellucid.palettes import orientation_of, turned_words
 from pellucid.schema import DataSection, InsideSection
 
 TARGET, IGNORED = 1, 255
@@ -145,15 +146,18 @@ def _files(folder: Path, split: Split, rows: Sequence[int]) -> Callable[[int], P
 
 
 def read_mask(file: Path, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) int64 values of a mask for an image of `size` (H, W), without any conversion. DataError for another size, or for colours."""
+    """(H, W) int64 values of a mask for an image of `size` (H, W), without any conversion. DataError for another size, an EXIF orientation, or colours."""
     try:
         with Image.open(file, formats=("PNG",)) as image:
             (height, width), (own_width, own_height) = size, image.size
             if (own_height, own_width) != size:
                 raise DataError(f"{file}: expected a mask of {height}x{width} pixels (height x width) as its image, got one of {own_height}x{own_width}")
             values = np.asarray(image)
+            turned = orientation_of(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{file}: cannot be read as PNG: {error}") from None
+    if turned != 1:
+        raise DataError(turned_words(str(file), turned))
     if values.ndim != 2:
         raise DataError(f"{file}: expected one value a pixel (grey or palette), got {values.shape[2]} channels; save the mask as indices")
     return values.astype(np.int64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 
 import PIL.Image
+from PIL import ImageOps
 
 from pellucid.data.images import decode, pillow_warnings
 from pellucid.errors import DataError
@@ -43,7 +44,9 @@ def checked(data: bytes) -> tuple[bytes, str]:
             if image.format in ("GIF", "PNG", "WEBP", "TIFF") and getattr(image, "n_frames", 1) > 1:
                 image.seek(0)
                 first = io.BytesIO()
-                image.convert("RGBA" if "transparency" in image.info or image.mode in ("RGBA", "LA") else "RGB").save(first, "PNG", compress_level=1)
+                upright = ImageOps.exif_transpose(image)  # what is written has no orientation
+                mode = "RGBA" if "transparency" in upright.info or upright.mode in ("RGBA", "LA") else "RGB"
+                upright.convert(mode).save(first, "PNG", compress_level=1)
                 return first.getvalue(), ".png"
         except _ANY_FAULT as error:
             raise DataError(f"The picture cannot be decoded: {' '.join(str(error).split())[:200]}.") from None

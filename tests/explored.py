@@ -71,6 +71,14 @@ class Client:
             return stream.recv(4096)
 
 
+def stubborn(line: Any) -> None:
+    """A process that looks at a picture for ever, and has written it into its folder."""
+    path, picture, ending, folder = line.recv()
+    (Path(folder) / f"picture{ending}").write_bytes(picture)
+    (Path(path).parent / "begun").touch()
+    threading.Event().wait()
+
+
 @contextmanager
 def serving(*runs: Path) -> Iterator[Client]:
     """A client of an explorer of these runs that answers while the block runs."""

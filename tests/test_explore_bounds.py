@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -17,7 +21,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from explored import Client, serving
+from explored import Client, serving, stubborn
 from fabricate import make_run
 from pellucid import records
 from pellucid.data.images import resize
@@ -337,6 +341,96 @@ def test_a_process_that_is_killed_is_said(looking: Apart, run: Run) -> None:
     threading.Timer(0.3, lambda: looking._process.kill()).start()
     with pytest.raises(LookError, match="The process that looked at the picture ended, as it does where memory runs out"):
         looking.look(run, picture_bytes(), ".png")
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders are made in this test; none is left at its end."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def begun(run: Run, temporary: Path) -> bool:
+    """Whether `stubborn` has written a picture of this run, or does within seconds."""
+    for _ in range(500):
+        if (run.path.parent / "begun").exists():
+            return len(list(temporary.glob("pellucid-picture-*/picture.png"))) == 1
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("how", ["late", "killed", "ended"])
+def test_a_picture_is_deleted_however_its_process_ends(looking: Apart, run: Run, temporary: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(apart, "answer", stubborn)
+    monkeypatch.setattr(apart, "LOOK_SECONDS", 4.0 if how == "late" else 60.0)
+    told: list[LookError] = []
+
+    def look() -> None:
+        with pytest.raises(LookError) as caught:
+            looking.look(run, picture_bytes(), ".png")
+        told.append(caught.value)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    assert begun(run, temporary)
+    if how == "killed":
+        looking._process.kill()
+    if how == "ended":
+        looking.end()
+        assert list(temporary.iterdir()) == []  # before the other thread goes on: a signal may leave it no time
+    thread.join(20)
+    (error,) = told
+    words = {"late": "was not looked at within 4 seconds", "killed": "as it does where memory runs out", "ended": "The explorer was ended while this picture"}
+    assert words[how] in str(error)
+    assert error.status == (503 if how == "ended" else 422)
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_was_ended_looks_at_nothing_more(run: Run, temporary: Path) -> None:
+    over = Apart()
+    over.end()
+    with pytest.raises(LookError, match="The explorer was ended while this picture was looked at"):
+        over.look(run, picture_bytes(), ".png")
+    assert (over._process, list(temporary.iterdir())) == (None, [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ending_the_explorer_answers_who_waits_in_words_and_leaves_no_picture(run: Run, temporary: Path, number: signal.Signals) -> None:
+    script = (
+        "import sys\nfrom explored import stubborn\nfrom pellucid.cli import main\nfrom pellucid.explore import apart\n"
+        f"if __name__ == '__main__':\n    apart.answer = stubborn\n    sys.exit(main(['explore', {str(run.path)!r}, '--no-browser']))"
+    )
+    environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True) as process:
+        assert process.stdout is not None
+        address, _, token = process.stdout.readline().strip().partition("/?token=")
+        port = address.rpartition(":")[2]
+        guard = Guard(None, host="127.0.0.1", port=int(port))  # type: ignore[arg-type]
+        guard.token = token
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(Client(guard).post("/api/runs/0/look", picture_bytes())))
+        thread.start()
+        there = begun(run, temporary)
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)  # a terminal sends Ctrl-C to every process of the group
+        _, error = process.communicate(timeout=20)
+        thread.join(20)
+    assert there
+    assert [(answer.status, answer.json["error"]) for answer in answers] == [(503, apart.OVER[0])]
+    assert (process.returncode, error) == ((130 if number == signal.SIGINT else -number), "note: reads these runs and writes nothing in them; Ctrl-C ends it\n")
+    assert list(temporary.iterdir()) == []
+
+
+def test_an_answer_that_is_cancelled_says_so(client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    async def cancelled(*_: Any) -> Any:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(server, "run_in_threadpool", cancelled)
+    answer = client.get("/api/runs")
+    assert (answer.status, answer.json["error"]) == (503, "The explorer was ended before this was answered. Start `pellucid explore` again.")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("name", "where"), [("transformers/{}", "outside"), ("{}", "outside"), ("transformers/{}", "run/model"), ("timm/vit", "outside")])

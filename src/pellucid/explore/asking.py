@@ -1,12 +1,11 @@
 """A new picture and a run's model: what the model says of it, where it looked, and which training pictures are most like it. The only part that needs torch.
 
-What is found is written as `pellucid inside` writes it, into a temporary folder outside the runs, and read back by the builders of the views, so that a
+What is found is written as `pellucid inside` writes it, into a folder that the caller makes and removes, and read back by the builders of the views, so that a
 new picture is shown by the same code as those of a run. Loading a model executes nothing from its file (`models.weights`).
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,23 +62,21 @@ class Asker:
     def __init__(self) -> None:
         self._loaded: Loaded | Spoken | None = None
 
-    def look(self, run: Run, picture: bytes, ending: str) -> dict[str, Any]:
+    def look(self, run: Run, picture: bytes, ending: str, folder: Path) -> dict[str, Any]:
         """{"lines": sentences, "views": {name: View}, "near": the training pictures most like it, or null} of the bytes of a picture.
 
+        folder: an empty one outside the runs, for what is made on the way.
         Raises MissingError (a run without final weights), WeightsError, RunError, DataError.
         """
         _built_of_itself(safe(run))
-        with tempfile.TemporaryDirectory(prefix="pellucid-picture-") as folder:
-            file = Path(folder) / f"picture{ending}"
-            file.write_bytes(picture)
-            near = None
-            if run.recipe.captioned:
-                lines, found = _worded(self._speaker(run), file, Path(folder) / "found")
-            else:
-                loaded = self._model(run)
-                photo = decode(picture, NAME + ending)
-                lines, found = _masked(run, loaded, photo, file, Path(folder)) if run.recipe.masked else _classified(run, loaded, photo, Path(folder))
-                near = None if run.recipe.masked else _near(run, loaded, photo)
+        near = None
+        if run.recipe.captioned:
+            lines, found = _worded(self._speaker(run), picture, ending, folder)
+        else:
+            loaded = self._model(run)
+            photo = decode(picture, NAME + ending)
+            lines, found = (_masked if run.recipe.masked else _classified)(run, loaded, photo, folder)
+            near = None if run.recipe.masked else _near(run, loaded, photo)
         headline = next(iter(run.measurements.values()), None)
         if headline is not None:
             interval = encoding.number(headline)["interval"]  # type: ignore[index]
@@ -153,7 +150,7 @@ def _classified(run: Run, loaded: Loaded, photo: PIL.Image.Image, folder: Path) 
     return lines, {"attention": attention.of_folder(folder, EXPLORER)}
 
 
-def _masked(run: Run, loaded: Loaded, photo: PIL.Image.Image, file: Path, folder: Path) -> Looked:
+def _masked(run: Run, loaded: Loaded, photo: PIL.Image.Image, folder: Path) -> Looked:
     """What a segmenter says of the pixels of a photograph."""
     chosen, data = loaded.subject, run.data
     assert isinstance(chosen.module, PixelScores)
@@ -180,8 +177,10 @@ def _masked(run: Run, loaded: Loaded, photo: PIL.Image.Image, file: Path, folder
     return lines, found | {"attention": attention.of_folder(folder, EXPLORER)}
 
 
-def _worded(speaker: Speaker, file: Path, folder: Path) -> Looked:
+def _worded(speaker: Speaker, picture: bytes, ending: str, folder: Path) -> Looked:
     """What a captioner says of a photograph, and where it looked for each word."""
+    file = folder / f"picture{ending}"
+    file.write_bytes(picture)
     findings = look_into_words(speaker, [file], folder, figures=False)
     findings.images = [replace(image, file=NAME) for image in findings.images]
     findings.notes = [note.replace(str(file), NAME) for note in findings.notes]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from collections.abc import Callable
 from typing import Any
 
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS = 10.0  # that the head of a request may take to arrive, from when the connection was made or the answer before it was given
@@ -57,3 +60,15 @@ class Patient(H11Protocol):
     def _give_up(self) -> None:
         self._stop()
         self.transport.close()
+
+
+class Ending(uvicorn.Server):
+    """A server that says when it begins to end, so that what its answers wait for ends too, and they are given instead of cancelled."""
+
+    def __init__(self, config: uvicorn.Config, ending: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ending = ending
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._ending()
+        await super().shutdown(sockets)

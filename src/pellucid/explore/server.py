@@ -5,7 +5,8 @@
     GET  /api/runs/<id>/views/<v>   a view as JSON                 GET  /api/offline              the parts of a page that is saved
 
 Runs are numbers and views are names of a fixed list: no part of an address is ever a path. A failure is `{"error": words}` with the status 404 (no such
-thing), 409 (busy), 413 (too large), 422 (a damaged run, a picture that cannot be used) or 500 (a fault of ours, whose trace goes to stderr).
+thing), 409 (busy), 413 (too large), 422 (a damaged run, a picture that cannot be used), 500 (a fault of ours, whose trace goes to stderr) or 503 (the explorer
+is ended).
 """
 
 from __future__ import annotations
@@ -139,7 +140,9 @@ def _told(answer: Answer) -> Answer:
             return _json({"error": "Another picture is being looked at: busy. Send this one again in a moment."}, 409)
         except LookError as error:
             return _json({"error": str(error)}, error.status)
-        except (KeyboardInterrupt, SystemExit, asyncio.CancelledError):
+        except asyncio.CancelledError:  # by a server that ends; whoever awaits more here is cancelled again
+            return _json({"error": "The explorer was ended before this was answered. Start `pellucid explore` again."}, 503, {"Connection": "close"})
+        except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of a library in Rust is no Exception
             words, status = in_words(error)
@@ -213,13 +216,13 @@ class Explorer:
         """Answer until `end` is called, or Ctrl-C, which raises KeyboardInterrupt."""
         import uvicorn
 
-        from pellucid.explore.connections import IDLE_SECONDS, Patient
+        from pellucid.explore.connections import IDLE_SECONDS, Ending, Patient
 
         config = uvicorn.Config(
             self.guard, log_config=None, access_log=False, log_level="error", lifespan="off", ws="none", http=Patient, server_header=False, proxy_headers=False,
             timeout_keep_alive=IDLE_SECONDS, timeout_graceful_shutdown=2,
         )  # fmt: skip
-        self._server = uvicorn.Server(config)
+        self._server = Ending(config, self._desk.end)
         try:
             with contextlib.closing(self.socket):
                 self._server.run(sockets=[self.socket])

@@ -217,7 +217,8 @@ def test_the_correlation_with_random_weights_is_a_score_where_lower_is_better() 
     assert (found.value.value, found.value.n, found.value.unit) == (pytest.approx(0.85), 2, "correlation")
     assert not found.higher_is_better
     assert verdict(found) == ("shows little of what the model learned", "worse")
-    assert verdict(score_randomisation("attention", np.array([0.1]), split="images", seed=0)[0]) == ("depends on what the model learned", "better")
+    assert verdict(score_randomisation("attention", np.array([0.1, 0.1]), split="images", seed=0)[0]) == ("depends on what the model learned", "better")
+    assert verdict(score_randomisation("attention", np.array([0.1]), split="images", seed=0)[0]) == ("one picture allows no verdict", "open")
     assert score_randomisation("attention", np.array([math.nan]), split="images", seed=0) == []
 
 

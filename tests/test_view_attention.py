@@ -137,9 +137,28 @@ def test_each_map_stands_beside_the_hardest_baseline(folder: Path) -> None:
         for (_, _, kind, said, *baselines), (_, beside), score in zip(step["measures"], step["beside"], scores, strict=True):
             assert (said, kind) == verdict(score)
             assert baselines == [str(score.baselines[name]) if name in score.baselines else "–" for name in names]
-            assert beside.endswith(f"{(max if score.higher_is_better else min)(m.value for m in score.baselines.values()):.4f}")
+            hardest = (max if score.higher_is_better else min)(score.baselines.values(), key=lambda m: m.value)
+            assert beside.endswith(f", mean over {hardest.n} pictures: {hardest}")
         own = {score.measure: text for score, text in zip(scores, step["own"][1], strict=True)}
         assert own == {"pointing_game": "1.0000", "relevance_mass": "0.4100", "deletion": None}
+
+
+def test_a_baseline_over_one_picture_is_that_picture_s_own(tmp_path: Path) -> None:
+    findings = make_findings(tmp_path)
+    findings.scores = [replace(score, baselines={name: replace(m, n=1) for name, m in score.baselines.items()}) for score in findings.scores]
+    findings.save(tmp_path)
+    assert not [beside for method in view_of(tmp_path)["methods"] for _, beside in method["steps"][-1]["beside"] if "mean" in beside]
+
+
+def test_what_is_said_of_measures_fits_the_pictures(tmp_path: Path, folder: Path) -> None:
+    several = view_of(folder)
+    assert (several["caption"], several["unmeasured"]) == ("Means over all pictures", "Not measured: this picture has no mask.")
+    findings = make_findings(tmp_path, num_images=1)
+    findings.scores = [replace(score, baselines={}, margins={}, value=replace(score.value, n=1)) for score in findings.scores]
+    findings.save(tmp_path)
+    one = view_of(tmp_path)
+    assert (one["caption"], one["unmeasured"]) == ("Measures of this picture", "Not measured: nobody says where the map should be bright.")
+    assert {tuple(row[2:4]) for method in one["methods"] for row in method["steps"][-1]["measures"]} == {("open", "one picture allows no verdict")}
 
 
 def test_only_epochs_that_were_measured_are_shown(tmp_path: Path) -> None:
@@ -359,7 +378,7 @@ def test_pictures_methods_and_hostile_names_are_shown_as_text(browser: Any, repo
         assert view.locator("script, b").count() == 0
         view.get_by_label("Method").select_option("grad_cam")
         assert view.get_by_role("img", name=f"grad_cam over {HOSTILE}, final weights").count() == 1
-        assert "0.5000 (the centre prior 0.5200)" not in view.inner_text()
+        assert not re.search(r"0\.5000 \(the centre prior, mean over \d+ pictures: 0\.5200\)", view.inner_text())
         pictures.first.click()
         view.locator('.thumbs li:nth-child(1) button[aria-pressed="true"]').wait_for()
         assert not view.locator(".readout").is_visible()  # its attention was not kept
@@ -382,6 +401,32 @@ def test_what_is_seen_comes_back_from_its_state(browser: Any, report: Path) -> N
     assert again["state"] == state
     assert again["said"].startswith("Patch in row 4, column 1, head 1: ")
     assert again["method"] == "grad_cam"
+    assert watched.errors == []
+    watched.page.close()
+
+
+@needs_chromium
+def test_a_picture_alone_is_spoken_of_as_one(browser: Any, report: Path, tmp_path: Path) -> None:
+    for _, view in opened(browser, report, "attention"):
+        assert re.search(r"1\.0000 \([a-z ]+, mean over \d+ pictures: 0\.\d{4}\)", view.inner_text())
+        assert "Means over all pictures, final weights" in view.inner_text()
+    findings = make_findings(tmp_path, num_images=1)
+    findings.scores = [replace(score, baselines={}, margins={}, value=replace(score.value, n=1)) for score in findings.scores]
+    findings.save(tmp_path)
+    keep_attention(tmp_path, [0])
+    one = view_of(tmp_path)
+    watched = Watched(browser)
+    watched.page.add_script_tag(content=bundle.joined((*bundle.MODULES, "report")) + "globalThis.mountAttention = mountAttention;", type="module")
+    watched.page.evaluate(MOUNTED, {"view": one, "state": {}})
+    said = watched.page.locator("body").inner_text()
+    assert "Not measured: nobody says where the map should be bright." in said
+    assert "Measures of this picture, final weights" in said
+    assert "all pictures" not in said
+    for method in one["methods"]:
+        method["steps"][-1]["measures"] = []
+    watched.page.evaluate("document.body.replaceChildren()")
+    watched.page.evaluate(MOUNTED, {"view": one, "state": {}})
+    assert "Measures of this picture" not in watched.page.locator("body").inner_text()
     assert watched.errors == []
     watched.page.close()
 

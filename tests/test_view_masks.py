@@ -50,6 +50,16 @@ def test_arrays_of_the_view_are_those_of_the_run(tmp_path: Path) -> None:
     assert "last epoch" in view["how"]
 
 
+@pytest.mark.parametrize(("num", "title"), [(1, "Predicted mask"), (2, "Predicted masks")])
+def test_masks_of_one_epoch_without_truth_speak_of_no_epochs_and_no_errors(tmp_path: Path, num: int, title: str) -> None:
+    keep_masks(tmp_path, num=num, epochs=EPOCHS[-1:], unmasked=range(num))
+    view = made(tmp_path)
+    assert (view["title"], "error" in view["how"]) == (title, False)
+    keep_masks(tmp_path, num=num, epochs=EPOCHS[:2], unmasked=[0])
+    view = made(tmp_path)
+    assert (view["title"], "error" in view["how"]) == ("Masks over epochs", num > 1)
+
+
 def test_classes_have_the_colours_of_the_masks_and_those_that_occur_are_known(tmp_path: Path) -> None:
     findings = keep_masks(tmp_path, num=1)
     view = made(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,7 @@ def test_hostile_words_are_text_and_a_picture_without_words_is_its_photograph(ru
     view.get_by_role("button", name=hostile).click()
     assert page.locator("script").count() == scripts
     assert hostile in str(view.locator("canvas").get_attribute("aria-label"))
+    assert view.locator("summary", has_text="own captions").is_visible()
     assert view.evaluate("e => e.scrollWidth <= e.clientWidth")
     watched.keep("words-360-dark")
     view.get_by_label("Picture", exact=True).select_option(index=2)
@@ -232,6 +234,16 @@ def test_hostile_words_are_text_and_a_picture_without_words_is_its_photograph(ru
     assert not view.is_visible()
     assert page.locator('[data-view="words"] .still').is_visible()
     assert watched.errors == []
+
+
+@needs_chromium
+def test_a_picture_without_captions_of_its_own_has_no_list_of_them(run: Run, browser: Any, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.html"
+    alone.write_text(re.sub(r'"references":\[[^]]*\]', '"references":[]', run.report_file.read_text(encoding="utf-8")), encoding="utf-8")
+    view = (page := Watched(browser)).open(alone, "words").locator('[data-view="words"] .moving')
+    assert view.locator(".readout").is_visible()
+    assert not view.locator("summary", has_text="own captions").is_visible()
+    assert page.errors == []
 
 
 @needs_chromium

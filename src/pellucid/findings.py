@@ -176,8 +176,10 @@ def verdict(score: Score) -> tuple[str, str]:
     """(a plain sentence, "better", "worse" or "open"): does a score beat its baselines, the centre prior and the hardest one by name?
 
     It beats one when the interval of the paired difference lies on the better side of 0. A score without baselines, the correlation with random
-    weights, is judged by ALIKE.
+    weights, is judged by ALIKE. Of one image nothing is said.
     """
+    if score.value.n < 2:
+        return "one picture allows no verdict", OPEN
     if not score.baselines:
         alike = score.value.value >= ALIKE
         return "shows little of what the model learned" if alike else "depends on what the model learned", WORSE if alike else BETTER

@@ -172,7 +172,8 @@ def look_into_words(
     if not drawn.rows:
         raise UsageError("\n".join(["nothing can be drawn:", *drawn.notes]))
     findings = _findings(speaker, drawn.findings, notes=[*speaker.subject.notes, *drawn.notes])
-    findings.notes.append("nobody says where the things of these photographs are: no map is measured")
+    these = "this photograph" if len(drawn.rows) == 1 else "these photographs"
+    findings.notes.append(f"nobody says where the things of {these} are: no map is measured")
     shown = [photo.pixels for photo in drawn.of(photos)]
     _write(Path(out), findings, drawn.arrays, shown)
     if figures:

@@ -6,6 +6,7 @@ new picture is shown by the same code as those of a run. Loading a model execute
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ from pellucid.views import EXPLORER, View, attention, encoding, masks, words
 
 MOST_NAMED = 5  # classes of one picture
 QUICK = ("attention", "grad_cam")  # maps that are drawn while a person waits, the first without a class too; `pellucid inside` draws all
+NO_MAP = "There is no map of where it looked: none that is quick can be made of this model. `pellucid inside RUN PICTURE` tries the others, and says why."
+NO_ATTENTION = "There is no map of where it looked: that of a model that names no class is its attention, and this one has none that could be shown."
 Looked = tuple[list[str], dict[str, View | None]]  # sentences, views by name
 
 
@@ -81,7 +84,7 @@ class Asker:
         if headline is not None:
             interval = encoding.number(headline)["interval"]  # type: ignore[index]
             lines.append(
-                f"How far to trust it: {headline.name} on {headline.split} is {headline}{f' ({interval})' * bool(interval)}, over {headline.n:,} pictures like "
+                f"How far to trust it: {headline.title} is {headline}{f' ({interval})' * bool(interval)}, over {headline.n:,} pictures like "
                 "those of the training. Nobody says what is right for this one."
             )
         return {"lines": lines, "views": {name: view for name, view in found.items() if view}, "near": near}
@@ -138,14 +141,15 @@ def _classified(run: Run, loaded: Loaded, photo: PIL.Image.Image, folder: Path) 
     found = chosen.predict(inputs)
     probabilities = None if found is None else found.numpy()
     if probabilities is None:
-        lines = ["This model was trained without labels and names no class. What it takes for alike stands below, where the run kept it."]
+        alike = " What it takes for alike stands below." if has_neighbours(run.inside) else ""
+        lines = [f"This model was trained without labels and names no class.{alike}"]
     else:
         order = np.argsort(-probabilities[0], kind="stable")[:MOST_NAMED]
         named = [f"{chosen.label(int(i))} {rounded(float(probabilities[0, i]))}" for i in order]
         lines = [f"It says {named[0]}." if len(named) < 2 else f"It says {named[0]}; then {', '.join(named[1:])} (probabilities)."]
-    methods, why = _quick(chosen, inputs)
+    methods = _quick(chosen, inputs)
     if not methods:
-        return [*lines, f"There is no map of where it looked: {why}"], {}
+        return [*lines, NO_MAP if chosen.num_classes else NO_ATTENTION], {}
     _look(run, chosen, photo, inputs, probabilities, folder, methods=methods)
     return lines, {"attention": attention.of_folder(folder, EXPLORER)}
 
@@ -172,8 +176,8 @@ def _masked(run: Run, loaded: Loaded, photo: PIL.Image.Image, folder: Path) -> L
         layer = map_layer(chosen.module, inputs, chosen.backbone)
         scores = chosen.predict(inputs)
         _look(run, chosen, photo, inputs, None if scores is None else scores.numpy(), folder, methods=map_methods(run.recipe), layer=layer)
-    except UsageError as error:
-        return [*lines, f"There is no map of where it looked: {error}"], found
+    except UsageError:
+        return [*lines, NO_MAP], found
     return lines, found | {"attention": attention.of_folder(folder, EXPLORER)}
 
 
@@ -188,15 +192,13 @@ def _worded(speaker: Speaker, picture: bytes, ending: str, folder: Path) -> Look
     return [f"It says: {findings.images[0].caption or 'nothing'}"], {"words": words.of_folder(folder, EXPLORER)}
 
 
-def _quick(chosen: Subject, inputs: torch.Tensor) -> tuple[list[str], str]:
-    """(those of QUICK that fit the model, why the last other one does not)."""
-    methods, why = [], ""
+def _quick(chosen: Subject, inputs: torch.Tensor) -> list[str]:
+    """Those of QUICK that fit the model."""
+    methods = []
     for method in QUICK if chosen.num_classes else QUICK[:1]:
-        try:
+        with contextlib.suppress(UsageError):  # which advises what the explorer cannot do
             methods += fitting(chosen.module, inputs, [method])[0]
-        except UsageError as error:
-            why = str(error)
-    return methods, why
+    return methods
 
 
 def _look(

@@ -5,8 +5,9 @@
                each layer of `layers`
     methods    [{name, how, steps}], each step the weights of an epoch, the final ones last:
                {name, maps uint8 (n, gh, gw) with 255 = the map's largest, largest float32 (n,), measures, beside, own}; measures are rows of a table, over
-               all pictures that were looked at: [name, value, kind, verdict, baselines...]; beside has [name, hardest baseline] of each that has one, own[i]
-               the texts of picture i of the same, or null
+               all pictures that were looked at: [name, value, kind, verdict, baselines...]; beside has [name, hardest baseline] of each that has one, a mean
+               over several pictures where it says so, own[i] the texts of picture i of the same, or null
+    caption    of the table of measures; unmeasured: what is said of a picture that has none
     heads      of the table of measures, with the names of the baselines in their order
     layers     [{name, grid}] of the attention that is held; class_token: whether the model has one; elsewhere, pointing, reading: what rest is, how a patch is
                asked for and how the maps of layers and heads are read, in words; absent where no attention is held
@@ -88,8 +89,11 @@ def _view(findings: Findings, steps: list[list[_Step]], shown: list[int], photos
         {"name": kind.method, "how": f"{kind.how}.", "steps": [step.view(shown, baselines) for step in of]}
         for kind, of in zip(findings.maps, steps, strict=True)
     ]
+    several, judged = len(findings.images) > 1, any(step.own for of in steps for step in of)
     return {
         "title": "Where the model looks", "notes": [], "pictures": photos, "methods": methods,
+        "caption": "Means over all pictures" if several else "Measures of this picture",
+        "unmeasured": f"Not measured: {'this picture has no mask' if judged else 'nobody says where the map should be bright'}.",
         "heads": ["map", "measure", *({"text": text, "num": True} for text in ("value", *baselines)), "verdict"], "layers": [], "class_token": False,
     }  # fmt: skip
 
@@ -175,9 +179,11 @@ def _measure(score: Score, baselines: list[str]) -> list[Any]:
 
 
 def _beside(score: Score) -> tuple[str, str]:
-    """What a score is called, and its hardest baseline in a word and a number."""
+    """What a score is called, and its hardest baseline in a word and a number: a mean, as that of each picture is not kept."""
     hardest = hardest_baseline(score)
-    return _name(score), f"{NAMES.get(hardest, hardest)} {score.baselines[hardest]}"
+    baseline = score.baselines[hardest]
+    mean = f", mean over {rounded(baseline.n, 'count')} pictures:" if baseline.n > 1 else ""
+    return _name(score), f"{NAMES.get(hardest, hardest)}{mean} {baseline}"
 
 
 def _name(score: Score) -> str:

@@ -26,9 +26,8 @@ from pellucid.views.encoding import array, name, names, number, picture
 
 PLANS = ((640, 24), (480, 12), (400, 8), (320, 6), (240, 6), (240, 3))  # (pixels of the long side, most epochs): the first that lets all pictures in
 NAMES = ("pixel accuracy", "mIoU of the picture", "confidence where right", "confidence where wrong")
-HOW = (
-    "In an error map orange is wrong and grey is right; striped pixels are ignored and count neither way. Confidence is the probability of the predicted class."
-)
+ERRORS = "In an error map orange is wrong and grey is right; striped pixels are ignored and count neither way. "
+CONFIDENCE = "Confidence is the probability of the predicted class."
 
 
 def build(run: Run, room: Room) -> View | None:
@@ -43,8 +42,8 @@ def of_folder(folder: Path, room: Room) -> View | None:
     findings = load_mask_findings(folder)
     shorter, colours = names(findings.classes, room.bytes // 4), findings.mask_format.colours.tolist()
     view: View = {
-        "title": "Masks over epochs",
-        "how": f"The weights of the run's own numbers: {findings.selected}. {HOW}",
+        "title": "Masks over epochs" if len(findings.epochs) > 1 else "Predicted masks" if len(findings.pictures) > 1 else "Predicted mask",
+        "how": f"The weights of the run's own numbers: {findings.selected}. {ERRORS}{CONFIDENCE}",
         "classes": [{"name": one, "colour": _hex(colour)} for one, colour in zip(shorter, colours, strict=True)],
     }
     left = room.bytes - size(view) - 3000  # notes, epochs, what is seen
@@ -53,6 +52,8 @@ def of_folder(folder: Path, room: Room) -> View | None:
         pictures, seen = _fitting(folder, findings, side, shown, left)
         if len(pictures) == len(findings.pictures):
             break
+    if not any(one["truth"] for one in pictures):
+        view["how"] = view["how"].replace(ERRORS, "")
     return {
         **view,
         "occurring": sorted(seen - {IGNORED}),

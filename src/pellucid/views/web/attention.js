@@ -42,11 +42,11 @@ async function attentionMaps(view, now) {
     canvas.setAttribute("aria-label", `${method().name} over ${view.pictures[now.picture].file}, ${name}`);
     fill(
       worth,
-      mine.some(Boolean) ? terms(facts) : "Not measured: this picture has no mask.",
+      mine.some(Boolean) ? terms(facts) : view.unmeasured,
       h("p.reading", `${method().how} Brightest patch: ${rounded(largest[now.picture])} of the map.`),
     );
     const meanings = h("details", h("summary", "What each measure says"), terms([...hows]));
-    fill(scores, table(`Means over all pictures, ${name}`, view.heads, rows), meanings);
+    fill(scores, rows[0] && [table(`${view.caption}, ${name}`, view.heads, rows), meanings]);
     redraw();
   }
   function setMethod(i) {

@@ -36,6 +36,7 @@ export async function mountWords(root, view, page, state) {
         one.references.map((text) => h("li", { dir: "auto" }, text)),
       ),
     );
+    own.hidden = !one.references.length;
     canvas.style.aspectRatio = one.size[1] / one.size[0];
     press(Math.min(now.word, one.words.length - 1));
   }

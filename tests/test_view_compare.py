@@ -91,6 +91,11 @@ def test_one_value_stands_in_the_middle() -> None:
     assert compare.axis("lr", ["0.1", "0.1"])["at"] == [0.5, 0.5]
 
 
+def test_what_was_measured_lies_by_its_size() -> None:
+    found = compare.axis("val/accuracy", ["0.0500", "0.5000", "0.7250"], of_settings=False)
+    assert (found["name"], found["at"]) == ("val/accuracy", [0.0, 0.6667, 1.0])
+
+
 def test_zero_keeps_an_axis_from_being_logarithmic() -> None:
     assert compare.axis("decay", ["0", "0.001", "0.1"])["name"] == "decay"
 

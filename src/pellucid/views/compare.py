@@ -157,20 +157,20 @@ def _axes(found: Comparison) -> tuple[list[dict[str, Any]], list[str]]:
     note = [f"{MOST_AXES} of {len(found.settings)} settings that differ have an axis; all are in the table."] if len(found.settings) > MOST_AXES else []
     if any(row.measurement for row in found.rows):
         lower = " (lower is better)" if found.metric.partition("/")[2] in LOWER_IS_BETTER else ""
-        axes.append(axis(f"{found.metric}{lower}", ["–" if row.measurement is None else str(row.measurement) for row in found.rows]))
+        axes.append(axis(f"{found.metric}{lower}", ["–" if row.measurement is None else str(row.measurement) for row in found.rows], of_settings=False))
     return axes, note
 
 
-def axis(name: str, texts: Sequence[str]) -> dict[str, Any]:
+def axis(name: str, texts: Sequence[str], *, of_settings: bool = True) -> dict[str, Any]:
     """One axis over the texts of the rows; "–" and "n/a" have no place on it.
 
-    Numbers lie by their size, by its logarithm where all are above 0 and the largest is at least DECADE times the smallest. With other texts among them all lie
-    in even steps: the numbers by their size, then the texts in the order in which they come.
+    Numbers lie by their size; those of settings by its logarithm where all are above 0 and the largest is at least DECADE times the smallest. With other texts
+    among them all lie in even steps: the numbers by their size, then the texts in the order in which they come.
     """
     there = [text for text in dict.fromkeys(texts) if text not in ("–", "n/a")]
     numbers = {text: number for text in there if (number := _number(text)) is not None}
     if len(numbers) == len(there) and there:
-        log = min(numbers.values()) > 0 and max(numbers.values()) >= DECADE * min(numbers.values())
+        log = of_settings and min(numbers.values()) > 0 and max(numbers.values()) >= DECADE * min(numbers.values())
         sizes = {text: math.log10(number) if log else number for text, number in numbers.items()}
         low, span = min(sizes.values()), max(sizes.values()) - min(sizes.values())
         at = {text: (size - low) / span if span else 0.5 for text, size in sizes.items()}

@@ -262,7 +262,7 @@ def test_statistics_that_are_not_synchronized_are_named(two: Path) -> None:
 
 
 def test_an_interrupted_run_of_two_goes_on_with_one_and_says_so(recipe_file: Path, tmp_path: Path) -> None:
-    settings = ["-s", "train.phases.0.epochs=400", "-s", "train.checkpoint_seconds=0.2", "-s", "train.evaluate_every=400"]
+    settings = ["-s", "train.phases.0.epochs=150", "-s", "train.checkpoint_seconds=0.2", "-s", "train.evaluate_every=150"]
     out = tmp_path / "run"
     child = torchrun(2, "-m", "pellucid", "train", str(recipe_file), "--out", str(out), *settings, wait=False)
     end = time.monotonic() + 120

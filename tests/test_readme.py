@@ -16,8 +16,7 @@ from pellucid.data.scenes import draw
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 SMALLER = ["-s", "data.train=30", "-s", "data.val=12", "-s", "train.phases.0.epochs=1", "-s", "train.threads=1", "-s", "model.options={patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}"]  # fmt: skip
-
-
+DEMO = [*SMALLER, "-s", "inside.samples=2"]
 MASKS = [*SMALLER[:-2], "-s", "inside.samples=2"]  # the last is of the demo's model
 VIEWS = [*SMALLER[:-2], "-s", "inside=null"]
 WORDS = [*SMALLER[:-2], "-s", "words.drawn=1", "-s", "text.max_length=6"]
@@ -38,7 +37,7 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path, monkeypat
     Image.fromarray(draw(0, split="val", image_size=(64, 64)).image).save("photo.png")
     for command in commands():
         smaller = (
-            (WORDS if "captions.yaml" in command else VIEWS if "own.yaml" in command else MASKS if "masks.yaml" in command else SMALLER)
+            (WORDS if "captions.yaml" in command else VIEWS if "own.yaml" in command else MASKS if "masks.yaml" in command else DEMO)
             if command[1] in ("train", "plan")
             else []
         )
